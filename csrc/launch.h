@@ -1,0 +1,46 @@
+// What every launch needs: errors as exceptions, and the caller's device for as long as it takes.
+#pragma once
+#include <stdexcept>
+#include <string>
+
+#include "kernels.h"
+#include "simt.h"
+
+namespace task2vec {
+
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&previous_));
+    if (previous_ != device) {
+      check(cudaSetDevice(device));
+      changed_ = true;
+    }
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(previous_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+  bool changed_ = false;
+};
+
+inline cudaStream_t stream_of(Place at) { return static_cast<cudaStream_t>(at.stream); }
+
+// A grid of one dimension is enough for every kernel here; more blocks than CUDA takes is a caller's error.
+inline dim3 grid_of(int64_t blocks) {
+  constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;
+  if (blocks > kMaxBlocks) throw std::length_error("task2vec_ext: too many blocks in one launch; use a smaller batch");
+  return dim3(static_cast<unsigned>(blocks));
+}
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace task2vec

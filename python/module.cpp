@@ -1,0 +1,117 @@
+// The C++ that Python sees: names, and addresses turned into pointers. The Python side has checked types and shapes
+// (task2vec_ext/_geometry.py); the GIL is released while kernels are launched.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "kernels.h"
+
+#ifndef TASK2VEC_MODULE
+#define TASK2VEC_MODULE TORCH_EXTENSION_NAME  // built by torch.utils.cpp_extension (task2vec_ext/_native.py)
+#endif
+
+namespace py = pybind11;
+using namespace task2vec;
+
+namespace {
+
+using nogil = py::call_guard<py::gil_scoped_release>;
+using Strides = std::array<int64_t, 4>;
+
+template <class T>
+T* ptr(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+template <class T>
+void def_window_sum(py::module_& m, const char* name) {
+  m.def(
+      name,
+      [](uintptr_t gram, uintptr_t out, int64_t matrices, std::array<int, 2> positions, std::array<int, 2> pixels,
+         const GramWindow& window) {
+        window_sum(ptr<const T>(gram), ptr<T>(out), matrices, positions[0], positions[1], pixels[0], pixels[1], window);
+      },
+      nogil());
+}
+
+void def_cpu(py::module_& m) {
+  py::class_<GramWindow>(m, "GramWindow", py::module_local())
+      .def(py::init([](std::array<int, 2> kernel, std::array<int, 2> stride, std::array<int, 2> dilation, int gram_width,
+                       int out_width) {
+        return GramWindow{kernel[0], kernel[1], stride[0], stride[1], dilation[0], dilation[1], gram_width, out_width};
+      }));
+  def_window_sum<float>(m, "window_sum_f32");
+  def_window_sum<double>(m, "window_sum_f64");
+}
+
+#ifdef TASK2VEC_KERNELS
+void def_cuda(py::module_& m) {
+  py::class_<Conv>(m, "Conv", py::module_local())
+      .def(py::init([](int64_t samples, int64_t groups, int group_channels, int group_filters, std::array<int, 2> size,
+                       std::array<int, 2> out_size, std::array<int, 2> kernel, std::array<int, 2> stride,
+                       std::array<int, 2> padding, std::array<int, 2> dilation) {
+        return Conv{samples,     groups,      group_channels, group_filters, size[0],   size[1],   out_size[0], out_size[1],
+                    kernel[0],   kernel[1],   stride[0],      stride[1],     padding[0], padding[1], dilation[0], dilation[1]};
+      }));
+  m.def(
+      "filter_grad_sq_direct",
+      [](uintptr_t input, Strides input_strides, uintptr_t grad_output, Strides grad_strides, int scalar,
+         const Conv& conv, int splits, uintptr_t partial, int device, uintptr_t stream) {
+        filter_grad_sq_direct({ptr<const void>(input), input_strides}, {ptr<const void>(grad_output), grad_strides},
+                              Scalar{scalar}, conv, splits, ptr<float>(partial), {device, ptr<void>(stream)});
+      },
+      nogil());
+  m.def(
+      "filter_grad_sq_narrow",
+      [](uintptr_t input, Strides input_strides, uintptr_t grad_output, Strides grad_strides, int scalar,
+         const Conv& conv, uintptr_t out, int device, uintptr_t stream) {
+        filter_grad_sq_narrow({ptr<const void>(input), input_strides}, {ptr<const void>(grad_output), grad_strides},
+                              Scalar{scalar}, conv, ptr<float>(out), {device, ptr<void>(stream)});
+      },
+      nogil());
+  m.def(
+      "filter_grad_sq_gram",
+      [](uintptr_t gram, uintptr_t rows, Strides row_strides, uintptr_t columns, Strides column_strides, int scalar,
+         int64_t samples, int64_t groups, int group_filters, std::array<int, 2> positions, std::array<int, 2> pixels,
+         const GramWindow& window, uintptr_t out, int device, uintptr_t stream) {
+        filter_grad_sq_gram(ptr<const float>(gram), {ptr<const void>(rows), row_strides},
+                            {ptr<const void>(columns), column_strides}, Scalar{scalar}, samples, groups, group_filters,
+                            positions[0], positions[1], pixels[0], pixels[1], window, ptr<float>(out),
+                            {device, ptr<void>(stream)});
+      },
+      nogil());
+}
+#endif
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "gcc " __VERSION__;
+#elif defined(_MSC_VER)
+  return "msvc " + std::to_string(_MSC_VER);
+#else
+  return "unknown";
+#endif
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TASK2VEC_MODULE, m) {
+  m.attr("compiler") = compiler();
+#ifdef _OPENMP
+  m.attr("openmp") = _OPENMP;  // yyyymm of the specification
+#else
+  m.attr("openmp") = py::none();
+#endif
+  def_cpu(m);
+#ifdef TASK2VEC_KERNELS
+  m.attr("cuda_version") = TASK2VEC_CUDA_VERSION;
+  m.attr("cuda_architectures") = TASK2VEC_ARCHITECTURES;
+  def_cuda(m);
+#else
+  m.attr("cuda_version") = py::none();
+  m.attr("cuda_architectures") = py::none();
+#endif
+}

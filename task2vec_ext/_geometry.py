@@ -1,0 +1,116 @@
+"""The geometry of one convolution, and the checks that everything behind the operator relies on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """Sizes of one Conv2d and its batch; pairs are (height, width)."""
+
+    samples: int
+    groups: int
+    channels: int
+    filters: int
+    size: tuple[int, int]
+    out_size: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @property
+    def group_channels(self) -> int:
+        """Input channels of one group."""
+        return self.channels // self.groups
+
+    @property
+    def group_filters(self) -> int:
+        """Filters of one group."""
+        return self.filters // self.groups
+
+    @property
+    def patch_size(self) -> int:
+        """P: weights of one filter."""
+        return self.group_channels * self.kernel[0] * self.kernel[1]
+
+    @property
+    def positions(self) -> int:
+        """Q: output locations."""
+        return self.out_size[0] * self.out_size[1]
+
+
+def _pair(name: str, value: Sequence[int], least: int) -> tuple[int, int]:
+    if len(value) != 2 or value[0] < least or value[1] < least:
+        raise ValueError(f"filter_grad_sq: expected {name} as two integers >= {least}, got {tuple(value)}.")
+    return value[0], value[1]
+
+
+def conv_geometry(
+    input: Tensor,
+    grad_output: Tensor,
+    weight_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> ConvGeometry:
+    """Check that the arguments belong to one Conv2d and return its sizes.
+
+    Args:
+        input: ``[N, C_in, H, W]``.
+        grad_output: ``[N, C_out, H_out, W_out]``.
+        weight_shape: ``(C_out, C_in / groups, kH, kW)``.
+        stride: two integers.
+        padding: two integers, zeros on both sides.
+        dilation: two integers.
+        groups: number of groups.
+
+    Returns:
+        The sizes, all consistent with each other.
+
+    Raises:
+        ValueError: If shapes or parameters do not belong together.
+        TypeError: If the dtypes differ.
+    """
+    if input.dim() != 4 or grad_output.dim() != 4 or len(weight_shape) != 4:
+        raise ValueError(
+            "filter_grad_sq: expected input [N, C_in, H, W], grad_output [N, C_out, H_out, W_out] and a weight_shape of "
+            f"4 numbers; got {list(input.shape)}, {list(grad_output.shape)} and {list(weight_shape)}."
+        )
+    if input.dtype != grad_output.dtype:
+        raise TypeError(
+            f"filter_grad_sq: expected input and grad_output of one dtype, got {input.dtype} and {grad_output.dtype}; "
+            "convert one of them."
+        )
+    if input.device != grad_output.device:
+        raise ValueError(
+            f"filter_grad_sq: expected input and grad_output on one device, got {input.device} and {grad_output.device}."
+        )
+    samples, channels, height, width = input.shape
+    filters, group_channels, *kernel_size = weight_shape
+    kernel = _pair("kernel size", kernel_size, 1)
+    step, pad, gap = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
+    if groups < 1 or filters < 1 or filters % groups or channels != group_channels * groups:
+        raise ValueError(
+            f"filter_grad_sq: expected a weight of shape [C_out, {channels} / groups, kH, kW] with C_out a multiple of "
+            f"groups for input {list(input.shape)}; got weight_shape {list(weight_shape)} and groups {groups}."
+        )
+    out_height = (height + 2 * pad[0] - gap[0] * (kernel[0] - 1) - 1) // step[0] + 1
+    out_width = (width + 2 * pad[1] - gap[1] * (kernel[1] - 1) - 1) // step[1] + 1
+    expected = (samples, filters, out_height, out_width)
+    if tuple(grad_output.shape) != expected or out_height < 1 or out_width < 1:
+        raise ValueError(
+            f"filter_grad_sq: expected grad_output of shape {list(expected)} for input {list(input.shape)}, kernel_size "
+            f"{kernel}, stride {step}, padding {pad}, dilation {gap}; got {list(grad_output.shape)}."
+        )
+    return ConvGeometry(
+        samples, groups, channels, filters, (height, width), (out_height, out_width), kernel, step, pad, gap
+    )

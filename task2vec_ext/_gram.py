@@ -1,0 +1,121 @@
+"""The two Gram routes: ‖g_o‖² = δ_o A δ_oᵀ with A the Gram matrix of the patches, without forming any gradient.
+
+Gram route: A = UᵀU, U the unfolded input ``[P, Q]``. Shifted Gram: A[q,q'] = Σ_r G[q+r, q'+r], the sum over the conv's
+window of the Gram matrix G of single *pixels*, about kH·kW times cheaper to form.
+
+Both are one computation here. The output is cut into strips of rows; for a pair of strips (I, J) `columns` gives the
+matrices whose product is a block of UᵀU or of G, and `quadratic_form` (torch on the CPU, a kernel on CUDA) adds up
+δ_I A_IJ δ_Jᵀ. A is symmetric: only J ≥ I is computed. Strips and batches are as large as the workspace allows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from ._geometry import ConvGeometry
+
+
+class Window(NamedTuple):
+    """How a block of A is gathered from a block of the Gram matrix; pairs are (height, width)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    gram_width: int
+    """Gram columns in one row of a strip."""
+    out_width: int
+    """Output locations in one row of a strip."""
+
+
+class QuadraticForm(Protocol):
+    """Σ over q in I, q' in J of δ[o,q]·A[q,q']·δ[o,q'], A gathered from `gram` through `window`."""
+
+    def __call__(self, gram: Tensor, rows: Tensor, columns: Tensor, window: Window) -> Tensor:
+        """Return ``[n, C_out]`` from gram ``[n, groups, M_I, M_J]`` and grad_output's strips ``[n, C_out, h, W_out]``."""
+        ...
+
+
+def gram_route(
+    input: Tensor,
+    grad_output: Tensor,
+    conv: ConvGeometry,
+    *,
+    shifted: bool,
+    quadratic_form: QuadraticForm,
+    workspace_bytes: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return ``[N, C_out]`` by the Gram route or, if `shifted`, by the shifted one, computed in `dtype`."""
+    window = _window(conv, shifted)
+    samples, height = _largest_block(conv, shifted, workspace_bytes // dtype.itemsize)
+    out = input.new_zeros((conv.samples, conv.filters), dtype=dtype)
+    for first in range(0, conv.samples, samples):
+        batch = slice(first, first + samples)
+        for rows in _strips(conv.out_size[0], height, 0):
+            left = _columns(input[batch], conv, rows, shifted, dtype)
+            for columns in _strips(conv.out_size[0], height, rows.start):
+                right = left if columns == rows else _columns(input[batch], conv, columns, shifted, dtype)
+                gram = left.transpose(-1, -2) @ right  # [n, groups, M_I, M_J]
+                form = quadratic_form(gram, grad_output[batch, :, rows], grad_output[batch, :, columns], window)
+                out[batch] += form if columns == rows else 2 * form
+    # A is positive semi-definite; rounding may leave a vanishing form a hair below zero.
+    return out.clamp_(min=0)
+
+
+def _window(conv: ConvGeometry, shifted: bool) -> Window:
+    if not shifted:
+        return Window((1, 1), (1, 1), (1, 1), conv.out_size[1], conv.out_size[1])
+    return Window(conv.kernel, conv.stride, conv.dilation, _span(conv, 1, conv.out_size[1]), conv.out_size[1])
+
+
+def _span(conv: ConvGeometry, axis: int, outputs: int) -> int:
+    """Padded input rows (axis 0) or columns (axis 1) that `outputs` consecutive output rows or columns read."""
+    return (outputs - 1) * conv.stride[axis] + (conv.kernel[axis] - 1) * conv.dilation[axis] + 1
+
+
+def _strips(rows: int, height: int, start: int) -> Iterator[slice]:
+    for first in range(start, rows, height):
+        yield slice(first, min(first + height, rows))
+
+
+def _columns(input: Tensor, conv: ConvGeometry, rows: slice, shifted: bool, dtype: torch.dtype) -> Tensor:
+    """Return the matrix whose columns the Gram matrix compares, for output rows `rows`: ``[n, groups, D, M]``.
+
+    Shifted: D = group_channels, M = padded pixels that the strip reads. Otherwise D = P, M = the strip's locations.
+    """
+    top = rows.start * conv.stride[0] - conv.padding[0]
+    bottom = top + _span(conv, 0, rows.stop - rows.start)
+    right = _span(conv, 1, conv.out_size[1]) - conv.padding[1] - conv.size[1]
+    first, last = max(top, 0), max(min(bottom, conv.size[0]), max(top, 0))
+    strip = input[:, :, first:last].to(dtype)
+    if last == first:  # the strip lies in the padding altogether
+        pixels = strip.new_zeros((strip.shape[0], conv.channels, bottom - top, _span(conv, 1, conv.out_size[1])))
+    else:
+        pixels = F.pad(strip, (conv.padding[1], right, first - top, bottom - last))
+    if not shifted:
+        pixels = F.unfold(pixels, conv.kernel, conv.dilation, 0, conv.stride)  # [n, C_in·kH·kW, M]
+    return pixels.reshape(input.shape[0], conv.groups, -1, pixels[0, 0].numel() if shifted else pixels.shape[-1])
+
+
+def _largest_block(conv: ConvGeometry, shifted: bool, budget: int) -> tuple[int, int]:
+    """Return how many samples and output rows at once stay within `budget` numbers (at least one of each)."""
+
+    def numbers(height: int) -> int:  # of one sample: both strips, the Gram block, A and δA
+        positions = height * conv.out_size[1]
+        pixels = _span(conv, 0, height) * _span(conv, 1, conv.out_size[1]) if shifted else positions
+        strip = conv.channels * _span(conv, 0, height) * _span(conv, 1, conv.out_size[1])
+        strip += 0 if shifted else conv.groups * conv.patch_size * positions
+        return 2 * strip + conv.groups * (pixels**2 + positions**2) + 2 * conv.filters * positions
+
+    height = conv.out_size[0]
+    while height > 1 and numbers(height) > budget:
+        height = (height + 1) // 2
+    return max(1, min(conv.samples, budget // numbers(height))), height

@@ -1,0 +1,195 @@
+"""The operator boundary: schema, checks, CPU and CUDA dispatch, fake implementation, all on one page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch.nn import functional as F
+
+from ._cpu import filter_grad_sq_cpu
+from ._cuda import filter_grad_sq_cuda
+from ._geometry import conv_geometry
+from ._routes import ROUTES, Route, choose_route
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+_DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32, torch.float16, torch.bfloat16)}
+
+_library = torch.library.Library("task2vec_ext", "DEF")
+_library.define(
+    "filter_grad_sq(Tensor input, Tensor grad_output, SymInt[] weight_shape, SymInt[] stride, SymInt[] padding, "
+    "SymInt[] dilation, SymInt groups, str route) -> Tensor"
+)
+
+
+def _check_dtype(tensor: Tensor, device_type: str) -> None:
+    if tensor.dtype not in _DTYPES[device_type]:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES[device_type])
+        raise TypeError(
+            f"filter_grad_sq: expected {names} tensors on {device_type}, got {tensor.dtype}; convert them first."
+        )
+
+
+def _dispatch(device_type: str, implementation: Any) -> Any:
+    def run(
+        input: Tensor,
+        grad_output: Tensor,
+        weight_shape: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        route: str,
+    ) -> Tensor:
+        _check_dtype(input, device_type)
+        conv = conv_geometry(input, grad_output, weight_shape, stride, padding, dilation, groups)
+        if conv.samples == 0:
+            return _empty(input, 0, conv.filters)
+        return implementation(input, grad_output, conv, choose_route(conv, device_type) if route == "auto" else route)
+
+    return run
+
+
+def _empty(input: Tensor, samples: int, filters: int) -> Tensor:
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return input.new_empty((samples, filters), dtype=dtype)
+
+
+_library.impl("filter_grad_sq", _dispatch("cpu", filter_grad_sq_cpu), "CPU")
+_library.impl("filter_grad_sq", _dispatch("cuda", filter_grad_sq_cuda), "CUDA")
+
+
+@torch.library.register_fake("task2vec_ext::filter_grad_sq")
+def _filter_grad_sq_fake(
+    input: Tensor,
+    grad_output: Tensor,
+    weight_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    route: str,
+) -> Tensor:
+    if input.device.type in _DTYPES:
+        _check_dtype(input, input.device.type)
+    conv = conv_geometry(input, grad_output, weight_shape, stride, padding, dilation, groups)
+    return _empty(input, conv.samples, conv.filters)
+
+
+def _refuse_derivative(ctx: Any, grad: Tensor) -> Any:
+    raise NotImplementedError(
+        "filter_grad_sq: it has no derivative (it returns squared gradients, not a loss); detach its inputs, or use "
+        "task2vec_ext.reference.filter_grad_sq, which autograd can follow."
+    )
+
+
+torch.library.register_autograd("task2vec_ext::filter_grad_sq", _refuse_derivative)
+
+
+def filter_grad_sq(
+    input: Tensor,
+    grad_output: Tensor,
+    weight_shape: Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | Literal["same", "valid"] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    route: Route | Literal["auto"] = "auto",
+) -> Tensor:
+    """Return the squared norm of every sample's weight gradient, for every filter of a Conv2d or Linear layer.
+
+    ``out[n, o] = ‖g_n[o,·]‖²`` with ``g_n[o, p] = Σ_q grad_output[n, o, q] · patch(input_n)[p, q]``: what a backward pass
+    would leave in ``weight.grad[o]`` for sample n alone, squared and summed. No gradient is kept.
+
+    Args:
+        input: the layer's input, ``[N, C_in, H, W]``; for a Linear layer ``[N, D_in]`` or ``[N, …, D_in]``. float32 or
+            float64 on the CPU; float32, float16 or bfloat16 on CUDA. Any strides (channels-last, slices): nothing is copied
+            to make it contiguous.
+        grad_output: gradient of the **summed** loss at the layer's output, ``[N, C_out, H_out, W_out]`` or ``[N, …, D_out]``;
+            dtype and device of `input`.
+        weight_shape: ``(C_out, C_in / groups, kH, kW)``, or ``(D_out, D_in)`` for a Linear layer.
+        stride: as in Conv2d.
+        padding: as in Conv2d: zeros on both sides, ``"same"`` or ``"valid"``. For other padding modes pad the input
+            first (`torch.nn.functional.pad`) and give 0.
+        dilation: as in Conv2d.
+        groups: as in Conv2d.
+        route: ``"direct"`` (form tiles of the gradient), ``"gram"`` or ``"shifted_gram"`` (quadratic form of the patches' or
+            the pixels' Gram matrix); ``"auto"`` takes the cheapest by `task2vec_ext._routes.route_cost`. All give the same
+            numbers to rounding.
+
+    Returns:
+        ``[N, C_out]``, on the device of `input`, float64 for float64 inputs and float32 otherwise (16-bit inputs are
+        accumulated in float32). Unit: that of the loss squared, per weight squared.
+
+    Raises:
+        ValueError: If shapes or parameters do not belong to one layer, or the route is unknown.
+        TypeError: If a dtype is not supported on the device.
+        NotImplementedError: If a derivative of the result is asked for.
+
+    Note:
+        The workspace beyond inputs and result is at most 64 MiB on the CPU and 256 MiB on CUDA, whatever the batch; a layer
+        of which one output row of one sample is larger than that takes that row. The same inputs give the same bits.
+
+    Source:
+        Achille et al. 2019, §2 (diagonal of the Fisher, averaged per filter: divide by N·P); routes: the "ghost norm"
+        of Goodfellow 2015 (arXiv 1510.01799) and Li et al. 2021 (arXiv 2110.05679), here per filter.
+    """
+    if route != "auto" and route not in ROUTES:
+        raise ValueError(f"filter_grad_sq: expected route 'auto' or one of {ROUTES}, got {route!r}.")
+    if len(weight_shape) == 2:
+        input, grad_output, weight_shape = _as_pointwise_conv(input, grad_output, weight_shape)
+    strides, dilations = _two(stride), _two(dilation)
+    if isinstance(padding, str):
+        input, paddings = _string_padding(input, padding, weight_shape, strides, dilations)
+    else:
+        paddings = _two(padding)
+    return torch.ops.task2vec_ext.filter_grad_sq(
+        input, grad_output, list(weight_shape), strides, paddings, dilations, groups, route
+    )
+
+
+def _two(value: int | Sequence[int]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+def _as_pointwise_conv(
+    input: Tensor, grad_output: Tensor, weight_shape: Sequence[int]
+) -> tuple[Tensor, Tensor, Sequence[int]]:
+    """A Linear layer is a 1×1 convolution over the positions between the first and the last axis."""
+    features_out, features_in = weight_shape
+    if (
+        input.dim() < 2
+        or input.shape[:-1] != grad_output.shape[:-1]
+        or (input.shape[-1], grad_output.shape[-1]) != (features_in, features_out)
+    ):
+        raise ValueError(
+            f"filter_grad_sq: expected input [N, …, {features_in}] and grad_output [N, …, {features_out}] for a Linear layer of "
+            f"weight_shape {list(weight_shape)}; got {list(input.shape)} and {list(grad_output.shape)}."
+        )
+
+    def as_image(tensor: Tensor) -> Tensor:
+        positions = tensor.flatten(1, -2) if tensor.dim() > 2 else tensor.unsqueeze(1)  # [N, T, D]
+        return positions.transpose(1, 2).unsqueeze(-1)  # [N, D, T, 1]
+
+    return as_image(input), as_image(grad_output), (features_out, features_in, 1, 1)
+
+
+def _string_padding(
+    input: Tensor, padding: str, weight_shape: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[Tensor, list[int]]:
+    if padding == "valid":
+        return input, [0, 0]
+    if padding != "same" or any(step != 1 for step in stride):
+        raise ValueError(
+            f"filter_grad_sq: expected padding as integers, 'valid', or 'same' with stride 1; got {padding!r} with stride "
+            f"{tuple(stride)}."
+        )
+    total = [gap * (size - 1) for gap, size in zip(dilation, weight_shape[2:], strict=True)]
+    odd = [pad % 2 for pad in total]
+    # As Conv2d does: the extra row and column of an even span go below and to the right.
+    return (F.pad(input, (0, odd[1], 0, odd[0])) if any(odd) else input), [pad // 2 for pad in total]

@@ -1,0 +1,92 @@
+"""Every operator and estimator in plain, obviously right PyTorch: what the tests and benchmarks compare against."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+
+def filter_grad_sq(
+    input: Tensor,
+    grad_output: Tensor,
+    weight_shape: Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Return ``[N, C_out]`` squared per-sample filter gradients, by unfolding the input and one einsum.
+
+    Args:
+        input: ``[N, C_in, H, W]``.
+        grad_output: ``[N, C_out, H_out, W_out]``.
+        weight_shape: ``(C_out, C_in / groups, kH, kW)``.
+        stride: as in Conv2d.
+        padding: as in Conv2d.
+        dilation: as in Conv2d.
+        groups: as in Conv2d.
+
+    Returns:
+        ``[N, C_out]`` in the dtype of `input`. Memory: the unfolded input and every sample's weight gradient.
+    """
+    n, filters = input.shape[0], weight_shape[0]
+    unfolded = F.unfold(input, tuple(weight_shape[2:]), dilation, padding, stride)  # [N, C_in·kH·kW, Q]
+    patches = unfolded.reshape(n, groups, -1, unfolded.shape[-1])  # [N, G, P, Q]
+    delta = grad_output.reshape(n, groups, filters // groups, -1)  # [N, G, C_out/G, Q]
+    gradient = torch.einsum("ngoq,ngpq->ngop", delta, patches)
+    return gradient.square().sum(-1).reshape(n, filters)
+
+
+def per_sample_grad_sq(
+    module: nn.Module, images: Tensor, cotangent: Tensor, weights: Sequence[nn.Parameter]
+) -> list[Tensor]:
+    """Return each weight's squared gradient per sample and filter, by autograd at batch size one.
+
+    Args:
+        module: maps ``[1, 3, H, W]`` to ``[1, D]``; in eval mode.
+        images: ``[N, 3, H, W]``.
+        cotangent: ``[N, D]``, gradient of the summed loss at the module's output.
+        weights: parameters of `module`, filters along the first axis.
+
+    Returns:
+        For each weight ``[N, C_out]``: ``‖∂(cotangent_n · module(image_n))/∂w_o‖²``.
+    """
+    rows = []
+    for image, v in zip(images, cotangent, strict=True):
+        gradients = torch.autograd.grad(module(image[None]), list(weights), v[None])
+        rows.append([gradient.flatten(1).square().sum(1) for gradient in gradients])
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def softmax_covariance(logits: Tensor) -> Tensor:
+    """Return ``diag(p) − ppᵀ``, ``[B, C, C]``: the covariance every cotangent of a softmax loss must have."""
+    p = logits.softmax(-1)
+    return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+
+
+def two_layer_fisher(first: Tensor, second: Tensor, inputs: Tensor) -> Tensor:
+    """Return the exact Fisher of ``p = σ(w·σ(Ux))`` in U, the closed form of the paper (§2, two-layer example).
+
+    ``F = E_x[p(1 − p) · S ⊗ xxᵀ]`` with ``S = wwᵀ ⊙ zzᵀ ⊙ (1−z)(1−z)ᵀ``, row-major ``vec(U)``.
+
+    Args:
+        first: U, ``[Z, X]``.
+        second: w, ``[Z]``.
+        inputs: x, ``[N, X]``.
+
+    Returns:
+        ``[Z·X, Z·X]``.
+    """
+    z = torch.sigmoid(inputs @ first.T)  # [N, Z]
+    p = torch.sigmoid(z @ second)  # [N]
+    slope = second * z * (1 - z)  # [N, Z]
+    s = torch.einsum("ni,nj,n->nij", slope, slope, p * (1 - p))
+    n, size = inputs.shape[0], first.numel()
+    return torch.einsum("nij,nk,nl->ikjl", s, inputs, inputs).reshape(size, size) / n

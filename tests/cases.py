@@ -1,0 +1,102 @@
+"""The convolutions every test of the operator runs over, and how near is near enough."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Case:
+    """One Conv2d and the batch it sees."""
+
+    name: str
+    channels: int
+    filters: int
+    size: tuple[int, int]
+    kernel: tuple[int, int]
+    samples: int = 2
+    options: dict = field(default_factory=dict)
+
+    def conv(self) -> nn.Conv2d:
+        torch.manual_seed(0)
+        return nn.Conv2d(self.channels, self.filters, self.kernel, bias=False, **self.options)
+
+    def tensors(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+        """Return (input, grad_output), standard normal."""
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(self.samples, self.channels, *self.size, generator=generator, dtype=torch.float64)
+        out = self.conv().double()(x)
+        delta = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+        return x.to(dtype), delta.to(dtype)
+
+    def arguments(self) -> dict:
+        conv = self.conv()
+        return {
+            "weight_shape": tuple(conv.weight.shape),
+            "stride": conv.stride,
+            "padding": conv.padding,
+            "dilation": conv.dilation,
+            "groups": conv.groups,
+        }
+
+
+CASES = [
+    Case("conv3x3-p1", 5, 6, (7, 7), (3, 3), options={"padding": 1}),
+    Case("conv3x3-s2-p1-odd", 3, 4, (9, 7), (3, 3), options={"padding": 1, "stride": 2}),
+    Case("conv7x7-s2-p3-stem", 3, 5, (13, 15), (7, 7), options={"padding": 3, "stride": 2}),
+    Case("conv1x1", 6, 3, (5, 4), (1, 1)),
+    Case("conv1x1-s2", 6, 3, (5, 5), (1, 1), options={"stride": 2}),
+    Case("conv1x1-p1-strips-of-padding", 2, 3, (3, 3), (1, 1), options={"padding": 2}),
+    Case("conv3x3-dilated", 2, 3, (9, 8), (3, 3), options={"padding": 2, "dilation": 2}),
+    Case("conv3x2-asymmetric", 3, 2, (8, 6), (3, 2), options={"padding": (2, 0), "stride": (1, 2), "dilation": (2, 1)}),
+    Case("conv3x3-p1-g3", 6, 9, (6, 5), (3, 3), options={"padding": 1, "groups": 3}),
+    Case("depthwise3x3", 5, 5, (6, 6), (3, 3), options={"padding": 1, "groups": 5}),
+    Case("depthwise3x3-multiplier2-s2", 4, 8, (7, 7), (3, 3), options={"padding": 1, "groups": 4, "stride": 2}),
+    Case("one-filter", 3, 1, (5, 5), (3, 3)),
+    Case("one-pixel", 4, 3, (1, 1), (1, 1)),
+    Case("one-pixel-3x3", 4, 3, (1, 1), (3, 3), options={"padding": 1}),
+    Case("one-sample", 2, 3, (4, 4), (3, 3), samples=1),
+    Case("same-odd-kernel", 2, 3, (5, 6), (3, 5), options={"padding": "same"}),
+    Case("same-even-kernel-dilated", 2, 3, (6, 7), (2, 4), options={"padding": "same", "dilation": (1, 3)}),
+    Case("valid", 2, 3, (5, 6), (3, 3), options={"padding": "valid", "stride": 2}),
+    Case("many-filters-many-columns", 9, 70, (5, 5), (3, 3), options={"padding": 1}),
+    Case("unused-last-rows", 2, 3, (8, 8), (3, 3), options={"stride": 3}),
+]
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+# Relative to the largest value of the result. Worst measured over all cases and routes, times a margin of about 5.
+TOLERANCE = {
+    torch.float64: 1e-13,  # measured 1.2e-15 … 6e-15, sums of at most a few thousand products
+    torch.float32: 3e-6,  # measured 5e-7
+    # The inputs are rounded before both computations; accumulation is float32, so the same bound holds.
+    torch.float16: 3e-6,
+    torch.bfloat16: 3e-6,
+}
+
+
+def assert_near(actual: Tensor, expected: Tensor, relative: float) -> None:
+    """Assert that no entry is off by more than `relative` times the largest expected entry."""
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    assert torch.isfinite(actual).all(), "not finite"
+    if expected.numel() == 0:
+        return
+    error = (actual.double() - expected.double()).abs()
+    scale = expected.double().abs().max().clamp(min=1e-300)
+    worst = int(error.argmax())
+    assert error.max() <= relative * scale, (
+        f"entry {worst}: {actual.flatten()[worst]} instead of {expected.flatten()[worst]}, "
+        f"relative error {float(error.max() / scale):.2e} > {relative:.0e}"
+    )
+
+
+def oracle(case: Case) -> Tensor:
+    """Autograd, one sample at a time, in float64."""
+    conv = case.conv().double()
+    x, delta = case.tensors()
+    rows = []
+    for n in range(case.samples):
+        (gradient,) = torch.autograd.grad(conv(x[n : n + 1]), conv.weight, delta[n : n + 1])
+        rows.append(gradient.flatten(1).square().sum(1))
+    return torch.stack(rows)

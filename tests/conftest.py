@@ -1,0 +1,35 @@
+"""What needs a GPU, the emulated kernels or real data is skipped by name, or failed where that was promised."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def _missing(marker: str) -> str | None:
+    """Why tests with this marker cannot run here, or None."""
+    if marker == "cuda":
+        return None if torch.cuda.is_available() else "no NVIDIA GPU"
+    if marker == "simt":
+        try:
+            from task2vec_ext import _simt  # noqa: F401  # presence is the question
+        except ImportError:
+            return "built without -C cmake.define.TASK2VEC_SIMT=ON"
+        return None
+    folder = os.environ.get("TASK2VEC_REAL_DATA", "")
+    return None if (Path(folder) / "tasks.json").is_file() else "TASK2VEC_REAL_DATA names no folder of real data"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in ("cuda", "simt", "real_data"):
+        if item.get_closest_marker(marker) and (reason := _missing(marker)):
+            if os.environ.get(f"TASK2VEC_REQUIRE_{marker.upper()}") == "1":
+                pytest.fail(f"TASK2VEC_REQUIRE_{marker.upper()}=1, but: {reason}", pytrace=False)
+            pytest.skip(f"{marker}: {reason}")
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """Folder of real pictures and weights (tests marked ``real_data``)."""
+    return Path(os.environ["TASK2VEC_REAL_DATA"])
