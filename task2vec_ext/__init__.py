@@ -1,6 +1,25 @@
-"""Task2Vec: turn an image data set into a vector."""
+"""Task2Vec: turn an image data set into a vector, with error-free per-sample gradients at the cost of a backward pass."""
 
-from ._native import Task2VecWarning, build_info
+from ._native import BuildInfo, Task2VecWarning, build_info
+from .data import Preprocess, Task, as_task
+from .distance import cross_distances, distance_matrix
+from .embed import fisher_embed
+from .embedding import Embedding
 from .ops import filter_grad_sq
+from .probe import Probe, load_probe
 
-__all__ = ["Task2VecWarning", "build_info", "filter_grad_sq"]
+__all__ = [
+    "BuildInfo",
+    "Embedding",
+    "Preprocess",
+    "Probe",
+    "Task",
+    "Task2VecWarning",
+    "as_task",
+    "build_info",
+    "cross_distances",
+    "distance_matrix",
+    "filter_grad_sq",
+    "fisher_embed",
+    "load_probe",
+]

@@ -61,7 +61,7 @@ def per_sample_grad_sq(
     rows = []
     for image, v in zip(images, cotangent, strict=True):
         gradients = torch.autograd.grad(module(image[None]), list(weights), v[None])
-        rows.append([gradient.flatten(1).square().sum(1) for gradient in gradients])
+        rows.append([gradient.reshape(len(gradient), -1).square().sum(1) for gradient in gradients])
     return [torch.stack(column) for column in zip(*rows, strict=True)]
 
 
@@ -69,6 +69,33 @@ def softmax_covariance(logits: Tensor) -> Tensor:
     """Return ``diag(p) − ppᵀ``, ``[B, C, C]``: the covariance every cotangent of a softmax loss must have."""
     p = logits.softmax(-1)
     return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+
+
+def authors_monte_carlo(
+    module: nn.Module, images: Tensor, labels: Tensor, weights: Sequence[nn.Parameter], batch_size: int = 64
+) -> list[Tensor]:
+    """Return the authors' Monte-Carlo Fisher per filter: squared gradients of the **batch mean** of the loss.
+
+    Their released code does this with batches of 64, which estimates the Fisher divided by 64, from one squared gradient a
+    batch. At batch size one it is the per-sample estimator ``"sampled"``.
+
+    Args:
+        module: maps ``[B, 3, H, W]`` to logits ``[B, C]``; in eval mode (theirs is in train mode by mistake).
+        images: ``[N, 3, H, W]``.
+        labels: ``[N]`` int64, sampled from the model.
+        weights: parameters of `module`, filters along the first axis.
+        batch_size: pictures in one mean.
+
+    Returns:
+        For each weight ``[C_out]``.
+    """
+    totals = [weight.new_zeros(len(weight)) for weight in weights]
+    batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
+    for x, y in batches:
+        gradients = torch.autograd.grad(F.cross_entropy(module(x), y), list(weights))
+        for total, gradient in zip(totals, gradients, strict=True):
+            total += gradient.reshape(len(gradient), -1).square().mean(1)
+    return [total / len(batches) for total in totals]
 
 
 def two_layer_fisher(first: Tensor, second: Tensor, inputs: Tensor) -> Tensor:

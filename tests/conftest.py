@@ -7,6 +7,10 @@ import pytest
 import torch
 
 
+# Small tensors: threads would only wait for each other. The tests of threaded loops ask for them.
+torch.set_num_threads(1)
+
+
 def _missing(marker: str) -> str | None:
     """Why tests with this marker cannot run here, or None."""
     if marker == "cuda":

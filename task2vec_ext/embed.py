@@ -1,0 +1,226 @@
+"""The front door: from a task to its embedding."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from ._progress import progress_bar
+from .data import Batch, Preprocess, as_task, batches, check_labels, draw, read_labels
+from .embedding import Embedding, HeadInfo, ProbeInfo
+from .fisher import ESTIMATORS, Estimator, sum_fisher
+from .head import DEFAULT_L2, HeadMethod, check_head_options, fit_head
+from .probe import Probe, load_probe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor, nn
+
+    from .data import Failure, Task, TaskSource
+    from .data.loader import OnError
+
+PRIOR_SCALE = 2e-7
+"""c = 2β with the authors' β = 1e-7: the prior is c/λ_l² (task2vec.md, "A prior for every estimator")."""
+
+
+def fisher_embed(
+    task: TaskSource,
+    probe: str | nn.Module | Probe = "resnet34",
+    *,
+    weights: Any = None,
+    head: str | None = None,
+    estimator: Estimator = "signed",
+    num_samples: int | None = None,
+    seed: int = 0,
+    layers: Sequence[str] | None = None,
+    include_batchnorm: bool = False,
+    head_method: HeadMethod = "lbfgs",
+    head_l2: float = DEFAULT_L2,
+    class_balanced: bool = False,
+    preprocess: Preprocess | Literal["weights"] | None = "weights",
+    image_size: int | None = None,
+    device: str | torch.device | None = None,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    on_error: OnError = "raise",
+    name: str | None = None,
+    progress: bool | None = None,
+) -> Embedding:
+    """Return the Task2Vec embedding of a labelled image data set: one number per filter of a fixed probe.
+
+    ``F[o] = 1/(N·P) Σ_n ‖∂ log p(y|x_n) / ∂w_o‖²`` with y drawn from the model whose head was refitted to the task; the data's
+    labels enter through the head alone. Two passes over the pictures: features (to fit the head), then the Fisher.
+
+    Args:
+        task: a folder of class folders, a list of (path, label), a map-style torch data set of (image, label), or a `Task`.
+            Images: PIL of any mode, tensors or arrays. Labels: integers 0…C−1.
+        probe: a name (torchvision's ResNet, ResNeXt and Wide-ResNet families, or ``"tiny"``, which ships with the package), a
+            module in eval mode, or a `Probe` (load it once for many tasks).
+        weights: of a named probe: see `load_probe`. Default: ImageNet (``"IMAGENET1K_V1"``), downloaded once by torchvision.
+        head: name of the probe's last Linear layer; default ``fc``, ``head`` or ``classifier``.
+        estimator: how the expectation over y is taken: ``"signed"`` (one backward pass, small variance), ``"exact"`` (C
+            passes, none), ``"sampled"`` (the paper's; heavy-tailed), ``"empirical"`` (the data's label: not the Fisher).
+        num_samples: at most so many pictures, drawn at random in proportion to the classes; default: all.
+        seed: of every random choice: the draw, the estimator's noise, Adam. Same seed, same embedding.
+        layers: restrict to modules by name or prefix, e.g. ``["layer3", "layer4"]``.
+        include_batchnorm: add one entry per BatchNorm channel (the authors' Monte-Carlo layout).
+        head_method: ``"lbfgs"`` (convex, to convergence) or ``"adam"`` (the authors' recipe).
+        head_l2: L2 penalty of the head.
+        class_balanced: every class weighs the same in the head's fit.
+        preprocess: ``"weights"``: what the weights were trained with; a `Preprocess`; or None: the task gives the probe's input.
+        image_size: crop in pixels instead of the weights' own, the resize in proportion.
+        device: where the probe runs; default: a module's own device, else CUDA where there is one.
+        batch_size: pictures at a time.
+        num_workers: processes that decode pictures; 0: this one.
+        on_error: a picture that cannot be read raises, or is left out and counted (``"skip"``).
+        name: what to call the task; default: the folder's or data set's own name.
+        progress: show a progress bar; default: where standard error is a terminal.
+
+    Returns:
+        The `Embedding`: fisher ``[K]`` and prior ``[K]`` float64 in nats² per weight², and the record of how it was made.
+        K = 4,800 for ResNet-18, 8,512 for ResNet-34.
+
+    Raises:
+        ValueError: If the task is empty, has one class, gaps in its labels or unreadable pictures, the probe is in train mode, a
+            checkpoint does not fit, or an option is unknown.
+        TypeError: If task, labels or options are of the wrong type.
+        RuntimeError: If weights must be downloaded and cannot be.
+
+    Note:
+        Memory beyond the probe's own is the cached features, ``4·N·D`` bytes, and one batch. The probe comes back untouched,
+        also after an exception or Ctrl-C. Sums are in float64.
+
+    Source:
+        Achille et al., Task2Vec, ICCV 2019 (arXiv 1902.03545), §2 and §3.
+    """
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"fisher_embed: expected estimator to be one of {', '.join(ESTIMATORS)}; got {estimator!r}.")
+    check_head_options(head_method, head_l2)
+    source = as_task(task, name=name)
+    if len(source) == 0:
+        raise ValueError(f"fisher_embed: expected a task with pictures, {source.name!r} has none.")
+    known = read_labels(source) if num_samples is not None else source.labels
+    if known is not None:
+        check_labels(known, who="fisher_embed")
+    indices = torch.arange(len(source)) if known is None else draw(known, num_samples, seed)
+    net = load_probe(probe, weights=weights, head=head, preprocess=preprocess, image_size=image_size)
+    parts = net.layers(layers, include_batchnorm=include_batchnorm)
+
+    place = _place(net.module, device, owned=isinstance(probe, str))
+    pictures = _Pictures(source, net, place, batch_size, num_workers, progress)
+    skipped: list[Failure] = []
+    with _on_device(net.module, place):
+        features, labels, indices = _features(pictures, indices, on_error, skipped)
+        num_classes = check_labels(labels, who="fisher_embed")
+        fitted = fit_head(
+            features.to(place),
+            labels.to(place),
+            num_classes,
+            method=head_method,
+            l2=head_l2,
+            class_balanced=class_balanced,
+            seed=seed,
+        )
+        with pictures.batches(indices, "Fisher") as loaded:
+            result = sum_fisher(net, parts, fitted, loaded, estimator, seed)
+    return Embedding(
+        fisher=result.mean,
+        prior=net.prior(parts, PRIOR_SCALE),
+        layers=tuple(parts),
+        probe=ProbeInfo(net.name, net.weights, net.fingerprint),
+        head=HeadInfo(head_method, num_classes, fitted.accuracy, fitted.nll, head_l2, class_balanced),
+        recipe={
+            "estimator": estimator,
+            "seed": seed,
+            "preprocess": None if net.preprocess is None else net.preprocess.to_dict(),
+            "layers": None if layers is None else list(layers),
+            "include_batchnorm": include_batchnorm,
+            "prior_scale": PRIOR_SCALE,
+            "version": importlib.metadata.version("task2vec_ext"),
+        },
+        num_samples=result.samples,
+        num_skipped=len(skipped),
+        name=source.name,
+        classes=source.classes if source.classes is not None and len(source.classes) == num_classes else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """A task's pictures on their way to the probe, as often as they are needed."""
+
+    task: Task
+    probe: Probe
+    device: torch.device
+    batch_size: int
+    num_workers: int
+    progress: bool | None
+
+    @contextmanager
+    def batches(
+        self, indices: Tensor, what: str, on_error: OnError = "raise", skipped: list[Failure] | None = None
+    ) -> Iterator[Iterator[Batch]]:
+        """Yield an iterator over the batches, on the device; workers and progress bar end with the block."""
+        loader = batches(
+            self.task,
+            indices,
+            self.probe.preprocess,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            pin_memory=self.device.type == "cuda",
+            on_error=on_error,
+            skipped=skipped,
+        )
+        with (
+            closing(loader),  # type: ignore[type-var]  # a generator
+            progress_bar(f"{self.task.name}: {what}", len(indices), self.progress) as advance,
+        ):
+
+            def on_device() -> Iterator[Batch]:
+                for batch in loader:
+                    yield Batch(*(part.to(self.device, non_blocking=True) for part in batch))
+                    advance(len(batch.index))
+
+            yield on_device()
+
+
+def _features(
+    pictures: _Pictures, indices: Tensor, on_error: OnError, skipped: list[Failure]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return features ``[N, D]``, labels ``[N]`` and indices ``[N]`` of the pictures that could be read, on the CPU."""
+    features = torch.empty(len(indices), pictures.probe.feature_size)
+    labels, kept = torch.empty_like(indices), torch.empty_like(indices)
+    stop = 0
+    with torch.no_grad(), pictures.batches(indices, "features", on_error, skipped) as loaded:
+        for batch in loaded:
+            rows = slice(stop, stop := stop + len(batch.index))
+            features[rows] = pictures.probe.features(batch.images).float().cpu()
+            labels[rows], kept[rows] = batch.labels.cpu(), batch.index.cpu()
+    return features[:stop], labels[:stop], kept[:stop]
+
+
+def _place(module: nn.Module, device: str | torch.device | None, *, owned: bool) -> torch.device:
+    """Return where to run: as asked for; else where a caller's module is; else the fastest there is."""
+    if device is not None:
+        return torch.device(device)
+    parameter = next(module.parameters(), None)
+    if parameter is not None and not owned:
+        return parameter.device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def _on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Move the probe for as long as the work takes: a caller's module comes back to where it was."""
+    parameter = next(module.parameters(), None)
+    before = device if parameter is None else parameter.device
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(before)

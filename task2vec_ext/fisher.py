@@ -1,0 +1,181 @@
+"""The per-sample Fisher: a cotangent per picture, one backward pass, squared gradients per filter."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+
+from .capture import capture
+from .probe import check_eval, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from .data import Batch
+    from .embedding import Layer
+    from .head import Head
+    from .probe import Probe
+
+Estimator = Literal["exact", "signed", "sampled", "empirical"]
+ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
+
+
+def cotangents(estimator: Estimator, logits: Tensor, labels: Tensor, index: Tensor, seed: int = 0) -> Iterator[Tensor]:
+    """Yield cotangents v of the logits, one backward pass each, such that ``Σ E[(Jᵀv)²]`` is the Fisher's diagonal.
+
+    With p = softmax(logits), for every v drawn: ``E[Σ vvᵀ] = diag(p) − ppᵀ`` ("empirical" excepted).
+
+    - ``exact``: C passes, v_c = √p_c·(p − e_c). No variance.
+    - ``signed``: v = √p ⊙ ε − p·(√p·ε), ε ∈ {−1, +1}^C. One pass, small variance.
+    - ``sampled``: v = p − e_y with y ∼ p. One pass; heavy-tailed where the head is confident.
+    - ``empirical``: v = p − e_y with y the data's label. One pass; **not** the Fisher.
+
+    Args:
+        estimator: which of them.
+        logits: ``[B, C]``.
+        labels: ``[B]`` int64, used by ``empirical`` alone.
+        index: ``[B]``, the pictures' numbers: ε and y are functions of (seed, index), so that they depend neither on the
+            batches nor on the order.
+        seed: of ε and y.
+
+    Yields:
+        ``[B, C]`` in the dtype of `logits`.
+
+    Source:
+        Achille et al. 2019, §2 (sampled); Martens, Sutskever, Swersky, ICML 2012 (signed: curvature propagation).
+    """
+    p = logits.double().softmax(1)
+    if estimator == "exact":
+        for c in range(logits.shape[1]):
+            v = p * p[:, c : c + 1].sqrt()
+            v[:, c] -= p[:, c].sqrt()
+            yield v.to(logits.dtype)
+        return
+    if estimator == "signed":
+        signs = _per_picture(index, seed, lambda random: random.integers(0, 2, logits.shape[1]) * 2 - 1)
+        signed = p.sqrt() * signs.to(p)
+        yield (signed - p * signed.sum(1, keepdim=True)).to(logits.dtype)
+        return
+    if estimator == "sampled":
+        labels = sample_labels(logits, index, seed)
+    elif estimator != "empirical":
+        raise ValueError(f"fisher_embed: expected estimator to be one of {', '.join(ESTIMATORS)}; got {estimator!r}.")
+    yield p.scatter_add(1, labels[:, None], -torch.ones_like(p[:, :1])).to(logits.dtype)
+
+
+def sample_labels(logits: Tensor, index: Tensor, seed: int = 0) -> Tensor:
+    """Return labels y ∼ softmax(logits), ``[B]`` int64, a function of (seed, picture) alone.
+
+    Args:
+        logits: ``[B, C]``.
+        index: ``[B]``, the pictures' numbers.
+        seed: of the draw.
+
+    Returns:
+        ``[B]`` int64.
+    """
+    p = logits.double().softmax(1)
+    uniform = _per_picture(index, seed, lambda random: random.random(1)).to(p)
+    return (p.cumsum(1) < uniform).sum(1).clamp(max=logits.shape[1] - 1)
+
+
+def _per_picture(index: Tensor, seed: int, draw: Callable[[np.random.Generator], np.ndarray[Any, Any]]) -> Tensor:
+    """Rows of random numbers, each from a counter-based generator keyed by (seed, picture)."""
+    rows = [draw(np.random.Generator(np.random.Philox(key=[seed, int(i)]))) for i in index]
+    return torch.from_numpy(np.stack(rows))
+
+
+def per_sample_fisher(
+    probe: Probe, layers: Sequence[Layer], head: Head, batch: Batch, estimator: Estimator = "signed", seed: int = 0
+) -> Tensor:
+    """Return every picture's contribution to the Fisher, ``Σ_v ‖∂(v·logits_n)/∂w_o‖² / P``.
+
+    Args:
+        probe: in eval mode; untouched.
+        layers: as ``probe.layers()`` returns them.
+        head: fitted to the task, on the probe's device.
+        batch: preprocessed pictures on the probe's device.
+        estimator: see `cotangents`.
+        seed: see `cotangents`.
+
+    Returns:
+        ``[B, K]`` float64, nats² per weight², on the probe's device. Its mean over a task is the embedding.
+
+    Raises:
+        ValueError: If the probe is in train mode or its output is not finite.
+    """
+    check_eval(probe.module)
+    with torch.enable_grad(), frozen(probe.module), capture(probe.module, layers) as captured:
+        features = probe.features(batch.images)
+        logits = head.logits(features.detach())
+        if not torch.isfinite(logits).all():
+            raise ValueError(
+                f"fisher_embed: expected finite outputs of {probe.name}, got NaN or infinity for pictures "
+                f"{batch.index.tolist()[:5]}…; check its weights and the preprocessing."
+            )
+        total: Tensor | None = None
+        passes = logits.shape[1] if estimator == "exact" else 1
+        for number, v in enumerate(cotangents(estimator, logits, batch.labels, batch.index, seed)):
+            # The head is linear: its own backward is one product, outside autograd.
+            torch.autograd.backward(features, (v @ head.weight).to(features.dtype), retain_graph=number < passes - 1)
+            row = captured.take().double()
+            total = row if total is None else total.add_(row)
+    assert total is not None
+    return total / _fan_in(layers, total.device)
+
+
+def _fan_in(layers: Sequence[Layer], device: torch.device) -> Tensor:
+    sizes = torch.tensor([layer.stop - layer.start for layer in layers])
+    return torch.tensor([layer.fan_in for layer in layers], dtype=torch.float64).repeat_interleave(sizes).to(device)
+
+
+class FisherSum(NamedTuple):
+    """Σ_n of `per_sample_fisher` and how many pictures went in."""
+
+    total: Tensor
+    """``[K]`` float64 on the CPU."""
+    samples: int
+
+    @property
+    def mean(self) -> Tensor:
+        """F, ``[K]``."""
+        return self.total / self.samples
+
+
+def sum_fisher(
+    probe: Probe,
+    layers: Sequence[Layer],
+    head: Head,
+    batches: Iterable[Batch],
+    estimator: Estimator = "signed",
+    seed: int = 0,
+) -> FisherSum:
+    """Return the sum of `per_sample_fisher` over all batches, accumulated in float64.
+
+    Args:
+        probe: in eval mode; untouched.
+        layers: as ``probe.layers()`` returns them.
+        head: fitted to the task, on the probe's device.
+        batches: preprocessed pictures on the probe's device.
+        estimator: see `cotangents`.
+        seed: see `cotangents`.
+
+    Returns:
+        The sum and the number of pictures.
+
+    Raises:
+        RuntimeError: If the result is not finite.
+    """
+    total, samples = torch.zeros(layers[-1].stop, dtype=torch.float64), 0
+    for batch in batches:
+        total += per_sample_fisher(probe, layers, head, batch, estimator, seed).sum(0).cpu()
+        samples += len(batch.index)
+    if samples and not math.isfinite(float(total.sum())):
+        broken = next(layer.name for layer in layers if not torch.isfinite(total[layer.start : layer.stop]).all())
+        raise RuntimeError(f"fisher_embed: the Fisher of layer {broken!r} overflowed; use float32 weights.")
+    return FisherSum(total, samples)

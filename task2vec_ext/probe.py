@@ -1,0 +1,321 @@
+"""The probe: one fixed, pre-trained network with a named head, its preprocessing and its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .data.preprocess import Preprocess
+from .embedding import Layer, LayerKind
+from .weights import load_state, read_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+TORCHVISION_PROBES = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+    *("wide_resnet50_2", "wide_resnet101_2"),
+)
+OFFLINE_PROBE = "tiny"
+_HEAD_NAMES = ("fc", "head", "classifier")  # torchvision's ResNets, timm, MobileNet-like
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A network whose weights' Fisher information describes tasks.
+
+    Args:
+        module: in eval mode; maps ``[B, 3, H, W]`` to anything, through the head.
+        head: name of the ``nn.Linear`` inside that is refitted for every task and never part of the embedding.
+        name: architecture, for people.
+        weights: where the weights came from, for people.
+        preprocess: what the weights expect of a picture; None where tasks give preprocessed tensors.
+
+    Raises:
+        ValueError: If the head is not found or the module is in train mode.
+        TypeError: If the head is not an ``nn.Linear``.
+    """
+
+    module: nn.Module
+    head: str
+    name: str
+    weights: str
+    preprocess: Preprocess | None
+
+    def __post_init__(self) -> None:
+        """Checks head and mode."""
+        _find_head(self.module, self.head)
+        check_eval(self.module)
+
+    @property
+    def feature_size(self) -> int:
+        """D, the length of the head's input."""
+        return int(_find_head(self.module, self.head).in_features)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of architecture and weights, the head excluded: equal fingerprints mean equal probes."""
+        digest = hashlib.sha256()
+        for name, module in self.module.named_modules():
+            if not self._in_head(name) and not any(module.children()):
+                digest.update(f"{name}:{type(module).__qualname__}({module.extra_repr()})\n".encode())
+        for name, value in self.module.state_dict().items():
+            if not self._in_head(name) and not name.endswith("num_batches_tracked"):  # no part of the function
+                digest.update(f"{name}:{value.dtype}{list(value.shape)}\n".encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the head's input ``[B, D]`` for preprocessed pictures ``[B, 3, H, W]``; gradients flow if enabled.
+
+        Args:
+            images: ``[B, 3, H, W]``, preprocessed, on the module's device.
+
+        Returns:
+            ``[B, D]``.
+
+        Raises:
+            RuntimeError: If the head does not take part in the forward pass, or not exactly once.
+            ValueError: If the head's input is not ``[B, D]``.
+        """
+        seen: list[Tensor] = []
+        handle = _find_head(self.module, self.head).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        try:
+            self.module(images)
+        finally:
+            handle.remove()
+        if len(seen) != 1:
+            raise RuntimeError(
+                f"Probe: expected the head {self.head!r} to run once in a forward pass, it ran {len(seen)} times; name "
+                "another head."
+            )
+        if seen[0].shape != (len(images), self.feature_size):
+            raise ValueError(
+                f"Probe: expected features [{len(images)}, {self.feature_size}] at the head {self.head!r}, got "
+                f"{list(seen[0].shape)}; name a head that sees one vector per picture."
+            )
+        return seen[0]
+
+    def layers(self, only: Sequence[str] | None = None, *, include_batchnorm: bool = False) -> list[Layer]:
+        """Return the layers an embedding consists of, in the module's order, as slices of ``[0, K)``.
+
+        Args:
+            only: module names or prefixes (``["layer3", "layer4"]``); default: the whole probe.
+            include_batchnorm: also the scale of every BatchNorm2d, one entry a channel (the layout of the authors'
+                Monte-Carlo embeddings: 17,024 for a ResNet-34 instead of 8,512).
+
+        Returns:
+            Conv2d and Linear layers except the head, and BatchNorm2d if asked for.
+
+        Raises:
+            ValueError: If a name in `only` matches nothing, or no layer is left.
+            NotImplementedError: If two layers share one weight.
+        """
+        found, owners, stop = [], dict[int, str](), 0
+        for name, module in self.module.named_modules():
+            kind = _kind(module, include_batchnorm)
+            if kind is None or self._in_head(name) or not (only is None or any(_within(name, o) for o in only)):
+                continue
+            weight: Tensor = module.weight  # type: ignore[assignment]
+            if id(weight) in owners:
+                raise NotImplementedError(
+                    f"Probe: layers {owners[id(weight)]!r} and {name!r} share one weight, whose per-sample gradient is not "
+                    "the sum of theirs squared; leave them out with layers=[…]."
+                )
+            owners[id(weight)] = name
+            start, stop = stop, stop + len(weight)
+            found.append(Layer(name, kind, start, stop, weight[0].numel()))
+        for wanted in only or ():
+            if not any(_within(layer.name, wanted) for layer in found):
+                raise ValueError(
+                    f"Probe: expected layers to name modules of {self.name} that hold filters, got {wanted!r}; among them: "
+                    f"{', '.join(name for name, module in self.module.named_modules() if _kind(module, include_batchnorm))}."
+                )
+        if not found:
+            raise ValueError(f"Probe: {self.name} has no Conv2d or Linear layer besides its head {self.head!r}.")
+        return found
+
+    def prior(self, layers: Sequence[Layer], scale: float) -> Tensor:
+        """Return the trivial embedding ``t₀ = c/λ_l²`` of every filter, λ_l² the mean squared weight of its layer.
+
+        Args:
+            layers: as `layers` returns them.
+            scale: c, nats (task2vec.md: 2β, or β/2N in the paper's parametrisation).
+
+        Returns:
+            ``[K]`` float64 on the CPU, nats² per weight² like the Fisher.
+
+        Source:
+            Achille et al. 2019, §3 (second-order optimum of the robust objective, data term zero).
+        """
+        prior = torch.empty(layers[-1].stop, dtype=torch.float64)
+        for layer in layers:
+            weight: Tensor = self.module.get_submodule(layer.name).weight  # type: ignore[assignment]
+            mean_square = weight.detach().double().square().mean().item()
+            prior[layer.start : layer.stop] = scale / max(mean_square, torch.finfo(torch.float32).tiny)
+        return prior
+
+    def _in_head(self, name: str) -> bool:
+        return _within(name, self.head)
+
+
+def load_probe(
+    probe: str | nn.Module | Probe = "resnet34",
+    *,
+    weights: Any = None,
+    head: str | None = None,
+    preprocess: Preprocess | Literal["weights"] | None = "weights",
+    image_size: int | None = None,
+) -> Probe:
+    """Return a probe from a name or from a module of your own.
+
+    Args:
+        probe: a torchvision name (`TORCHVISION_PROBES`), ``"tiny"`` (ships with the package, no download), a module in eval
+            mode, or a `Probe`, returned as it is.
+        weights: for a name: a torchvision weights enum or the name of one (default ``"IMAGENET1K_V1"``, the paper's kind),
+            the path of a ``.safetensors`` or ``.pth`` checkpoint (loaded with ``weights_only=True``; its head may have any
+            number of classes), ``"offline"`` (the weights of ``"tiny"``), or ``"random"`` (seed 0: a baseline). For a module: a
+            path, or None for the weights it has.
+        head: name of the ``nn.Linear`` to refit; default: ``fc``, ``head`` or ``classifier``.
+        preprocess: ``"weights"`` takes what the weights were trained with (for paths, random weights and modules: torchvision's
+            ImageNet preset, 256 → 224 px); None where tasks give preprocessed tensors.
+        image_size: another crop in pixels, the resize in proportion.
+
+    Returns:
+        The probe, in eval mode.
+
+    Raises:
+        ValueError: If a name, head or checkpoint does not fit, or a module is in train mode.
+        TypeError: If the arguments are of the wrong kind.
+        RuntimeError: If weights must be downloaded and cannot be.
+    """
+    if isinstance(probe, Probe):
+        if weights is not None or head is not None or preprocess != "weights" or image_size is not None:
+            raise ValueError("load_probe: expected no further options with a Probe; give them when it is loaded.")
+        return probe
+    expected: Preprocess | None = Preprocess()
+    if isinstance(probe, nn.Module):
+        module, name, source = probe, type(probe).__name__, "as given"
+        if weights is not None:
+            source = os.path.basename(os.fspath(weights))
+            load_state(module, read_checkpoint(weights), f"{name} with {weights}")
+    elif not isinstance(probe, str):
+        raise TypeError(f"load_probe: expected a name, an nn.Module or a Probe, got {type(probe).__name__}.")
+    else:
+        name = probe
+        module, source, expected = _build(probe, weights)
+        module.eval()
+    if preprocess != "weights":
+        expected = preprocess
+    if image_size is not None:
+        if expected is None:
+            raise ValueError("load_probe: expected either preprocess=None or an image_size, got both.")
+        expected = expected.with_size(image_size)
+    return Probe(module, head or _default_head(module), name, source, expected)
+
+
+def _build(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
+    """Return (module, where its weights are from, their preprocessing) of a named probe."""
+    if name == OFFLINE_PROBE:
+        return _build_tiny(weights)
+    if name not in TORCHVISION_PROBES:
+        raise ValueError(
+            f"load_probe: expected {OFFLINE_PROBE!r} or one of {', '.join(TORCHVISION_PROBES)}; got {name!r}. Any other network can "
+            "be passed as a module."
+        )
+    if weights == "offline":
+        raise ValueError(
+            f"load_probe: the weights that ship with the package fit the probe {OFFLINE_PROBE!r}, not {name!r}; pass "
+            f"probe={OFFLINE_PROBE!r}, or the path of a checkpoint of {name}."
+        )
+    from .weights import torchvision_weights
+
+    return torchvision_weights(name, "IMAGENET1K_V1" if weights is None else weights)
+
+
+def _build_tiny(weights: Any) -> tuple[nn.Module, str, Preprocess]:
+    from .tiny import TINY_MEAN, TINY_SIZE, TINY_STD, TinyResNet, tiny_weights_path
+
+    if weights not in (None, "offline", "random"):
+        raise ValueError(f"load_probe: expected weights 'offline' or 'random' for {OFFLINE_PROBE!r}, got {weights!r}.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = TinyResNet()
+    if weights != "random":
+        load_state(module, read_checkpoint(tiny_weights_path()), "the tiny probe")
+    return module, weights or "offline", Preprocess(TINY_SIZE, TINY_SIZE, TINY_MEAN, TINY_STD)
+
+
+def _default_head(module: nn.Module) -> str:
+    for name in _HEAD_NAMES:
+        if isinstance(getattr(module, name, None), nn.Linear):
+            return name
+    linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
+    raise ValueError(
+        f"load_probe: expected a head named {', '.join(_HEAD_NAMES)} in {type(module).__name__}, found none; pass head=…, "
+        f"one of its Linear layers: {', '.join(linear) or 'it has none'}."
+    )
+
+
+def _find_head(module: nn.Module, name: str) -> nn.Linear:
+    try:
+        head = module.get_submodule(name)
+    except AttributeError:
+        linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
+        raise ValueError(
+            f"Probe: expected a module named {name!r} as head, found none; Linear layers: {', '.join(linear) or 'none'}."
+        ) from None
+    if not isinstance(head, nn.Linear):
+        raise TypeError(f"Probe: expected the head {name!r} to be an nn.Linear, got {type(head).__name__}.")
+    return head
+
+
+def _kind(module: nn.Module, include_batchnorm: bool) -> LayerKind | None:
+    if isinstance(module, nn.Conv2d):
+        return "conv"
+    if isinstance(module, nn.Linear):
+        return "linear"
+    return "batchnorm" if include_batchnorm and isinstance(module, nn.BatchNorm2d) and module.affine else None
+
+
+def _within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def check_eval(module: nn.Module) -> None:
+    """Raise unless every submodule is in eval mode.
+
+    Args:
+        module: the probe's network.
+
+    Raises:
+        ValueError: If one is in train mode: batch statistics would couple the samples, dropout would add noise.
+    """
+    for name, child in module.named_modules():
+        if child.training:
+            where = f" (its submodule {name!r} is)" if name else ""
+            raise ValueError(
+                f"Probe: expected a network in eval mode, got train mode{where}: per-sample gradients do not exist where "
+                "BatchNorm couples the samples; call module.eval() first."
+            )
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Keep autograd from computing any weight gradient of `module`; its flags come back, also after an exception."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
