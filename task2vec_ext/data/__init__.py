@@ -1,0 +1,22 @@
+"""From folders, lists and data sets to batches of correct RGB tensors."""
+
+from .images import load_image, to_rgb
+from .labels import check_labels, draw
+from .loader import Batch, Failure, batches
+from .preprocess import Preprocess
+from .task import Task, TaskSource, as_task, read_labels
+
+__all__ = [
+    "Batch",
+    "Failure",
+    "Preprocess",
+    "Task",
+    "TaskSource",
+    "as_task",
+    "batches",
+    "check_labels",
+    "draw",
+    "load_image",
+    "read_labels",
+    "to_rgb",
+]

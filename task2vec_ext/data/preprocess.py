@@ -1,0 +1,195 @@
+"""From an RGB tensor to the probe's input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+_MAX_ASPECT = 100  # longer : shorter side; beyond it the centre crop sees < 1 % of the picture
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a probe's weights expect of a picture: resize, centre crop, normalise.
+
+    Gives the same numbers as torchvision's ``ImageClassification`` preset does on tensors, its rounding of
+    8-bit pictures after the resize included.
+
+    Args:
+        resize: Length of the shorter side after the antialiased resize, pixels.
+        crop: Side of the centre crop, pixels; a smaller picture is padded with black.
+        mean: Subtracted from the R, G and B planes, in units of [0, 1].
+        std: Divides them afterwards.
+        interpolation: Of the resize.
+
+    Raises:
+        ValueError: If a size is not a positive integer, or ``mean`` and ``std`` are not three finite numbers
+            each (``std`` positive), or ``interpolation`` is unknown.
+    """
+
+    resize: int = 256
+    crop: int = 224
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: Interpolation = "bilinear"
+
+    def __post_init__(self) -> None:
+        """Checks the values and makes tuples of lists."""
+        for name, size in (("resize", self.resize), ("crop", self.crop)):
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"Preprocess: expected {name} ≥ 1 (whole pixels), got {size!r}; correct it.")
+        object.__setattr__(self, "mean", _three("mean", self.mean, "finite", math.isfinite))
+        object.__setattr__(self, "std", _three("std", self.std, "positive", lambda v: 0 < v < math.inf))
+        if self.interpolation not in get_args(Interpolation):
+            raise ValueError(
+                f"Preprocess: expected interpolation {' or '.join(get_args(Interpolation))}, "
+                f"got {self.interpolation!r}; choose one of them."
+            )
+
+    def __call__(self, rgb: Tensor) -> Tensor:
+        """Returns the probe's input for one picture.
+
+        Args:
+            rgb: ``[3, H, W]``, uint8 or float32 in [0, 1], as `to_rgb` gives it.
+
+        Returns:
+            ``[3, crop, crop]`` float32, contiguous.
+
+        Raises:
+            TypeError: If the picture is neither uint8 nor float32.
+            ValueError: If it is not ``[3, H, W]``, or one side is more than 100 times the other: resizing the
+                shorter side would need gigabytes for a picture of which the crop shows less than 1 %.
+        """
+        if rgb.ndim != 3 or rgb.shape[0] != 3 or rgb.numel() == 0:
+            raise ValueError(
+                f"Preprocess: expected a picture [3, H, W], got {list(rgb.shape)}; pass it through to_rgb."
+            )
+        if rgb.dtype not in (torch.uint8, torch.float32):
+            raise TypeError(
+                f"Preprocess: expected uint8 or float32, got {rgb.dtype}; pass the picture through to_rgb."
+            )
+        eight_bit = rgb.dtype == torch.uint8
+        image = _crop_center(self._resize(rgb.to(torch.float32)), self.crop)
+        if eight_bit:  # torchvision resizes to 8 bits: whole numbers again, and bicubic's overshoot cut
+            image = image.round().clamp(0, 255).div(255)
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
+        return image.sub(mean).div(std).contiguous()
+
+    def _resize(self, image: Tensor) -> Tensor:
+        height, width = image.shape[1:]
+        short, long = sorted((height, width))
+        if long > _MAX_ASPECT * short:
+            raise ValueError(
+                f"Preprocess: expected sides of at most 1:{_MAX_ASPECT}, got {width} × {height} pixels; "
+                "cut the picture first."
+            )
+        new_long = self.resize * long // short
+        size = (self.resize, new_long) if height <= width else (new_long, self.resize)
+        if size == (height, width):
+            return image
+        return F.interpolate(
+            image[None], size=size, mode=self.interpolation, align_corners=False, antialias=True
+        )[0]
+
+    @classmethod
+    def from_torchvision(cls, preset: Any) -> Preprocess:
+        """Returns the same preprocessing as one of torchvision's classification presets.
+
+        Args:
+            preset: ``weights.transforms()`` of a torchvision classification model.
+
+        Returns:
+            The preprocessing.
+
+        Raises:
+            TypeError: If it is not such a preset.
+            NotImplementedError: If it resizes in a way `Preprocess` does not.
+        """
+        try:
+            resize, crop = list(preset.resize_size), list(preset.crop_size)
+            mean, std, mode = preset.mean, preset.std, str(preset.interpolation.value)
+        except (AttributeError, TypeError) as error:
+            raise TypeError(
+                "Preprocess.from_torchvision: expected torchvision's ImageClassification preset, got "
+                f"{type(preset).__name__}; pass weights.transforms(), or build a Preprocess(...) by hand."
+            ) from error
+        square = len(resize) == 1 and len(crop) in (1, 2) and crop[0] == crop[-1]
+        if not square or mode not in get_args(Interpolation) or not getattr(preset, "antialias", True):
+            raise NotImplementedError(
+                "Preprocess.from_torchvision: supported are an antialiased bilinear or bicubic resize of the "
+                f"shorter side and a square crop; got {preset}; apply it yourself and pass preprocess=None."
+            )
+        return cls(int(resize[0]), int(crop[0]), tuple(mean), tuple(std), mode)  # type: ignore[arg-type]
+
+    def with_size(self, crop: int) -> Preprocess:
+        """Returns the same preprocessing for another input size.
+
+        The ratio resize : crop is kept; resize is rounded, halves up.
+
+        Args:
+            crop: Side of the centre crop, pixels.
+
+        Returns:
+            A new preprocessing; this one is unchanged.
+        """
+        resize = (2 * self.resize * crop + self.crop) // (2 * self.crop)
+        return Preprocess(resize, crop, self.mean, self.std, self.interpolation)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the preprocessing as a dictionary that JSON can hold."""
+        return {
+            "resize": self.resize,
+            "crop": self.crop,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """Returns the preprocessing that `to_dict` described.
+
+        Args:
+            values: The dictionary.
+
+        Returns:
+            The preprocessing.
+
+        Raises:
+            ValueError: If entries are missing or unknown, or a value is impossible.
+        """
+        expected = set(cls.__dataclass_fields__)
+        if set(values) != expected:
+            raise ValueError(
+                f"Preprocess.from_dict: expected the entries {sorted(expected)}, got {sorted(values)}; "
+                "was it written by another version?"
+            )
+        return cls(**values)
+
+
+def _three(
+    name: str, values: Sequence[float], kind: str, is_kind: Callable[[float], bool]
+) -> tuple[float, ...]:
+    numbers = tuple(float(v) for v in values)
+    if len(numbers) != 3 or not all(map(is_kind, numbers)):
+        raise ValueError(f"Preprocess: expected {name} as three {kind} numbers, got {numbers}; correct it.")
+    return numbers
+
+
+def _crop_center(image: Tensor, size: int) -> Tensor:
+    """The central ``[3, size, size]``, padded with zeros where too small; rounds as torchvision does."""
+    height, width = image.shape[1:]
+    down, right = max(size - height, 0), max(size - width, 0)
+    if down or right:
+        image = F.pad(image, (right // 2, (right + 1) // 2, down // 2, (down + 1) // 2))
+        height, width = image.shape[1:]
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return image[:, top : top + size, left : left + size]

@@ -1,0 +1,279 @@
+"""Tasks: a labelled data set seen as a problem to solve, wherever it comes from."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from .folder import Files, files_from_folder, files_from_list
+from .images import to_rgb
+from .labels import as_label, label_tensor, not_a_label
+
+
+class Task(Dataset[tuple[Tensor, int]]):
+    """A labelled data set seen as a problem to solve; `as_task` makes one from anything.
+
+    Args:
+        source: Anything with ``len()`` whose items are pairs of (picture, label).
+        name: What messages, tables and plots call the task.
+        classes: The classes' names, if the source has them.
+        labels: ``[N]`` int64, or None where only reading the pictures tells.
+    """
+
+    def __init__(
+        self, source: Any, *, name: str, classes: tuple[str, ...] | None = None, labels: Tensor | None = None
+    ) -> None:
+        """Keeps the source; reads nothing."""
+        self.source = source
+        self.name = name
+        self.classes = classes
+        self.labels = labels
+
+    def __len__(self) -> int:
+        """Returns the number of pictures."""
+        return len(self.source)
+
+    def __repr__(self) -> str:
+        """Returns one line: name, pictures, classes."""
+        classes = "" if self.classes is None else f", {len(self.classes)} classes"
+        return f"Task({self.name!r}, {len(self)} pictures{classes})"
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Returns the picture as RGB ``[3, H, W]`` (see `to_rgb`), not preprocessed, and its label."""
+        image, label = self.item(index)
+        return to_rgb(image), label
+
+    def item(self, index: int) -> tuple[Any, int]:
+        """Returns a picture just as the source gives it, and its label.
+
+        Args:
+            index: Which, 0…N−1.
+
+        Returns:
+            The source's own picture and the label.
+
+        Raises:
+            ValueError: If the source fails on this picture (its own error is the cause), or its label is
+                not the one that the source's list of labels states.
+            TypeError: If the item is not a pair, or its label not an integer.
+        """
+        try:
+            item = self.source[index]
+        except (ValueError, MemoryError):
+            raise
+        except Exception as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise TypeError(
+                f"Task: expected pairs of (picture, label), got {_kind(item)} for {self.describe(index)}; "
+                "wrap the data set so that its items are pairs."
+            )
+        label = as_label(item[1])
+        if label is None:
+            raise TypeError(not_a_label(item[1], who="Task", where=self.describe(index)))
+        if self.labels is not None and label != int(self.labels[index]):
+            raise ValueError(
+                f"Task: expected label {int(self.labels[index])} as listed by the data set, got {label} for "
+                f"{self.describe(index)}; make its list of labels and its items agree."
+            )
+        return item[0], label
+
+    def describe(self, index: int) -> str:
+        """Returns what a message calls a picture: ``picture 12 (cats/a.jpg)``.
+
+        Args:
+            index: Which, 0…N−1.
+
+        Returns:
+            Its index, and its file where that is known.
+        """
+        file = _file_of(self.source, index)
+        return f"picture {index}" if file is None else f"picture {index} ({file})"
+
+
+TaskSource = (
+    Task
+    | Dataset[Any]
+    | str
+    | os.PathLike[str]
+    | Sequence[tuple[str | os.PathLike[str], int]]
+    | Sequence[tuple[Any, int]]
+)
+
+
+def as_task(source: TaskSource, *, name: str | None = None) -> Task:
+    """Returns the task that a data set, a folder or a list describes. No picture is read.
+
+    Args:
+        source: One of
+
+            - a `Task`, returned as it is;
+            - the path of a folder with one folder of pictures for each class, numbered in sorted order;
+            - a list of (path, label), or of (picture, label) with pictures in memory;
+            - a map-style data set of (picture, label). Its labels are found without reading pictures in
+              ``.targets``, ``.labels`` or ``._labels``, also through ``Subset`` and ``ConcatDataset``, unless
+              a ``target_transform`` changes them.
+        name: What to call the task; default: the folder's or the data set's own name.
+
+    Returns:
+        The task.
+
+    Raises:
+        TypeError: If it is none of these, is iterable-style, or has labels that are not integers.
+        ValueError: If a path does not exist or a folder is not laid out as expected.
+    """
+    if isinstance(source, Task):
+        if name is None or name == source.name:
+            return source
+        task = copy.copy(source)
+        task.name = name
+        return task
+    if isinstance(source, (str, os.PathLike)):
+        root = Path(source)
+        files, classes = files_from_folder(root)
+        labels = torch.tensor(files.labels, dtype=torch.int64)
+        return Task(files, name=name or root.resolve().name, classes=classes, labels=labels)
+    if isinstance(source, (list, tuple)):
+        return _from_list(source, name or "list")
+    _check_map_style(source)
+    return Task(source, name=name or _name_of(source), classes=_classes_of(source), labels=_labels_of(source))
+
+
+def read_labels(task: Task) -> Tensor:
+    """Returns the labels of a task, by reading every picture once if nothing else tells.
+
+    Args:
+        task: The task.
+
+    Returns:
+        ``[N]`` int64.
+
+    Raises:
+        ValueError: If a picture that has to be read cannot be; names it.
+        TypeError: If an item is not a pair, or a label not an integer.
+    """
+    if task.labels is not None:
+        return task.labels
+    labels = torch.empty(len(task), dtype=torch.int64)
+    for index in range(len(task)):
+        try:
+            labels[index] = task.item(index)[1]
+        except ValueError as error:
+            raise ValueError(
+                f"read_labels: expected readable pictures, got {task.describe(index)}: {error}; mend or "
+                "remove it, or give the data set a list of its labels, .targets."
+            ) from error
+    return labels
+
+
+def _from_list(source: Sequence[Any], name: str) -> Task:
+    for index, item in enumerate(source):
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise TypeError(
+                f"as_task: expected a list of (path, label), got {_kind(item)} at index {index}; "
+                "pair every path with its label."
+            )
+    labels = label_tensor([label for _, label in source], who="as_task")
+    first = [picture for picture, _ in source]
+    are_paths = [isinstance(picture, (str, os.PathLike)) for picture in first]
+    if all(are_paths):
+        return Task(files_from_list(first, labels.tolist()), name=name, labels=labels)
+    for index, picture in enumerate(first):
+        if any(are_paths) or not isinstance(picture, (Image.Image, Tensor, np.ndarray)):
+            raise TypeError(
+                "as_task: expected either paths or pictures (PIL, tensor, array) in a list, got "
+                f"{_kind(picture)} at index {index}; make them all of one kind."
+            )
+    return Task(source, name=name, labels=labels)
+
+
+def _check_map_style(source: Any) -> None:
+    if isinstance(source, DataLoader):
+        advice = "pass the data set inside it, loader.dataset"
+    elif isinstance(source, IterableDataset):
+        advice = "pass a map-style data set, or read a finite one into a list first: list(data_set)"
+    elif isinstance(source, (Mapping, set, frozenset, Tensor, np.ndarray)):
+        advice = "pass pairs of (picture, label), for instance TensorDataset(pictures, labels) or a list"
+    elif not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        advice = "give it __len__ and __getitem__, or read it into a list first: list(...)"
+    else:
+        return
+    raise TypeError(
+        "as_task: expected a map-style data set, a folder or a list of (path, label), got "
+        f"{_kind(source)}; {advice}."
+    )
+
+
+def _labels_of(dataset: Any) -> Tensor | None:
+    """The labels of all items where the data set lists them, found without reading a picture."""
+    if isinstance(dataset, Subset):
+        inner = _labels_of(dataset.dataset)
+        return None if inner is None else inner[torch.as_tensor(dataset.indices, dtype=torch.int64)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [_labels_of(part) for part in dataset.datasets]
+        known = [part for part in parts if part is not None]
+        return torch.cat(known) if len(known) == len(parts) else None
+    if getattr(dataset, "target_transform", None) is not None:
+        return None  # what is listed is not what an item gives
+    listed = [getattr(dataset, attribute, None) for attribute in ("targets", "labels", "_labels")]
+    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+        listed.append(dataset.tensors[1])
+    for candidate in listed:
+        # Some data sets keep other things under these names: class names, attribute tables, boxes.
+        try:
+            if candidate is not None and len(candidate) == len(dataset):
+                return label_tensor(candidate, who="as_task")
+        except (TypeError, ValueError):
+            continue
+    return None
+
+
+def _classes_of(dataset: Any) -> tuple[str, ...] | None:
+    if isinstance(dataset, Subset):
+        return _classes_of(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        parts = {_classes_of(part) for part in dataset.datasets}
+        return parts.pop() if len(parts) == 1 else None
+    classes = getattr(dataset, "classes", None)
+    if isinstance(classes, (list, tuple)) and all(isinstance(name, str) for name in classes):
+        return tuple(classes)
+    return None
+
+
+def _name_of(dataset: Any) -> str:
+    if isinstance(dataset, Subset):
+        return _name_of(dataset.dataset)
+    return dataset.name if isinstance(dataset, Task) else type(dataset).__name__
+
+
+def _file_of(dataset: Any, index: int) -> str | None:
+    """The file of an item, for messages: never fails."""
+    try:
+        if isinstance(dataset, Task):
+            return _file_of(dataset.source, index)
+        if isinstance(dataset, Files):
+            return dataset.names[index]
+        if isinstance(dataset, Subset):
+            return _file_of(dataset.dataset, int(dataset.indices[index]))
+        if isinstance(dataset, ConcatDataset):
+            part = next(i for i, size in enumerate(dataset.cumulative_sizes) if index < size)
+            before = dataset.cumulative_sizes[part - 1] if part else 0
+            return _file_of(dataset.datasets[part], index - before)
+        path = dataset.samples[index][0]  # torchvision's ImageFolder and its kin
+        return os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    except Exception:  # a foreign data set may keep anything under these names
+        return None
+
+
+def _kind(value: Any) -> str:
+    length = f" of length {len(value)}" if isinstance(value, (tuple, list, Mapping)) else ""
+    return f"{type(value).__name__}{length}"

@@ -1,0 +1,338 @@
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from task2vec_ext.data import Task, as_task, read_labels
+
+
+def _save(path: Path, grey: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (4, 3), grey).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "pets"
+    _save(root / "dogs" / "b.png", 20)
+    _save(root / "dogs" / "a.PNG", 10)
+    _save(root / "cats" / "deep" / "er" / "c.bmp", 30)
+    _save(root / "cats" / "z.gif", 40)
+    _save(root / "cats" / ".hidden.png", 50)
+    _save(root / ".hidden" / "a.png", 60)
+    _save(root / "stray.png", 70)
+    (root / "dogs" / "notes.txt").write_text("no picture")
+    return root
+
+
+class Counting(Dataset):
+    """Pictures of the index, and how many were read."""
+
+    def __init__(self, given, **attributes):
+        self.given = given
+        self.read = 0
+        self.__dict__.update(attributes)
+
+    def __len__(self):
+        return len(self.given)
+
+    def __getitem__(self, index):
+        self.read += 1
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return torch.full((3, 2, 2), float(index)), self.given[index]
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_as_task_reads_a_folder_in_sorted_order(folder, kind):
+    task = as_task(kind(folder))
+    assert task.name == "pets"
+    assert task.classes == ("cats", "dogs")
+    assert task.labels.dtype == torch.int64
+    assert task.labels.tolist() == [0, 0, 1, 1]
+    assert len(task) == 4
+    assert [(int(image[0, 0, 0]), label) for image, label in map(task.__getitem__, range(4))] == [
+        (30, 0),
+        (40, 0),
+        (10, 1),
+        (20, 1),
+    ]
+    assert task[0][0].shape == (3, 3, 4)
+    assert task.describe(0) == "picture 0 (cats/deep/er/c.bmp)"
+    assert repr(task) == "Task('pets', 4 pictures, 2 classes)"
+
+
+def test_as_task_survives_links_in_circles(folder):
+    (folder / "cats" / "me").symlink_to(folder / "cats")
+    (folder / "cats" / "deep" / "up").symlink_to(folder)
+    (folder / "cats" / "twice").symlink_to(folder / "cats" / "deep")
+    (folder / "loop").symlink_to(folder)
+    (folder / "dogs" / "c").symlink_to("c")
+    assert len(as_task(folder)) == 4
+
+
+def test_as_task_follows_a_link_to_a_class_folder(folder, tmp_path):
+    _save(tmp_path / "elsewhere" / "e.png", 1)
+    (folder / "eels").symlink_to(tmp_path / "elsewhere")
+    task = as_task(folder)
+    assert task.classes == ("cats", "dogs", "eels")
+    assert task.describe(4) == "picture 4 (eels/e.png)"
+
+
+def test_as_task_stays_readable_after_a_change_of_directory(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    tasks = [as_task("pets"), as_task([("pets/dogs/b.png", 1), ("pets/cats/z.gif", 0)])]
+    monkeypatch.chdir("/")
+    assert tasks[0][3][0][0, 0, 0] == tasks[1][0][0][0, 0, 0] == 20
+    assert tasks[1].describe(0) == "picture 0 (pets/dogs/b.png)"
+
+
+def test_as_task_names_empty_class_folders(folder):
+    (folder / "birds").mkdir()
+    (folder / "fish").mkdir()
+    (folder / "fish" / "notes.txt").touch()
+    with pytest.raises(
+        ValueError, match=r"expected pictures in every class folder of .*pets, got none in birds, fish"
+    ):
+        as_task(folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["a.png", "b.jpg"], r"got 2 pictures and no folders; .*flat/cats/1.jpg"),
+        ([], r"got no folders; .*flat/cats/1.jpg"),
+    ],
+    ids=["pictures", "empty"],
+)
+def test_as_task_shows_the_layout_it_expects(tmp_path, files, message):
+    root = tmp_path / "flat"
+    root.mkdir()
+    for file in files:
+        (root / file).touch()
+    with pytest.raises(ValueError, match=f"expected a folder for each class in {root}, {message}"):
+        as_task(root)
+
+
+def test_as_task_refuses_a_path_that_is_no_folder(folder):
+    with pytest.raises(ValueError, match="missing, got nothing there"):
+        as_task(folder / "missing")
+    with pytest.raises(ValueError, match=r"stray.png, got a file"):
+        as_task(folder / "stray.png")
+
+
+def test_as_task_takes_a_list_of_paths(folder):
+    task = as_task(
+        [(folder / "dogs" / "b.png", 1), (str(folder / "cats" / "z.gif"), np.int64(0))], name="mine"
+    )
+    assert task.name == "mine"
+    assert task.labels.tolist() == [1, 0]
+    assert task.classes is None
+    assert task[0][0].dtype == torch.uint8
+    assert task[0][1] == 1
+
+
+def test_as_task_checks_every_path_before_any_work(folder):
+    pairs = [(folder / "stray.png", 0), (folder / "gone.png", 1), (folder / "dogs", 1)]
+    with pytest.raises(ValueError, match=r"got 2 of 3 that are not: .*gone.png, .*dogs; correct"):
+        as_task(pairs)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([("a.png", "cat")], r"got 'cat' \(str\) at index 0; number the classes"),
+        ([("a.png", 1.0)], r"got 1.0 \(float\)"),
+        (["a.png"], "got str at index 0; pair every path"),
+        ([("a.png", 0, 1)], "got tuple of length 3 at index 0"),
+        ([(torch.zeros(3, 2, 2), 0), ("a.png", 1)], "got Tensor at index 0; make them all of one kind"),
+        ([(5, 0)], "got int at index 0"),
+        ({"a.png": 0}, "got dict of length 1; pass pairs"),
+        (torch.zeros(4, 3, 2, 2), "got Tensor; pass pairs"),
+        (iter([("a.png", 0)]), "got list_iterator; give it __len__"),
+        (None, "got NoneType"),
+        (
+            DataLoader(TensorDataset(torch.zeros(2), torch.zeros(2))),
+            "got DataLoader; pass the data set inside",
+        ),
+        (type("Stream", (IterableDataset,), {"__iter__": iter})(), "got Stream; pass a map-style data set"),
+    ],
+    ids=lambda case: case if isinstance(case, str) else type(case).__name__,
+)
+def test_as_task_refuses_other_sources_and_says_what_to_do(source, message):
+    with pytest.raises(TypeError, match=rf"as_task: expected .*{message}"):
+        as_task(source)
+
+
+def test_as_task_takes_a_list_of_pictures():
+    task = as_task([(Image.new("L", (2, 2), 9), 1), (np.zeros((2, 2, 3), np.uint8), torch.tensor(0))])
+    assert task.labels.tolist() == [1, 0]
+    assert task[0][0].tolist() == [[[9, 9], [9, 9]]] * 3
+
+
+def test_as_task_returns_a_task_as_it_is_or_under_another_name():
+    task = as_task(Counting([0, 1]))
+    assert as_task(task) is task
+    assert as_task(task, name="other").name == "other"
+    assert task.name == "Counting"
+
+
+@pytest.mark.parametrize("attribute", ["targets", "labels", "_labels"])
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor], ids=["list", "array", "tensor"])
+def test_as_task_finds_labels_without_reading_pictures(attribute, kind):
+    dataset = Counting([1, 0, 2, 2], **{attribute: kind([1, 0, 2, 2])}, classes=["x", "y", "z"])
+    task = as_task(dataset)
+    assert task.labels.tolist() == [1, 0, 2, 2]
+    assert task.classes == ("x", "y", "z")
+    nested = as_task(Subset(ConcatDataset([dataset, Subset(dataset, np.array([3, 1]))]), [5, 4, 0]))
+    assert nested.labels.tolist() == [0, 2, 1]
+    assert nested.classes == ("x", "y", "z")
+    assert dataset.read == 0
+    assert [nested.item(i)[1] for i in range(3)] == [0, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        Counting([1, 0]),
+        Counting([1, 0], targets=[1, 0, 1]),
+        Counting([1, 0], labels=["cat", "dog"]),
+        Counting([1, 0], targets=torch.zeros(2, 40, dtype=torch.int64)),
+        Counting([1, 0], targets=[0, 1], target_transform=lambda label: 1 - label),
+        ConcatDataset([Counting([1], targets=[1]), Counting([0])]),
+    ],
+    ids=["none", "length", "names", "table", "transform", "half"],
+)
+def test_as_task_reads_labels_where_the_data_set_does_not_list_them(dataset):
+    task = as_task(dataset)
+    assert task.labels is None
+    labels = read_labels(task)
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [1, 0]
+
+
+def test_as_task_finds_the_labels_of_a_tensor_dataset():
+    task = as_task(TensorDataset(torch.zeros(3, 3, 2, 2), torch.tensor([0, 1, 1])))
+    assert task.labels.tolist() == [0, 1, 1]
+    assert task[2][1] == 1
+
+
+def test_as_task_takes_no_other_tensor_of_a_tensor_dataset_for_labels():
+    task = as_task(TensorDataset(torch.zeros(3, 3, 2, 2)))
+    assert task.labels is None
+    with pytest.raises(TypeError, match="got tuple of length 1 for picture 0"):
+        read_labels(task)
+
+
+def test_read_labels_reads_every_item_once_and_only_if_needed():
+    dataset = Counting([0, 1, 1])
+    read_labels(as_task(dataset))
+    assert dataset.read == 3
+    listed = Counting([0, 1], targets=[0, 1])
+    read_labels(as_task(listed))
+    assert listed.read == 0
+
+
+def test_read_labels_names_the_picture_it_cannot_read():
+    class Broken(Counting):
+        def __getitem__(self, index):
+            return super().__getitem__(index) if index else {}["gone"]
+
+    with pytest.raises(ValueError, match="got picture 0: KeyError: 'gone'; mend or remove"):
+        read_labels(as_task(Broken([0, 1])))
+
+
+@pytest.mark.parametrize("label", ["cat", 1.0, True, None, torch.tensor([1])], ids=repr)
+def test_task_refuses_an_item_whose_label_is_no_integer(label):
+    with pytest.raises(TypeError, match=r"Task: expected integer labels .* at picture 1"):
+        as_task(Counting([0, label]))[1]
+
+
+def test_task_refuses_an_item_that_is_no_pair():
+    class Triples(Counting):
+        def __getitem__(self, index):
+            return (*super().__getitem__(index), "extra")
+
+    with pytest.raises(
+        TypeError, match=r"expected pairs of \(picture, label\), got tuple of length 3 for picture 1"
+    ):
+        as_task(Triples([0, 1]))[1]
+
+
+def test_task_refuses_an_item_that_contradicts_the_listed_labels():
+    with pytest.raises(ValueError, match="expected label 0 as listed by the data set, got 1 for picture 1"):
+        as_task(Counting([0, 1], targets=[0, 0]))[1]
+
+
+def test_task_chains_a_foreign_error_and_leaves_value_errors_alone():
+    class Failing(Counting):
+        def __getitem__(self, index):
+            raise self.given[index]
+
+    task = as_task(Failing([RuntimeError("disk"), ValueError("mine")]))
+    with pytest.raises(ValueError, match=r"^RuntimeError: disk$") as caught:
+        task[0]
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    with pytest.raises(ValueError, match=r"^mine$"):
+        task[1]
+
+
+def test_task_gives_the_item_itself_where_it_is_already_preprocessed():
+    normalised = torch.randn(3, 4, 4) * 3
+    assert as_task([(normalised, 0)]).item(0)[0] is normalised
+
+
+def test_describe_finds_the_file_through_wrappers(folder):
+    from torchvision.datasets import ImageFolder
+
+    images = ImageFolder(folder, allow_empty=True)
+    task = as_task(folder)
+    wrapped = as_task(ConcatDataset([Subset(task, [3, 2]), images]))
+    assert wrapped.describe(0) == "picture 0 (dogs/b.png)"
+    assert wrapped.describe(2) == f"picture 2 ({images.samples[0][0]})"
+    assert wrapped.labels.tolist()[:2] == [1, 1]
+    assert as_task(Counting([0, 1])).describe(1) == "picture 1"
+
+
+def test_as_task_agrees_with_torchvisions_image_folder(folder):
+    from torchvision.datasets import ImageFolder
+
+    images = ImageFolder(
+        folder,
+        is_valid_file=lambda path: not os.path.basename(path).startswith((".", "notes")),
+        allow_empty=True,
+    )
+    wrapped = as_task(
+        Subset(images, [i for i, c in enumerate(images.targets) if images.classes[c][0] != "."])
+    )
+    task = as_task(folder)
+    assert wrapped.name == "ImageFolder"
+    assert sorted(int(wrapped[i][0][0, 0, 0]) for i in range(4)) == sorted(
+        int(task[i][0][0, 0, 0]) for i in range(4)
+    )
+
+
+def test_task_can_be_pickled(folder):
+    for task in (
+        as_task(folder),
+        as_task([(folder / "stray.png", 0)]),
+        as_task(Counting([1, 0], targets=[1, 0])),
+    ):
+        copy = pickle.loads(pickle.dumps(task))
+        assert isinstance(copy, Task)
+        assert copy.labels.tolist() == task.labels.tolist()
+        assert copy.describe(0) == task.describe(0)
+
+
+def test_task_reaches_a_spawned_worker(folder):
+    task = as_task(folder)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        image, label = pool.apply(task.__getitem__, (3,))
+    assert (int(image[0, 0, 0]), label) == (20, 1)
