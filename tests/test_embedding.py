@@ -1,0 +1,288 @@
+"""The embedding's own checks, its file, and what may be compared with what."""
+
+import dataclasses
+import errno
+import json
+import os
+
+import pytest
+import safetensors.torch
+import torch
+
+from task2vec_ext._atomic import atomic_path
+from task2vec_ext.embedding import Embedding, HeadInfo, Layer, ProbeInfo, check_comparable
+
+LAYERS = (
+    Layer("conv1", "conv", 0, 3, 27),
+    Layer("bn1", "batchnorm", 3, 6, 1),
+    Layer("fc", "linear", 6, 8, 3),
+)
+
+
+def make(name: str = "birds", **changes) -> Embedding:
+    fields = {
+        "fisher": torch.rand(8, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+        "prior": torch.full((8,), 1e-7, dtype=torch.float64),
+        "layers": LAYERS,
+        "probe": ProbeInfo("resnet18", "IMAGENET1K_V1", "ab" * 32),
+        "head": HeadInfo("lbfgs", 2, 0.75, 0.1 + 0.2, 1e-3, False),
+        "recipe": {"estimator": "signed", "seed": 0, "preprocess": {"size": 112}, "include_batchnorm": True},
+        "num_samples": 40,
+        "num_skipped": 1,
+        "name": name,
+        "classes": ("Zaunkönig", "山雀"),
+    }
+    return Embedding(**{**fields, **changes})
+
+
+def assert_same(a: Embedding, b: Embedding) -> None:
+    for field in dataclasses.fields(Embedding):
+        mine, theirs = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(mine, torch.Tensor):
+            assert mine.dtype == theirs.dtype
+            assert mine.numpy().tobytes() == theirs.numpy().tobytes()  # to the bit, -0.0 included
+        else:
+            assert mine == theirs
+            assert type(mine) is type(theirs)
+
+
+def test_norm_is_the_sum_and_layer_the_slice():
+    embedding = make(fisher=torch.arange(8, dtype=torch.float64))
+    assert embedding.norm == 28.0
+    assert embedding.layer("fc").tolist() == [6.0, 7.0]
+    assert len(embedding) == 8
+    with pytest.raises(ValueError, match=r"expected one of conv1, bn1, fc; got 'conv2'"):
+        embedding.layer("conv2")
+
+
+def test_repr_is_one_line_that_names_what_matters():
+    text = repr(make())
+    assert "\n" not in text
+    for part in ("'birds'", "K=8", "N=40", "norm=", "75.0%", "resnet18", "IMAGENET1K_V1"):
+        assert part in text
+
+
+def test_embedding_does_not_share_memory_with_the_caller():
+    fisher, recipe = torch.ones(8, dtype=torch.float64), {"preprocess": {"mean": (0.5, 0.5)}}
+    embedding = make(fisher=fisher, recipe=recipe)
+    fisher[0] = 7
+    recipe["preprocess"]["mean"] = "changed"
+    assert embedding.fisher[0] == 1
+    assert embedding.recipe == {"preprocess": {"mean": [0.5, 0.5]}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"fisher": torch.ones(8)}, TypeError, "fisher to be a torch.float64"),
+        ({"prior": [1.0] * 8}, TypeError, "prior to be a torch.float64 tensor, got list"),
+        ({"fisher": torch.ones(2, 4, dtype=torch.float64)}, ValueError, r"shape \[2, 4\]"),
+        ({"fisher": torch.ones(0, dtype=torch.float64)}, ValueError, "K >= 1"),
+        ({"prior": torch.ones(7, dtype=torch.float64)}, ValueError, r"prior of shape \[8\]"),
+        ({"fisher": torch.tensor([0.0] * 7 + [-1e-9], dtype=torch.float64)}, ValueError, "index 7"),
+        (
+            {"fisher": torch.tensor([0.0, torch.nan] * 4, dtype=torch.float64)},
+            ValueError,
+            "nan at index 1.*4 such",
+        ),
+        ({"prior": torch.tensor([torch.inf] * 8, dtype=torch.float64)}, ValueError, "prior to be finite"),
+        ({"layers": LAYERS[:2]}, ValueError, r"tile \[0, 8\), got layers up to 6"),
+        ({"layers": LAYERS[1:]}, ValueError, "starts at 0"),
+        ({"layers": (Layer("a", "conv", 0, 5, 1), Layer("b", "conv", 4, 8, 1))}, ValueError, "starts at 5"),
+        ({"layers": (Layer("a", "conv", 0, 0, 1), Layer("b", "conv", 0, 8, 1))}, ValueError, "stop > start"),
+        ({"layers": (Layer("a", "conv", 0, 8, 0),)}, ValueError, "fan_in >= 1"),
+        ({"layers": (Layer("a", "pool", 0, 8, 1),)}, ValueError, "layer kind"),
+        (
+            {"layers": (Layer("a", "conv", 0, 4, 1), Layer("a", "conv", 4, 8, 1))},
+            ValueError,
+            "names that differ",
+        ),
+        ({"recipe": {"seed": torch.tensor(0)}}, TypeError, "JSON can hold"),
+        ({"recipe": {"lr": float("nan")}}, TypeError, "JSON can hold"),
+        ({"num_samples": 0}, ValueError, "num_samples >= 1"),
+        ({"num_skipped": -1}, ValueError, "num_skipped >= 0"),
+        ({"head": HeadInfo("lbfgs", 2, 1.5, 0.1, 0.1, True)}, ValueError, "accuracy"),
+        ({"head": HeadInfo("lbfgs", 2, 0.5, float("inf"), 0.1, True)}, ValueError, "finite nll"),
+        ({"classes": ("one",)}, ValueError, "each of the 2 classes, got 1"),
+    ],
+)
+def test_embedding_refuses(changes, error, message):
+    with pytest.raises(error, match=message):
+        make(**changes)
+
+
+# ---- the file
+
+
+def test_save_and_load_give_back_every_bit(tmp_path):
+    extreme = torch.tensor([0.0, 5e-324, 1e-300, 1 / 3, 1.0, 2.4, 1e200, 1.7e308], dtype=torch.float64)
+    for name, classes in (
+        ('Vögel 鳥 \U0001f426 "quoted" \\', ("a", "b")),
+        ("", None),
+        ("caf\udce9\n", ("", "\0")),
+    ):
+        embedding = make(name, fisher=extreme, classes=classes)
+        embedding.save(tmp_path / "ü 鳥.safetensors")
+        assert_same(Embedding.load(tmp_path / "ü 鳥.safetensors"), embedding)
+
+
+def test_save_is_deterministic_and_any_safetensors_reader_reads_it(tmp_path):
+    for path in ("a", "b"):
+        make().save(tmp_path / path)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert torch.equal(safetensors.torch.load_file(tmp_path / "a")["fisher"], make().fisher)
+
+
+def test_load_refuses_every_changed_byte_every_truncation_and_a_longer_file(tmp_path):
+    path = tmp_path / "birds.safetensors"
+    make().save(path)
+    whole = path.read_bytes()
+    for index in range(len(whole)):
+        for flip in (0x01, 0x20, 0xFF):
+            damaged = bytearray(whole)
+            damaged[index] ^= flip
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=r"Embedding.load: .*birds\.safetensors"):
+                Embedding.load(path)
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"birds\.safetensors"):
+            Embedding.load(path)
+    path.write_bytes(whole + b"\0")
+    with pytest.raises(ValueError, match="damaged"):
+        Embedding.load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "found no such file"),
+        (b"", "not a safetensors file"),
+        (b"PK\x03\x04 a zip, as torch.save writes", "not a safetensors file"),
+        (safetensors.torch.save({"fisher": torch.ones(2)}), "not written by Embedding.save"),
+        (safetensors.torch.save({"fisher": torch.ones(2)}, {"task2vec_ext": "[]"}), "damaged"),
+        (safetensors.torch.save({"fisher": torch.ones(2)}, {"task2vec_ext": "[" * 100_000}), "damaged"),
+        (safetensors.torch.save({}, {"task2vec_ext": json.dumps({"format": 1, "sha256": ""})}), "damaged"),
+        (
+            safetensors.torch.save({}, {"task2vec_ext": json.dumps({"format": 3, "sha256": "0" * 64})}),
+            r"newer task2vec_ext \(format 3; this one reads up to 1\): upgrade",
+        ),
+    ],
+    ids=["missing", "empty", "zip", "foreign", "no-record", "deep", "no-digest", "newer"],
+)
+def test_load_refuses_what_is_no_embedding(tmp_path, content, message):
+    path = tmp_path / "file.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        Embedding.load(path)
+    assert str(path) in str(caught.value)
+
+
+# ---- atomic_path
+
+
+@pytest.mark.parametrize(
+    "interruption", [KeyboardInterrupt, ValueError("broken"), OSError(errno.ENOSPC, "No space left")]
+)
+def test_atomic_path_leaves_the_old_file_and_no_other_when_interrupted(tmp_path, interruption):
+    target = tmp_path / "matrix.png"
+    target.write_text("old")
+    expected = interruption if isinstance(interruption, type) else type(interruption)
+
+    def write_half() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text("half of the n")
+            raise interruption
+
+    with pytest.raises(expected) as caught:
+        write_half()
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["matrix.png"]
+    if expected is OSError:
+        assert caught.value.errno == errno.ENOSPC
+        assert "matrix.png: No space left; nothing was written" in str(caught.value)
+
+
+def test_atomic_path_replaces_the_file_in_one_step_with_the_usual_permissions(tmp_path):
+    target, plain = tmp_path / "matrix.png", tmp_path / "plain"
+    target.write_text("old")
+    plain.write_text("")
+    with atomic_path(target) as temporary:
+        temporary.write_text("new")
+        assert (temporary.parent, temporary.suffix) == (tmp_path, ".png")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert target.stat().st_mode == plain.stat().st_mode
+    assert sorted(os.listdir(tmp_path)) == ["matrix.png", "plain"]
+
+
+def test_atomic_path_takes_the_longest_legal_name_and_follows_a_link(tmp_path):
+    real, link = tmp_path / ("n" * 251 + ".png"), tmp_path / "link"
+    link.symlink_to(real)
+    with atomic_path(link) as temporary:
+        temporary.write_text("new")
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+
+
+def test_atomic_path_names_a_missing_folder_and_refuses_what_is_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no/where\.png.*nothing was written"):
+        make().save(tmp_path / "no" / "where.png")
+    for target in (tmp_path, os.devnull):
+        with pytest.raises(ValueError, match="expected a file to write"), atomic_path(target):
+            pytest.fail("the block must not run")
+
+
+# ---- check_comparable
+
+
+def test_check_comparable_accepts_what_may_differ():
+    check_comparable([])
+    estimators = ("exact", "signed", "sampled")
+    recipes = [{**make().recipe, "estimator": estimator, "seed": i} for i, estimator in enumerate(estimators)]
+    head = dataclasses.replace(make().head, num_classes=7, accuracy=0.5, nll=2.0)
+    check_comparable(
+        [make(recipe=recipe) for recipe in recipes] + [make(num_samples=3, head=head, classes=None)]
+    )
+    check_comparable([make(recipe={"estimator": "empirical"}), make(recipe={"estimator": "empirical"})])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"probe": ProbeInfo("resnet34", "mine.pth", "cd" * 32)},
+            r"resnet18 IMAGENET1K_V1 \(ab.* against resnet34 mine",
+        ),
+        (
+            {"layers": (Layer("conv1", "conv", 0, 8, 27),)},
+            r"layers: Layer\(name='conv1'.*stop=3.* against .*stop=8",
+        ),
+        ({"recipe": {**make().recipe, "preprocess": {"size": 96}}}, "preprocess size: 112 against 96"),
+        ({"recipe": {**make().recipe, "preprocess": None}}, "preprocess: .* against None"),
+        ({"recipe": {**make().recipe, "include_batchnorm": False}}, "include_batchnorm: True against False"),
+        ({"recipe": {**make().recipe, "estimator": "empirical"}}, "estimator: signed against empirical"),
+        ({"recipe": {**make().recipe, "estimator": "variational"}}, "estimator: signed against variational"),
+        ({"head": dataclasses.replace(make().head, method="adam")}, "head method: lbfgs against adam"),
+        ({"head": dataclasses.replace(make().head, l2=1.0)}, "head l2: 0.001 against 1.0"),
+        (
+            {"head": dataclasses.replace(make().head, class_balanced=True)},
+            "head class_balanced: False against True",
+        ),
+    ],
+)
+def test_check_comparable_names_both_and_the_difference(changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        check_comparable([make(), make("also birds"), make("fish", **changes)])
+    assert "'birds' (number 0) and 'fish' (number 2)" in str(caught.value)
+
+
+def test_check_comparable_lists_every_difference_and_where_one_layer_list_goes_on():
+    longer = (*LAYERS, Layer("more", "conv", 8, 9, 1))
+    nine = torch.ones(9, dtype=torch.float64)
+    other = make(fisher=nine, prior=nine, layers=longer, head=dataclasses.replace(make().head, l2=1.0))
+    with pytest.raises(
+        ValueError, match=r"layers: 3 \(K = 8\) against 4 \(K = 9\); head l2: 0.001 against 1.0"
+    ):
+        check_comparable([make(), other])
