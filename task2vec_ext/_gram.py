@@ -108,12 +108,12 @@ def _columns(input: Tensor, conv: ConvGeometry, rows: slice, shifted: bool, dtyp
 def _largest_block(conv: ConvGeometry, shifted: bool, budget: int) -> tuple[int, int]:
     """Return how many samples and output rows at once stay within `budget` numbers (at least one of each)."""
 
-    def numbers(height: int) -> int:  # of one sample: both strips, the Gram block, A and δA
+    def numbers(height: int) -> int:  # of one sample: both strips, the Gram block, A, δ_I, δ_J and δ_I·A
         positions = height * conv.out_size[1]
         pixels = _span(conv, 0, height) * _span(conv, 1, conv.out_size[1]) if shifted else positions
         strip = conv.channels * _span(conv, 0, height) * _span(conv, 1, conv.out_size[1])
         strip += 0 if shifted else conv.groups * conv.patch_size * positions
-        return 2 * strip + conv.groups * (pixels**2 + positions**2) + 2 * conv.filters * positions
+        return 2 * strip + conv.groups * (pixels**2 + positions**2) + 3 * conv.filters * positions
 
     height = conv.out_size[0]
     while height > 1 and numbers(height) > budget:

@@ -116,6 +116,7 @@ def compile_kernels(capability: tuple[int, int]) -> Any:
                 extra_include_paths=[str(source / "csrc")],
                 extra_cflags=["-O3", "-std=c++20", "-fopenmp", *_defines(name)],
                 extra_cuda_cflags=["-O3", "-std=c++20", "-lineinfo"],
+                extra_ldflags=["-fopenmp", *(f"-L{folder}" for folder in _cudart_folders(cpp_extension.CUDA_HOME))],
                 with_cuda=True,
             )
         except Exception as error:
@@ -125,6 +126,13 @@ def compile_kernels(capability: tuple[int, int]) -> Any:
 def source_folder() -> Path:
     """Return the folder that holds ``csrc/`` and ``python/``, installed beside the native module."""
     return Path(_C.__file__).with_name("_src")
+
+
+def _cudart_folders(cuda_home: str) -> list[Path]:
+    """Where libcudart may lie: torch asks CUDA_HOME/lib64 alone, which an nvcc outside its toolkit leads astray."""
+    homes = [os.environ.get("CUDA_PATH", ""), cuda_home, "/usr/local/cuda"]
+    folders = [Path(home, lib) for home in homes if home for lib in ("lib64", "lib")]
+    return [folder for folder in folders if (folder / "libcudart.so").exists()]
 
 
 def _defines(architecture: str) -> list[str]:

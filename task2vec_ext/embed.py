@@ -137,6 +137,7 @@ def fisher_embed(
         recipe={
             "estimator": estimator,
             "seed": seed,
+            "num_samples": num_samples,
             "preprocess": None if net.preprocess is None else net.preprocess.to_dict(),
             "layers": None if layers is None else list(layers),
             "include_batchnorm": include_batchnorm,

@@ -1,0 +1,67 @@
+"""Small tables: nearest neighbours, CSV files, file names."""
+
+from __future__ import annotations
+
+import csv
+import re
+from typing import TYPE_CHECKING, Any
+
+from ._atomic import atomic_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+
+def nearest(distances: Tensor) -> list[tuple[int, float]]:
+    """Return, for every column (target) of ``[T, T]``, the nearest other row (source) and its distance.
+
+    Args:
+        distances: ``[T, T]``, T ≥ 2.
+
+    Returns:
+        T pairs of (index, distance).
+    """
+    others = distances.clone()
+    others.fill_diagonal_(float("inf"))
+    values, indices = others.min(0)
+    return list(zip(indices.tolist(), values.tolist(), strict=True))
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file with a header, atomically; numbers in full precision.
+
+    Args:
+        path: the file.
+        columns: the header.
+        rows: one sequence a line.
+    """
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def write_matrix(path: Path, names: Sequence[str], matrix: Tensor) -> None:
+    """Write ``[T, T]`` as CSV with the names along both sides, atomically.
+
+    Args:
+        path: the file.
+        names: T names.
+        matrix: rows are sources, columns are targets.
+    """
+    write_table(path, ("", *names), ([name, *row] for name, row in zip(names, matrix.tolist(), strict=True)))
+
+
+def safe_name(name: str) -> str:
+    """Return `name` as a file name that every file system takes.
+
+    Args:
+        name: what people call a task.
+
+    Returns:
+        Letters, digits, ``.``, ``-`` and ``_``; never empty, hidden or longer than 150 characters.
+    """
+    return re.sub(r"[^\w.-]+", "_", name).strip("._")[:150] or "task"

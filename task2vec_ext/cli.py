@@ -1,0 +1,282 @@
+"""The command line: ``task2vec demo | embed | distances | info``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from .embedding import Embedding
+
+app = typer.Typer(
+    help="Turn image data sets into vectors (Task2Vec) and compare them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # one line, or the plain traceback with --debug
+    rich_markup_mode=None,
+)
+
+# Mistakes in the input or the environment: one line. Anything else is a bug and keeps its traceback.
+_EXPECTED = (ValueError, TypeError, NotImplementedError, RuntimeError, OSError, ImportError, MemoryError)
+_MATRIX_COLUMNS = 12  # tasks whose whole matrix is still readable in a terminal
+
+# Literals, repeated here so that --help need not import torch's side of the package twice.
+Estimator = Literal["signed", "exact", "sampled", "empirical"]
+Kind = Literal[
+    "sym",
+    "sym_scaled",
+    "asym",
+    "asym_scaled",
+    "cosine",
+    "normalized_cosine",
+    "correlation",
+    "entropy",
+    "kl",
+    "asymmetric_kl",
+    "jsd",
+]
+
+
+def main() -> NoReturn:
+    """Run the command line: exit code 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(arguments, prog_name="task2vec")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")  # pragma: no cover  # click turns it into Abort first
+    except _EXPECTED as error:
+        if debug:
+            raise
+        print(f"task2vec: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from ._native import build_info
+
+        info = build_info()
+        cuda = f"CUDA {info.cuda_version} for {', '.join(info.cuda_architectures or ())}" if info.cuda_version else "no CUDA"
+        print(f"task2vec_ext {info.version} ({info.compiler}, {cuda}, OpenMP {info.openmp or 'off'})")
+        raise typer.Exit
+
+
+@app.callback(epilog="Every command takes --debug: show the traceback of an error.")
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print version and build, and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Hold the options of the program itself."""
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("task2vec-demo"),
+    seed: Annotated[int, typer.Option(help="Seed of pictures and embeddings.")] = 0,
+) -> None:
+    """See it work: tasks made from real handwriting, photographs and drawings, embedded and compared.
+
+    Needs no network: the pictures come from scikit-learn and from a drawing program, the probe from this package.
+    """
+    from .demo.run import run_demo
+
+    console = _console()
+    with console.status("drawing the pictures …") as status:
+        result = run_demo(output, seed=seed, report=status.update)
+    from ._tables import nearest
+
+    rows = [
+        (e.name, str(task.family), str(e.head.num_classes), f"{e.head.accuracy:.0%}", f"{e.norm:.3g}", result.tasks[other].name, f"{distance:.3f}")
+        for task, e, (other, distance) in zip(result.tasks, result.embeddings, nearest(result.distances), strict=True)
+    ]
+    _print_table(console, ("task", "family", "classes", "head", "norm", "nearest task", "distance"), rows)
+    own = sum(
+        task.family == result.tasks[other].family
+        for task, (other, _) in zip(result.tasks, nearest(result.distances), strict=True)
+    )
+    console.print(f"\n{own} of {len(rows)} tasks have their nearest neighbour in their own family. ({result.seconds:.0f} s)")
+    for what, path in result.files.items():
+        print(f"{what:>10}: {path}")
+
+
+@app.command()
+def embed(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders that hold one folder of pictures per class.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the embeddings, one .safetensors per task.")],
+    probe: Annotated[str, typer.Option(help="resnet18 … resnet152, resnext…, wide_resnet…, or tiny (ships with the package).")] = "resnet34",
+    weights: Annotated[
+        str | None, typer.Option(help="Checkpoint (.safetensors, .pth) or torchvision's name for its weights; default: ImageNet.")
+    ] = None,
+    estimator: Annotated[Estimator, typer.Option(help="How the expectation over labels is taken.")] = "signed",
+    num_samples: Annotated[int | None, typer.Option(help="At most so many pictures a task; default: all.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Crop in pixels; default: what the weights were trained with.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: CUDA where there is one.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 32,
+    num_workers: Annotated[int, typer.Option(help="Processes that decode pictures.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read, and count them.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Embed again what is there already.")] = False,
+) -> None:
+    """Embed folders of pictures: one vector for each task, saved in a folder.
+
+    Interrupted work goes on where it stopped: tasks embedded before, with the same settings, are kept.
+    """
+    from ._tables import safe_name
+    from .data import as_task, check_labels
+    from .embed import fisher_embed
+    from .embedding import Embedding
+    from .probe import load_probe
+
+    tasks = [as_task(path) for path in paths]
+    files = [output / f"{safe_name(task.name)}.safetensors" for task in tasks]
+    for path, file in zip(paths, files, strict=True):
+        if files.count(file) > 1:
+            raise ValueError(f"embed: expected folders of different names, got {path.resolve().name!r} twice; rename one.")
+    for task in tasks:
+        assert task.labels is not None  # folders know theirs
+        check_labels(task.labels, who=f"embed: {task.name}")
+    net = load_probe(probe, weights=weights, image_size=image_size)
+    _check_writable(output)
+    console, done = _console(), []
+    for task, file in zip(tasks, files, strict=True):
+        settings = {"estimator": estimator, "seed": seed, "num_samples": num_samples}
+        if file.exists() and not overwrite:
+            done.append(_kept(Embedding.load(file), file, net, settings))
+            continue
+        embedding = fisher_embed(
+            task,
+            net,
+            estimator=estimator,
+            num_samples=num_samples,
+            device=device,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            on_error="skip" if skip_unreadable else "raise",
+        )
+        embedding.save(file)
+        done.append(embedding)
+    rows = [
+        (e.name, str(e.head.num_classes), f"{e.num_samples:,}", str(e.num_skipped), f"{e.head.accuracy:.1%}", f"{e.norm:.4g}", str(file))
+        for e, file in zip(done, files, strict=True)
+    ]
+    _print_table(console, ("task", "classes", "pictures", "skipped", "head", "norm", "file"), rows)
+
+
+@app.command()
+def distances(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of embeddings (.safetensors).")],
+    kind: Annotated[Kind, typer.Option(help="Which distance; sym is the paper's d_sym, asym its d_asym.")] = "sym",
+    alpha: Annotated[float, typer.Option(help="Weight of the trivial task in asym and asym_scaled.")] = 0.15,
+    csv: Annotated[Path | None, typer.Option(help="Write the matrix to this CSV file.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the clustered matrix to this file (.png, .svg, .pdf).")] = None,
+) -> None:
+    """Compare embeddings: each task's nearest one, the matrix as CSV, the clustered matrix as a picture."""
+    from ._tables import nearest, write_matrix
+    from .distance import distance_matrix
+    from .embedding import Embedding
+
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) < 2:
+        raise ValueError(f"distances: expected two or more embeddings (*.safetensors) in {folder}, found {len(files)}.")
+    embeddings = [Embedding.load(file) for file in files]
+    names = [e.name or file.stem for e, file in zip(embeddings, files, strict=True)]
+    matrix = distance_matrix(embeddings, kind, alpha=alpha)
+    if csv is not None:
+        write_matrix(csv, names, matrix)
+    if png is not None:
+        from .plot import plot_matrix, save_figure
+
+        save_figure(plot_matrix(matrix, names, title=f"Distance between tasks ({kind})"), png)
+    console = _console()
+    pairs = nearest(matrix)
+    if len(names) <= _MATRIX_COLUMNS:
+        columns = ("", *(str(number) for number in range(1, len(names) + 1)))
+        rows = [(f"{i}  {name}", *(f"{d:.3f}" for d in row)) for i, (name, row) in enumerate(zip(names, matrix.tolist(), strict=True), 1)]
+    else:
+        columns = ("task", "nearest task", "distance")
+        rows = [(name, names[other], f"{distance:.4f}") for name, (other, distance) in zip(names, pairs, strict=True)]
+    _print_table(console, columns, rows)
+    for what, path in (("matrix", csv), ("picture", png)):
+        if path is not None:
+            print(f"{what:>8}: {path}")
+
+
+@app.command()
+def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding (.safetensors).")]) -> None:
+    """Print what an embedding is and how it was made."""
+    from .embedding import Embedding
+
+    embedding = Embedding.load(file)
+    print(embedding)
+    rows = {
+        "classes": ", ".join(embedding.classes) if embedding.classes else str(embedding.head.num_classes),
+        "pictures": f"{embedding.num_samples:,} ({embedding.num_skipped} skipped)",
+        "norm": f"{embedding.norm:.6g} nats² per weight²",
+        "probe": f"{embedding.probe.name} {embedding.probe.weights}, fingerprint {embedding.probe.fingerprint[:16]}",
+        **{f"head {key}": str(value) for key, value in asdict(embedding.head).items()},
+        **{key: str(value) for key, value in embedding.recipe.items()},
+    }
+    for key, value in rows.items():
+        print(f"{key:>20}: {value}")
+    print(f"{'layers':>20}: {len(embedding.layers)}")
+    for layer in embedding.layers:
+        mean = float(embedding.layer(layer.name).mean())
+        print(f"{'':>20}  {layer.name:<28} {layer.kind:<9} {layer.stop - layer.start:>5} filters  mean F {mean:.3e}")
+
+
+def _kept(embedding: Embedding, file: Path, probe: Any, settings: dict[str, Any]) -> Embedding:
+    """Return an embedding of an earlier run if it was made with these settings, or raise."""
+    found = {key: embedding.recipe.get(key) for key in settings}
+    preprocess = None if probe.preprocess is None else probe.preprocess.to_dict()
+    if embedding.probe.fingerprint == probe.fingerprint and found == settings and embedding.recipe["preprocess"] == preprocess:
+        return embedding
+    raise ValueError(f"embed: {file} is there already, made with other settings ({embedding}); pass --overwrite, or another --output.")
+
+
+def _check_writable(folder: Path) -> None:
+    """Find out now, not after the first hour."""
+    import tempfile
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise OSError(f"embed: cannot write into {folder} ({error.strerror}); choose another --output.") from error
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # Into a file or a pipe: wide enough that no name is cut.
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def _print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        numeric = bool(rows) and rows[0][number][:1].isdigit() and number > 0
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: names are shown, not read as markup
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
