@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--task", default="cub_order_charadriiformes")
     parser.add_argument("--num-samples", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--l2", type=float, nargs="+", default=[DEFAULT_L2], help="L2 of the head: smaller, more confident")
+    parser.add_argument("--l2", type=float, nargs="+", default=[DEFAULT_L2["lbfgs"]], help="L2 of the head: smaller, more confident")
     options = parser.parse_args()
 
     (real,) = _real.real_tasks(options.data, only=[options.task])

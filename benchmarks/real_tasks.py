@@ -24,7 +24,7 @@ def main() -> None:
     parser = _real.parser(__doc__ or "")
     parser.add_argument("--per-domain", type=int, default=6, help="tasks of each domain at most")
     parser.add_argument("--num-samples", type=int, default=160, help="pictures of each task at most")
-    parser.add_argument("--l2", type=float, default=DEFAULT_L2, help="L2 penalty of the head")
+    parser.add_argument("--l2", type=float, default=DEFAULT_L2["lbfgs"], help="L2 penalty of the head")
     parser.add_argument("--estimator", default="signed")
     parser.add_argument("--keep", type=_real.Path, help="folder that keeps the embeddings, so that a second run resumes")
     options = parser.parse_args()

@@ -46,6 +46,10 @@ class ConvGeometry:
         """Q: output locations."""
         return self.out_size[0] * self.out_size[1]
 
+    def span(self, axis: int, outputs: int) -> int:
+        """Padded input rows (axis 0) or columns (axis 1) that `outputs` consecutive output rows or columns read."""
+        return (outputs - 1) * self.stride[axis] + (self.kernel[axis] - 1) * self.dilation[axis] + 1
+
 
 def _pair(name: str, value: Sequence[int], least: int) -> tuple[int, int]:
     if len(value) != 2 or value[0] < least or value[1] < least:

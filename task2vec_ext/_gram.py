@@ -57,15 +57,21 @@ def gram_route(
     window = _window(conv, shifted)
     samples, height = _largest_block(conv, shifted, workspace_bytes // dtype.itemsize)
     out = input.new_zeros((conv.samples, conv.filters), dtype=dtype)
+
+    def add_pair(batch: slice, left: Tensor, rows: slice, columns: slice) -> None:
+        # A function of its own, so that one pair's matrices are gone before the next one's are made.
+        right = left if columns == rows else _columns(input[batch], conv, columns, shifted, dtype)
+        gram = left.transpose(-1, -2) @ right  # [n, groups, M_I, M_J]
+        form = quadratic_form(gram, grad_output[batch, :, rows], grad_output[batch, :, columns], window)
+        out[batch] += form if columns == rows else 2 * form
+
     for first in range(0, conv.samples, samples):
         batch = slice(first, first + samples)
         for rows in _strips(conv.out_size[0], height, 0):
             left = _columns(input[batch], conv, rows, shifted, dtype)
             for columns in _strips(conv.out_size[0], height, rows.start):
-                right = left if columns == rows else _columns(input[batch], conv, columns, shifted, dtype)
-                gram = left.transpose(-1, -2) @ right  # [n, groups, M_I, M_J]
-                form = quadratic_form(gram, grad_output[batch, :, rows], grad_output[batch, :, columns], window)
-                out[batch] += form if columns == rows else 2 * form
+                add_pair(batch, left, rows, columns)
+            del left
     # A is positive semi-definite; rounding may leave a vanishing form a hair below zero.
     return out.clamp_(min=0)
 
@@ -73,12 +79,7 @@ def gram_route(
 def _window(conv: ConvGeometry, shifted: bool) -> Window:
     if not shifted:
         return Window((1, 1), (1, 1), (1, 1), conv.out_size[1], conv.out_size[1])
-    return Window(conv.kernel, conv.stride, conv.dilation, _span(conv, 1, conv.out_size[1]), conv.out_size[1])
-
-
-def _span(conv: ConvGeometry, axis: int, outputs: int) -> int:
-    """Padded input rows (axis 0) or columns (axis 1) that `outputs` consecutive output rows or columns read."""
-    return (outputs - 1) * conv.stride[axis] + (conv.kernel[axis] - 1) * conv.dilation[axis] + 1
+    return Window(conv.kernel, conv.stride, conv.dilation, conv.span(1, conv.out_size[1]), conv.out_size[1])
 
 
 def _strips(rows: int, height: int, start: int) -> Iterator[slice]:
@@ -92,12 +93,12 @@ def _columns(input: Tensor, conv: ConvGeometry, rows: slice, shifted: bool, dtyp
     Shifted: D = group_channels, M = padded pixels that the strip reads. Otherwise D = P, M = the strip's locations.
     """
     top = rows.start * conv.stride[0] - conv.padding[0]
-    bottom = top + _span(conv, 0, rows.stop - rows.start)
-    right = _span(conv, 1, conv.out_size[1]) - conv.padding[1] - conv.size[1]
+    bottom = top + conv.span(0, rows.stop - rows.start)
+    right = conv.span(1, conv.out_size[1]) - conv.padding[1] - conv.size[1]
     first, last = max(top, 0), max(min(bottom, conv.size[0]), max(top, 0))
     strip = input[:, :, first:last].to(dtype)
     if last == first:  # the strip lies in the padding altogether
-        pixels = strip.new_zeros((strip.shape[0], conv.channels, bottom - top, _span(conv, 1, conv.out_size[1])))
+        pixels = strip.new_zeros((strip.shape[0], conv.channels, bottom - top, conv.span(1, conv.out_size[1])))
     else:
         pixels = F.pad(strip, (conv.padding[1], right, first - top, bottom - last))
     if not shifted:
@@ -110,8 +111,8 @@ def _largest_block(conv: ConvGeometry, shifted: bool, budget: int) -> tuple[int,
 
     def numbers(height: int) -> int:  # of one sample: both strips, the Gram block, A, δ_I, δ_J and δ_I·A
         positions = height * conv.out_size[1]
-        pixels = _span(conv, 0, height) * _span(conv, 1, conv.out_size[1]) if shifted else positions
-        strip = conv.channels * _span(conv, 0, height) * _span(conv, 1, conv.out_size[1])
+        pixels = conv.span(0, height) * conv.span(1, conv.out_size[1]) if shifted else positions
+        strip = conv.channels * conv.span(0, height) * conv.span(1, conv.out_size[1])
         strip += 0 if shifted else conv.groups * conv.patch_size * positions
         return 2 * strip + conv.groups * (pixels**2 + positions**2) + 3 * conv.filters * positions
 

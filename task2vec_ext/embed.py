@@ -13,7 +13,8 @@ from ._progress import progress_bar
 from .data import Batch, Preprocess, as_task, batches, check_labels, draw, read_labels
 from .embedding import Embedding, HeadInfo, ProbeInfo
 from .fisher import ESTIMATORS, Estimator, sum_fisher
-from .head import DEFAULT_L2, HeadMethod, check_head_options, fit_head
+from .head import HeadMethod, fit_head
+from .head import head_l2 as resolve_l2
 from .probe import Probe, load_probe
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def fisher_embed(
     layers: Sequence[str] | None = None,
     include_batchnorm: bool = False,
     head_method: HeadMethod = "lbfgs",
-    head_l2: float = DEFAULT_L2,
+    head_l2: float | None = None,
     class_balanced: bool = False,
     preprocess: Preprocess | Literal["weights"] | None = "weights",
     image_size: int | None = None,
@@ -70,7 +71,7 @@ def fisher_embed(
         layers: restrict to modules by name or prefix, e.g. ``["layer3", "layer4"]``.
         include_batchnorm: add one entry per BatchNorm channel (the authors' Monte-Carlo layout).
         head_method: ``"lbfgs"`` (convex, to convergence) or ``"adam"`` (the authors' recipe).
-        head_l2: L2 penalty of the head.
+        head_l2: L2 penalty of the head; default: 1e-2 for ``"lbfgs"``, 1e-4 (the authors') for ``"adam"``.
         class_balanced: every class weighs the same in the head's fit.
         preprocess: ``"weights"``: what the weights were trained with; a `Preprocess`; or None: the task gives the probe's input.
         image_size: crop in pixels instead of the weights' own, the resize in proportion.
@@ -100,7 +101,7 @@ def fisher_embed(
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"fisher_embed: expected estimator to be one of {', '.join(ESTIMATORS)}; got {estimator!r}.")
-    check_head_options(head_method, head_l2)
+    l2 = resolve_l2(head_method, head_l2)
     source = as_task(task, name=name)
     if len(source) == 0:
         raise ValueError(f"fisher_embed: expected a task with pictures, {source.name!r} has none.")
@@ -122,7 +123,7 @@ def fisher_embed(
             labels.to(place),
             num_classes,
             method=head_method,
-            l2=head_l2,
+            l2=l2,
             class_balanced=class_balanced,
             seed=seed,
         )
@@ -133,7 +134,7 @@ def fisher_embed(
         prior=net.prior(parts, PRIOR_SCALE),
         layers=tuple(parts),
         probe=ProbeInfo(net.name, net.weights, net.fingerprint),
-        head=HeadInfo(head_method, num_classes, fitted.accuracy, fitted.nll, head_l2, class_balanced),
+        head=HeadInfo(head_method, num_classes, fitted.accuracy, fitted.nll, l2, class_balanced),
         recipe={
             "estimator": estimator,
             "seed": seed,
