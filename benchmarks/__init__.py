@@ -1,0 +1,1 @@
+"""Benchmarks: each checks, then measures, then writes JSON (see README.md)."""

@@ -1,6 +1,6 @@
 """How far are the one-pass estimators from the exact Fisher, on a real task with a confident head?
 
-    python -m benchmarks.estimators --data DIR [--task cub_order_charadriiformes] [--seeds 5]
+python -m benchmarks.estimators --data DIR [--task cub_order_charadriiformes] [--seeds 5]
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def main() -> None:
     parser.add_argument("--task", default="cub_order_charadriiformes")
     parser.add_argument("--num-samples", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--l2", type=float, nargs="+", default=[DEFAULT_L2["lbfgs"]], help="L2 of the head: smaller, more confident")
+    parser.add_argument(
+        "--l2", type=float, nargs="+", default=[DEFAULT_L2["lbfgs"]], help="L2 of the head: smaller, more confident"
+    )
     options = parser.parse_args()
 
     (real,) = _real.real_tasks(options.data, only=[options.task])
@@ -50,7 +52,12 @@ def main() -> None:
                 }
             )
             print(rows[-1])
-    result = {"task": options.task, "pictures": exact.num_samples, "seeds": options.seeds, "image_size": options.image_size}
+    result = {
+        "task": options.task,
+        "pictures": exact.num_samples,
+        "seeds": options.seeds,
+        "image_size": options.image_size,
+    }
     print(write_result("estimators", {**result, "probe": options.probe, "rows": rows}))
 
 

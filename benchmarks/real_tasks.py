@@ -26,7 +26,9 @@ def main() -> None:
     parser.add_argument("--num-samples", type=int, default=160, help="pictures of each task at most")
     parser.add_argument("--l2", type=float, default=DEFAULT_L2["lbfgs"], help="L2 penalty of the head")
     parser.add_argument("--estimator", default="signed")
-    parser.add_argument("--keep", type=_real.Path, help="folder that keeps the embeddings, so that a second run resumes")
+    parser.add_argument(
+        "--keep", type=_real.Path, help="folder that keeps the embeddings, so that a second run resumes"
+    )
     options = parser.parse_args()
 
     tasks = [task for task in _real.real_tasks(options.data, options.per_domain) if task.task.name]

@@ -17,9 +17,7 @@ struct PatchColumns {
     return patch_element(input, conv, n, g, p);
   }
   __device__ __forceinline__ float at(const Column& column, int oh, int ow) const { return column.at(oh, ow); }
-  __device__ __forceinline__ float epilogue(float gradient, int64_t, int64_t, int) const {
-    return gradient * gradient;
-  }
+  __device__ __forceinline__ float epilogue(float gradient, int64_t, int64_t, int) const { return gradient * gradient; }
 };
 
 }  // namespace

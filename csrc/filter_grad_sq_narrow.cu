@@ -1,5 +1,5 @@
-// Direct route for groups of few filters (depthwise: one): a 64-filter tile would be almost empty, so one warp takes one
-// filter of one sample, its lanes share the output locations, and eight patch positions are accumulated at a time.
+// Direct route for groups of few filters (depthwise: one): a 64-filter tile would be almost empty, so one warp takes
+// one filter of one sample, its lanes share the output locations, and eight patch positions are accumulated at a time.
 #include "launch.h"
 #include "patch.cuh"
 
@@ -38,8 +38,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     }
 #pragma unroll
     for (int j = 0; j < kPositionsAtOnce; ++j) {
-      for (int offset = 16; offset > 0; offset >>= 1)
-        gradient[j] += __shfl_xor_sync(0xffffffffu, gradient[j], offset);
+      for (int offset = 16; offset > 0; offset >>= 1) gradient[j] += __shfl_xor_sync(0xffffffffu, gradient[j], offset);
       if (p0 + j < patch_size) total += gradient[j] * gradient[j];
     }
   }

@@ -51,8 +51,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const int load_depth = thread % kTileDepth, load_lane = thread / kTileDepth;
   float row_sum[kPerThread] = {};
 
-  for (int first_column = split * kTileColumns; first_column < column_count;
-       first_column += splits * kTileColumns) {
+  for (int first_column = split * kTileColumns; first_column < column_count; first_column += splits * kTileColumns) {
     constexpr int kCursors = Columns::kAlongDepth ? 4 : 1;
     typename Columns::Column cursor[kCursors];
     bool in_range[kCursors];
@@ -72,8 +71,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
         const int o = load_lane + j * 16;
         float value = 0.f;
         if (q < positions && first_filter + o < group_filters)
-          value = to_float(
-              delta.plane(n, g * group_filters + first_filter + o)[oh * delta.stride_h + ow * delta.stride_w]);
+          value =
+              to_float(delta.plane(n, g * group_filters + first_filter + o)[oh * delta.stride_h + ow * delta.stride_w]);
         delta_tile[load_depth][o] = value;
       }
 #pragma unroll

@@ -31,7 +31,7 @@ struct Conv {
   int out_height, out_width;
   int kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
 
-  int positions() const { return out_height * out_width; }               // Q
+  int positions() const { return out_height * out_width; }                 // Q
   int patch_size() const { return group_channels * kernel_h * kernel_w; }  // P
 };
 
@@ -65,7 +65,7 @@ struct GramWindow {
   int gram_width;  // pixels in one row of a strip
   int out_width;   // output locations in one row of a strip
 };
-void filter_grad_sq_gram(const float* gram,         // [N, groups, row_pixels, column_pixels], contiguous
+void filter_grad_sq_gram(const float* gram,           // [N, groups, row_pixels, column_pixels], contiguous
                          Array4 grad_output_rows,     // [N, groups·group_filters, rows of I, out_width]
                          Array4 grad_output_columns,  // [N, groups·group_filters, rows of J, out_width]
                          Scalar scalar,               // of grad_output

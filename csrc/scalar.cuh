@@ -31,9 +31,12 @@ struct View4 {
 template <class F>
 void with_scalar(Scalar scalar, F&& f) {
   switch (scalar) {
-    case Scalar::kFloat32: return f(float{});
-    case Scalar::kFloat16: return f(__half{});
-    case Scalar::kBFloat16: return f(__nv_bfloat16{});
+    case Scalar::kFloat32:
+      return f(float{});
+    case Scalar::kFloat16:
+      return f(__half{});
+    case Scalar::kBFloat16:
+      return f(__nv_bfloat16{});
   }
   throw std::invalid_argument("task2vec_ext: unknown scalar type");
 }

@@ -37,8 +37,8 @@ void def_window_sum(py::module_& m, const char* name) {
 
 void def_cpu(py::module_& m) {
   py::class_<GramWindow>(m, "GramWindow", py::module_local())
-      .def(py::init([](std::array<int, 2> kernel, std::array<int, 2> stride, std::array<int, 2> dilation, int gram_width,
-                       int out_width) {
+      .def(py::init([](std::array<int, 2> kernel, std::array<int, 2> stride, std::array<int, 2> dilation,
+                       int gram_width, int out_width) {
         return GramWindow{kernel[0], kernel[1], stride[0], stride[1], dilation[0], dilation[1], gram_width, out_width};
       }));
   def_window_sum<float>(m, "window_sum_f32");
@@ -51,8 +51,9 @@ void def_cuda(py::module_& m) {
       .def(py::init([](int64_t samples, int64_t groups, int group_channels, int group_filters, std::array<int, 2> size,
                        std::array<int, 2> out_size, std::array<int, 2> kernel, std::array<int, 2> stride,
                        std::array<int, 2> padding, std::array<int, 2> dilation) {
-        return Conv{samples,     groups,      group_channels, group_filters, size[0],   size[1],   out_size[0], out_size[1],
-                    kernel[0],   kernel[1],   stride[0],      stride[1],     padding[0], padding[1], dilation[0], dilation[1]};
+        return Conv{samples,     groups,      group_channels, group_filters, size[0],   size[1],
+                    out_size[0], out_size[1], kernel[0],      kernel[1],     stride[0], stride[1],
+                    padding[0],  padding[1],  dilation[0],    dilation[1]};
       }));
   m.def(
       "filter_grad_sq_direct",

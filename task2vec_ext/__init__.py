@@ -1,4 +1,4 @@
-"""Task2Vec: turn an image data set into a vector, with error-free per-sample gradients at the cost of a backward pass."""
+"""Task2Vec: turn an image data set into a vector, the per-filter Fisher information of a fixed probe."""
 
 from ._native import BuildInfo, Task2VecWarning, build_info
 from .data import Preprocess, Task, as_task

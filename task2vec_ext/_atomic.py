@@ -32,9 +32,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     final = Path(os.path.realpath(target))
     if final.exists() and not final.is_file():
         kind = "a folder" if final.is_dir() else "not a regular file"
-        raise ValueError(
-            f"atomic_path: expected a file to write, got {target}, which is {kind}; name a file."
-        )
+        raise ValueError(f"atomic_path: expected a file to write, got {target}, which is {kind}; name a file.")
     # The name does not grow with the target's: a long but legal target must not make an illegal temporary
     # name.
     temporary = final.with_name(f".task2vec-{secrets.token_hex(8)}{final.suffix}")

@@ -86,8 +86,8 @@ def conv_geometry(
     """
     if input.dim() != 4 or grad_output.dim() != 4 or len(weight_shape) != 4:
         raise ValueError(
-            "filter_grad_sq: expected input [N, C_in, H, W], grad_output [N, C_out, H_out, W_out] and a weight_shape of "
-            f"4 numbers; got {list(input.shape)}, {list(grad_output.shape)} and {list(weight_shape)}."
+            "filter_grad_sq: expected input [N, C_in, H, W], grad_output [N, C_out, H_out, W_out] and a weight_shape "
+            f"of 4 numbers; got {list(input.shape)}, {list(grad_output.shape)} and {list(weight_shape)}."
         )
     if input.dtype != grad_output.dtype:
         raise TypeError(
@@ -96,7 +96,8 @@ def conv_geometry(
         )
     if input.device != grad_output.device:
         raise ValueError(
-            f"filter_grad_sq: expected input and grad_output on one device, got {input.device} and {grad_output.device}."
+            f"filter_grad_sq: expected input and grad_output on one device, got {input.device} and "
+            f"{grad_output.device}."
         )
     samples, channels, height, width = input.shape
     filters, group_channels, *kernel_size = weight_shape
@@ -112,8 +113,8 @@ def conv_geometry(
     expected = (samples, filters, out_height, out_width)
     if tuple(grad_output.shape) != expected or out_height < 1 or out_width < 1:
         raise ValueError(
-            f"filter_grad_sq: expected grad_output of shape {list(expected)} for input {list(input.shape)}, kernel_size "
-            f"{kernel}, stride {step}, padding {pad}, dilation {gap}; got {list(grad_output.shape)}."
+            f"filter_grad_sq: expected grad_output of shape {list(expected)} for input {list(input.shape)}, "
+            f"kernel_size {kernel}, stride {step}, padding {pad}, dilation {gap}; got {list(grad_output.shape)}."
         )
     return ConvGeometry(
         samples, groups, channels, filters, (height, width), (out_height, out_width), kernel, step, pad, gap

@@ -39,7 +39,7 @@ class QuadraticForm(Protocol):
     """Σ over q in I, q' in J of δ[o,q]·A[q,q']·δ[o,q'], A gathered from `gram` through `window`."""
 
     def __call__(self, gram: Tensor, rows: Tensor, columns: Tensor, window: Window) -> Tensor:
-        """Return ``[n, C_out]`` from gram ``[n, groups, M_I, M_J]`` and grad_output's strips ``[n, C_out, h, W_out]``."""
+        """Return ``[n, C_out]``; gram ``[n, groups, M_I, M_J]``, rows and columns ``[n, C_out, h, W_out]``."""
         ...
 
 

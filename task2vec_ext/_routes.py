@@ -29,8 +29,8 @@ class Rates(NamedTuple):
 
 
 RATES = {
-    # Read off all conv shapes of ResNet-18/34/50 and ResNeXt-50, batch 8, 2 cores, torch 2.14.1, where one unit was about
-    # 6 ps: of 32 shapes 29 get their fastest route, the others one at most 1.35 times slower.
+    # Read off all conv shapes of ResNet-18/34/50 and ResNeXt-50, batch 8, 2 cores, torch 2.14.1, where one unit was
+    # about 6 ps: of 32 shapes 29 get their fastest route, the others one at most 1.35 times slower.
     "cpu": Rates(call=8e6, write=80, gram=1.7, form=2, unfold=80, shift=16),
     # Not measured on a GPU: arithmetic counts, memory traffic charged as on the CPU, no gradient written.
     "cuda": Rates(call=0, write=0, gram=1, form=1, unfold=16, shift=4),

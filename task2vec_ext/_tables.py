@@ -38,7 +38,10 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
         columns: the header.
         rows: one sequence a line.
     """
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(rows)

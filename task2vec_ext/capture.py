@@ -57,8 +57,8 @@ class Captured:
         silent = [layer.name for layer in self._layers if layer.name not in self._rows]
         if silent:
             raise RuntimeError(
-                f"capture: no gradient reached {', '.join(silent[:3])}{' …' if len(silent) > 3 else ''}: the head's input does not "
-                "depend on it; leave it out with layers=[…]."
+                f"capture: no gradient reached {', '.join(silent[:3])}{' …' if len(silent) > 3 else ''}: the head's "
+                "input does not depend on it; leave it out with layers=[…]."
             )
         row = torch.cat([self._rows[layer.name] for layer in self._layers], 1)
         self._rows.clear()
@@ -69,9 +69,9 @@ class Captured:
 def capture(module: nn.Module, layers: Sequence[Layer]) -> Iterator[Captured]:
     """Yield a `Captured` that holds the layers' per-sample squared gradients after each backward pass.
 
-    For one forward pass of `module` and any number of backward passes through it. Every parameter must be frozen (`frozen` in
-    probe.py): autograd then runs no weight gradient, and the graph starts at the first layer's output. A loss
-    summed over samples gives true per-sample values.
+    For one forward pass of `module` and any number of backward passes through it. Every parameter must be frozen
+    (`frozen` in probe.py): autograd then runs no weight gradient, and the graph starts at the first layer's output. A
+    loss summed over samples gives true per-sample values.
 
     Args:
         module: the probe's network, in eval mode.
@@ -81,9 +81,7 @@ def capture(module: nn.Module, layers: Sequence[Layer]) -> Iterator[Captured]:
         The values' holder.
     """
     captured = Captured(layers)
-    handles = [
-        module.get_submodule(layer.name).register_forward_hook(_hook(layer.name, captured)) for layer in layers
-    ]
+    handles = [module.get_submodule(layer.name).register_forward_hook(_hook(layer.name, captured)) for layer in layers]
     try:
         yield captured
     finally:
@@ -98,8 +96,8 @@ def _hook(name: str, captured: Captured) -> Any:
         nonlocal ran
         if ran:
             raise NotImplementedError(
-                f"capture: layer {name!r} ran twice in one forward pass; the per-sample gradient of a reused layer is not the sum "
-                "of its parts squared. Leave it out with layers=[…]."
+                f"capture: layer {name!r} ran twice in one forward pass; the per-sample gradient of a reused layer is "
+                "not the sum of its parts squared. Leave it out with layers=[…]."
             )
         ran = True
         input = args[0].detach()
@@ -110,8 +108,8 @@ def _hook(name: str, captured: Captured) -> Any:
         def backward_hook(grad_output: Tensor) -> None:
             if input._version != version:
                 raise RuntimeError(
-                    f"capture: the input of layer {name!r} was changed in place after the layer had read it; make the operation "
-                    "that follows it out-of-place."
+                    f"capture: the input of layer {name!r} was changed in place after the layer had read it; make the "
+                    "operation that follows it out-of-place."
                 )
             captured.put(name, _grad_sq(layer, input, grad_output))
 
@@ -138,7 +136,9 @@ def _grad_sq(layer: nn.Module, input: Tensor, grad_output: Tensor) -> Tensor:
         assert isinstance(layer, nn.BatchNorm2d)  # Probe.layers finds no other kind
         mean, var = layer.running_mean, layer.running_var
         if mean is None or var is None:
-            raise NotImplementedError("capture: BatchNorm without running statistics couples the samples; leave it out.")
+            raise NotImplementedError(
+                "capture: BatchNorm without running statistics couples the samples; leave it out."
+            )
         # The scale's gradient is Σ_q δ·x̂, one weight a channel; x̂ = (x − μ)·rstd, folded so that x is read once.
         rstd = (var + layer.eps).rsqrt()
         moment = torch.einsum("nchw,nchw->nc", grad_output, input)

@@ -66,7 +66,11 @@ def _print_version(wanted: bool) -> None:
         from ._native import build_info
 
         info = build_info()
-        cuda = f"CUDA {info.cuda_version} for {', '.join(info.cuda_architectures or ())}" if info.cuda_version else "no CUDA"
+        cuda = (
+            f"CUDA {info.cuda_version} for {', '.join(info.cuda_architectures or ())}"
+            if info.cuda_version
+            else "no CUDA"
+        )
         print(f"task2vec_ext {info.version} ({info.compiler}, {cuda}, OpenMP {info.openmp or 'off'})")
         raise typer.Exit
 
@@ -74,7 +78,8 @@ def _print_version(wanted: bool) -> None:
 @app.callback(epilog="Every command takes --debug: show the traceback of an error.")
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print version and build, and exit.", callback=_print_version, is_eager=True)
+        bool,
+        typer.Option("--version", help="Print version and build, and exit.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     """Hold the options of the program itself."""
@@ -97,7 +102,15 @@ def demo(
     from ._tables import nearest
 
     rows = [
-        (e.name, str(task.family), str(e.head.num_classes), f"{e.head.accuracy:.0%}", f"{e.norm:.3g}", result.tasks[other].name, f"{distance:.3f}")
+        (
+            e.name,
+            str(task.family),
+            str(e.head.num_classes),
+            f"{e.head.accuracy:.0%}",
+            f"{e.norm:.3g}",
+            result.tasks[other].name,
+            f"{distance:.3f}",
+        )
         for task, e, (other, distance) in zip(result.tasks, result.embeddings, nearest(result.distances), strict=True)
     ]
     _print_table(console, ("task", "family", "classes", "head", "norm", "nearest task", "distance"), rows)
@@ -105,27 +118,40 @@ def demo(
         task.family == result.tasks[other].family
         for task, (other, _) in zip(result.tasks, nearest(result.distances), strict=True)
     )
-    console.print(f"\n{own} of {len(rows)} tasks have their nearest neighbour in their own family. ({result.seconds:.0f} s)")
+    console.print(
+        f"\n{own} of {len(rows)} tasks have their nearest neighbour in their own family. ({result.seconds:.0f} s)"
+    )
     for what, path in result.files.items():
         print(f"{what:>10}: {path}")
 
 
 @app.command()
 def embed(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders that hold one folder of pictures per class.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the embeddings, one .safetensors per task.")],
-    probe: Annotated[str, typer.Option(help="resnet18 … resnet152, resnext…, wide_resnet…, or tiny (ships with the package).")] = "resnet34",
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Folders that hold one folder of pictures per class.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the embeddings, one .safetensors per task.")
+    ],
+    probe: Annotated[
+        str, typer.Option(help="resnet18 … resnet152, resnext…, wide_resnet…, or tiny (ships with the package).")
+    ] = "resnet34",
     weights: Annotated[
-        str | None, typer.Option(help="Checkpoint (.safetensors, .pth) or torchvision's name for its weights; default: ImageNet.")
+        str | None,
+        typer.Option(help="Checkpoint (.safetensors, .pth) or torchvision's name for its weights; default: ImageNet."),
     ] = None,
     estimator: Annotated[Estimator, typer.Option(help="How the expectation over labels is taken.")] = "signed",
     num_samples: Annotated[int | None, typer.Option(help="At most so many pictures a task; default: all.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Crop in pixels; default: what the weights were trained with.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Crop in pixels; default: what the weights were trained with.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: CUDA where there is one.")] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 32,
     num_workers: Annotated[int, typer.Option(help="Processes that decode pictures.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
-    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read, and count them.")] = False,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read, and count them.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Embed again what is there already.")] = False,
 ) -> None:
     """Embed folders of pictures: one vector for each task, saved in a folder.
@@ -142,7 +168,9 @@ def embed(
     files = [output / f"{safe_name(task.name)}.safetensors" for task in tasks]
     for path, file in zip(paths, files, strict=True):
         if files.count(file) > 1:
-            raise ValueError(f"embed: expected folders of different names, got {path.resolve().name!r} twice; rename one.")
+            raise ValueError(
+                f"embed: expected folders of different names, got {path.resolve().name!r} twice; rename one."
+            )
     for task in tasks:
         assert task.labels is not None  # folders know theirs
         check_labels(task.labels, who=f"embed: {task.name}")
@@ -168,7 +196,15 @@ def embed(
         embedding.save(file)
         done.append(embedding)
     rows = [
-        (e.name, str(e.head.num_classes), f"{e.num_samples:,}", str(e.num_skipped), f"{e.head.accuracy:.1%}", f"{e.norm:.4g}", str(file))
+        (
+            e.name,
+            str(e.head.num_classes),
+            f"{e.num_samples:,}",
+            str(e.num_skipped),
+            f"{e.head.accuracy:.1%}",
+            f"{e.norm:.4g}",
+            str(file),
+        )
         for e, file in zip(done, files, strict=True)
     ]
     _print_table(console, ("task", "classes", "pictures", "skipped", "head", "norm", "file"), rows)
@@ -203,7 +239,10 @@ def distances(
     pairs = nearest(matrix)
     if len(names) <= _MATRIX_COLUMNS:
         columns = ("", *(str(number) for number in range(1, len(names) + 1)))
-        rows = [(f"{i}  {name}", *(f"{d:.3f}" for d in row)) for i, (name, row) in enumerate(zip(names, matrix.tolist(), strict=True), 1)]
+        rows = [
+            (f"{i}  {name}", *(f"{d:.3f}" for d in row))
+            for i, (name, row) in enumerate(zip(names, matrix.tolist(), strict=True), 1)
+        ]
     else:
         columns = ("task", "nearest task", "distance")
         rows = [(name, names[other], f"{distance:.4f}") for name, (other, distance) in zip(names, pairs, strict=True)]
@@ -240,9 +279,16 @@ def _kept(embedding: Embedding, file: Path, probe: Any, settings: dict[str, Any]
     """Return an embedding of an earlier run if it was made with these settings, or raise."""
     found = {key: embedding.recipe.get(key) for key in settings}
     preprocess = None if probe.preprocess is None else probe.preprocess.to_dict()
-    if embedding.probe.fingerprint == probe.fingerprint and found == settings and embedding.recipe["preprocess"] == preprocess:
+    if (
+        embedding.probe.fingerprint == probe.fingerprint
+        and found == settings
+        and embedding.recipe["preprocess"] == preprocess
+    ):
         return embedding
-    raise ValueError(f"embed: {file} is there already, made with other settings ({embedding}); pass --overwrite, or another --output.")
+    raise ValueError(
+        f"embed: {file} is there already, made with other settings ({embedding}); pass --overwrite, or another "
+        "--output."
+    )
 
 
 def _check_writable(folder: Path) -> None:

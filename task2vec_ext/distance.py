@@ -144,9 +144,7 @@ def distance_matrix(embeddings: Embeddings, kind: DistanceKind = "sym", *, alpha
     return result - alpha * _trivial_distances(tasks, rule) if rule.minus_trivial else result
 
 
-def cross_distances(
-    a: Embeddings, b: Embeddings, kind: DistanceKind = "sym", *, alpha: float = 0.15
-) -> Tensor:
+def cross_distances(a: Embeddings, b: Embeddings, kind: DistanceKind = "sym", *, alpha: float = 0.15) -> Tensor:
     """Returns the distance of every embedding in ``a`` to every one in ``b``.
 
     Args:

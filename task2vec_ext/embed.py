@@ -54,18 +54,22 @@ def fisher_embed(
 ) -> Embedding:
     """Return the Task2Vec embedding of a labelled image data set: one number per filter of a fixed probe.
 
-    ``F[o] = 1/(N·P) Σ_n ‖∂ log p(y|x_n) / ∂w_o‖²`` with y drawn from the model whose head was refitted to the task; the data's
-    labels enter through the head alone. Two passes over the pictures: features (to fit the head), then the Fisher.
+    ``F[o] = 1/(N·P) Σ_n ‖∂ log p(y|x_n) / ∂w_o‖²`` with y drawn from the model whose head was refitted to the task; the
+    data's labels enter through the head alone. Two passes over the pictures: features (to fit the head), then the
+    Fisher.
 
     Args:
-        task: a folder of class folders, a list of (path, label), a map-style torch data set of (image, label), or a `Task`.
+        task: a folder of class folders, a list of (path, label), a map-style torch data set of (image, label), or a
+            `Task`.
             Images: PIL of any mode, tensors or arrays. Labels: integers 0…C−1.
-        probe: a name (torchvision's ResNet, ResNeXt and Wide-ResNet families, or ``"tiny"``, which ships with the package), a
-            module in eval mode, or a `Probe` (load it once for many tasks).
-        weights: of a named probe: see `load_probe`. Default: ImageNet (``"IMAGENET1K_V1"``), downloaded once by torchvision.
+        probe: a name (torchvision's ResNet, ResNeXt and Wide-ResNet families, or ``"tiny"``, which ships with the
+            package), a module in eval mode, or a `Probe` (load it once for many tasks).
+        weights: of a named probe: see `load_probe`. Default: ImageNet (``"IMAGENET1K_V1"``), downloaded once by
+            torchvision.
         head: name of the probe's last Linear layer; default ``fc``, ``head`` or ``classifier``.
         estimator: how the expectation over y is taken: ``"signed"`` (one backward pass, small variance), ``"exact"`` (C
-            passes, none), ``"sampled"`` (the paper's; heavy-tailed), ``"empirical"`` (the data's label: not the Fisher).
+            passes, none), ``"sampled"`` (the paper's; heavy-tailed), ``"empirical"`` (the data's label: not the
+            Fisher).
         num_samples: at most so many pictures, drawn at random in proportion to the classes; default: all.
         seed: of every random choice: the draw, the estimator's noise, Adam. Same seed, same embedding.
         layers: restrict to modules by name or prefix, e.g. ``["layer3", "layer4"]``.
@@ -73,7 +77,8 @@ def fisher_embed(
         head_method: ``"lbfgs"`` (convex, to convergence) or ``"adam"`` (the authors' recipe).
         head_l2: L2 penalty of the head; default: 1e-2 for ``"lbfgs"``, 1e-4 (the authors') for ``"adam"``.
         class_balanced: every class weighs the same in the head's fit.
-        preprocess: ``"weights"``: what the weights were trained with; a `Preprocess`; or None: the task gives the probe's input.
+        preprocess: ``"weights"``: what the weights were trained with; a `Preprocess`; or None: the task gives the
+            probe's input.
         image_size: crop in pixels instead of the weights' own, the resize in proportion.
         device: where the probe runs; default: a module's own device, else CUDA where there is one.
         batch_size: pictures at a time.
@@ -83,18 +88,18 @@ def fisher_embed(
         progress: show a progress bar; default: where standard error is a terminal.
 
     Returns:
-        The `Embedding`: fisher ``[K]`` and prior ``[K]`` float64 in nats² per weight², and the record of how it was made.
-        K = 4,800 for ResNet-18, 8,512 for ResNet-34.
+        The `Embedding`: fisher ``[K]`` and prior ``[K]`` float64 in nats² per weight², and the record of how it was
+        made. K = 4,800 for ResNet-18, 8,512 for ResNet-34.
 
     Raises:
-        ValueError: If the task is empty, has one class, gaps in its labels or unreadable pictures, the probe is in train mode, a
-            checkpoint does not fit, or an option is unknown.
+        ValueError: If the task is empty, has one class, gaps in its labels or unreadable pictures, the probe is in
+            train mode, a checkpoint does not fit, or an option is unknown.
         TypeError: If task, labels or options are of the wrong type.
         RuntimeError: If weights must be downloaded and cannot be.
 
     Note:
-        Memory beyond the probe's own is the cached features, ``4·N·D`` bytes, and one batch. The probe comes back untouched,
-        also after an exception or Ctrl-C. Sums are in float64.
+        Memory beyond the probe's own is the cached features, ``4·N·D`` bytes, and one batch. The probe comes back
+        untouched, also after an exception or Ctrl-C. Sums are in float64.
 
     Source:
         Achille et al., Task2Vec, ICCV 2019 (arXiv 1902.03545), §2 and §3.

@@ -219,9 +219,7 @@ class Embedding:
     def _encode(self, digest: str) -> bytes:
         """The file's bytes, with ``digest`` as its checksum."""
         text = _to_json({"format": FORMAT_VERSION, "sha256": digest, "embedding": self._fields()})
-        return safetensors.torch.save(
-            {"fisher": self.fisher, "prior": self.prior}, metadata={_METADATA_KEY: text}
-        )
+        return safetensors.torch.save({"fisher": self.fisher, "prior": self.prior}, metadata={_METADATA_KEY: text})
 
 
 def check_comparable(embeddings: Sequence[Embedding]) -> None:
@@ -244,8 +242,7 @@ def check_comparable(embeddings: Sequence[Embedding]) -> None:
             raise ValueError(
                 "check_comparable: expected embeddings made in the same way, got "
                 f"{embeddings[0].name!r} (number 0) and {other.name!r} (number {index}) that differ in "
-                f"{'; '.join(differences)}. "
-                "Embed both tasks with the same probe and settings."
+                f"{'; '.join(differences)}. Embed both tasks with the same probe and settings."
             )
 
 
@@ -277,9 +274,7 @@ def _setting_differences(name: str, a: JSON, b: JSON) -> list[str]:
         return []
     if isinstance(a, dict) and isinstance(b, dict):
         keys = sorted({*a, *b})
-        return [
-            text for key in keys for text in _setting_differences(f"{name} {key}", a.get(key), b.get(key))
-        ]
+        return [text for key in keys for text in _setting_differences(f"{name} {key}", a.get(key), b.get(key))]
     return [f"{name}: {a} against {b}"]
 
 
@@ -322,8 +317,7 @@ def _check_layers(layers: tuple[Layer, ...], size: int) -> None:
             raise ValueError(f"Embedding: expected a layer kind in {get_args(LayerKind)}, got {layer}.")
         if layer.start != expected or layer.stop <= layer.start or layer.fan_in < 1:
             raise ValueError(
-                f"Embedding: expected a layer that starts at {expected} with stop > start and fan_in >= 1, "
-                f"got {layer}."
+                f"Embedding: expected a layer that starts at {expected} with stop > start and fan_in >= 1, got {layer}."
             )
         expected = layer.stop
     if expected != size:

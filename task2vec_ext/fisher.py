@@ -39,8 +39,8 @@ def cotangents(estimator: Estimator, logits: Tensor, labels: Tensor, index: Tens
         estimator: which of them.
         logits: ``[B, C]``.
         labels: ``[B]`` int64, used by ``empirical`` alone.
-        index: ``[B]``, the pictures' numbers: ε and y are functions of (seed, index), so that they depend neither on the
-            batches nor on the order.
+        index: ``[B]``, the pictures' numbers: ε and y are functions of (seed, index), so that they depend neither on
+            the batches nor on the order.
         seed: of ε and y.
 
     Yields:

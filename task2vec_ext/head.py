@@ -16,16 +16,19 @@ from ._native import Task2VecWarning
 HeadMethod = Literal["lbfgs", "adam"]
 
 DEFAULT_L2: dict[HeadMethod, float] = {"lbfgs": 1e-2, "adam": 1e-4}
-"""Adam's is the weight decay of the authors' released code, which stops long before the optimum. The convex fit goes all the way, and
-the embedding hardly depends on where that is: over 37 real tasks of 100 pictures (ResNet-18) a task's nearest neighbour was of its own
-domain for 70 % with 1e-4, 1e-3 and 1e-2, for 73 % with 1e-1. 1e-2 gives confident heads (0.01–0.1 nats) in a fifth of the steps of 1e-4."""
+"""Adam's is the weight decay of the authors' released code, which stops long before the optimum. The convex fit goes
+all the way, and the embedding hardly depends on where that is: over 37 real tasks of 100 pictures (ResNet-18) a task's
+nearest neighbour was of its own domain for 70 % with 1e-4, 1e-3 and 1e-2, for 73 % with 1e-1. 1e-2 gives confident
+heads (0.01–0.1 nats) in a fifth of the steps of 1e-4."""
 
 _CURVATURE = 0.05
-"""Typical p(1 − p) of a fitted head: the share of the features' covariance that the preconditioner expects as curvature. Between
-0.25 (a head that knows nothing) and 0.002 the number of steps changes by a factor of two at most; this is in the middle."""
+"""Typical p(1 − p) of a fitted head: the share of the features' covariance that the preconditioner expects as
+curvature. Between 0.25 (a head that knows nothing) and 0.002 the number of steps changes by a factor of two at most;
+this is in the middle."""
 
 _SCALE = 1e8
-"""The objective is multiplied by this: torch's L-BFGS forgets curvature pairs below an absolute 1e-10 and would stall."""
+"""The objective is multiplied by this: torch's L-BFGS forgets curvature pairs below an absolute 1e-10 and would
+stall."""
 
 # The authors' recipe for the head of their released code.
 ADAM_EPOCHS, ADAM_LEARNING_RATE, ADAM_BATCH = 10, 4e-4, 64
@@ -88,8 +91,8 @@ def fit_head(
     if not torch.isfinite(features).all():
         rows = (~torch.isfinite(features)).any(1).nonzero().flatten()
         raise ValueError(
-            f"fit_head: expected finite features, got NaN or infinity for {len(rows)} pictures, the first is number {int(rows[0])}; "
-            "check the probe's weights and the preprocessing."
+            f"fit_head: expected finite features, got NaN or infinity for {len(rows)} pictures, the first is number "
+            f"{int(rows[0])}; check the probe's weights and the preprocessing."
         )
     counts = torch.bincount(labels, minlength=num_classes)
     weights = len(labels) / (num_classes * counts.double()) if class_balanced else torch.ones_like(counts).double()
@@ -128,9 +131,9 @@ def head_l2(method: HeadMethod, l2: float | None) -> float:
 def _fit_lbfgs(z: Tensor, labels: Tensor, num_classes: int, l2: float, weights: Tensor) -> tuple[Tensor, Tensor]:
     """L-BFGS on whitened features: the problem's own curvature, guessed from the features' covariance, is divided out.
 
-    With Σ = EΛEᵀ the features' covariance and h = `_CURVATURE`, W = V·E(hΛ + l2)^(−½). In V the Hessian is near the identity; plain
-    L-BFGS on W would need thousands of steps to move along directions whose curvature is l2 alone. Directions in
-    which the features do not vary carry no weight at the optimum and are left out.
+    With Σ = EΛEᵀ the features' covariance and h = `_CURVATURE`, W = V·E(hΛ + l2)^(−½). In V the Hessian is near the
+    identity; plain L-BFGS on W would need thousands of steps to move along directions whose curvature is l2 alone.
+    Directions in which the features do not vary carry no weight at the optimum and are left out.
     """
     n = len(z)
     mean = (weights[:, None] * z).mean(0)  # the free bias absorbs the shift exactly
@@ -162,13 +165,16 @@ def _fit_lbfgs(z: Tensor, labels: Tensor, num_classes: int, l2: float, weights: 
         history_size=20,
         line_search_fn="strong_wolfe",
     )
-    optimizer.step(objective)  # type: ignore[arg-type]  # a Tensor is what the optimiser documents
+    optimizer.step(objective)
     loss = float(objective()) / _SCALE
     assert parameters.grad is not None
-    gap = float((parameters.grad / _SCALE).square().sum()) / 2  # what a step on a Hessian near the identity could still gain
+    gap = (
+        float((parameters.grad / _SCALE).square().sum()) / 2
+    )  # what a step on a Hessian near the identity could still gain
     if gap > 1e-6 * max(loss, 1e-6):
         warnings.warn(
-            f"the head's fit stopped about {gap:.1e} nats short of its optimum; a larger l2 (now {l2:g}) converges faster",
+            f"the head's fit stopped about {gap:.1e} nats short of its optimum; a larger l2 (now {l2:g}) converges "
+            "faster",
             Task2VecWarning,
             stacklevel=3,
         )

@@ -103,24 +103,24 @@ def filter_grad_sq(
 ) -> Tensor:
     """Return the squared norm of every sample's weight gradient, for every filter of a Conv2d or Linear layer.
 
-    ``out[n, o] = ‖g_n[o,·]‖²`` with ``g_n[o, p] = Σ_q grad_output[n, o, q] · patch(input_n)[p, q]``: what a backward pass
-    would leave in ``weight.grad[o]`` for sample n alone, squared and summed. No gradient is kept.
+    ``out[n, o] = ‖g_n[o,·]‖²`` with ``g_n[o, p] = Σ_q grad_output[n, o, q] · patch(input_n)[p, q]``: what a backward
+    pass would leave in ``weight.grad[o]`` for sample n alone, squared and summed. No gradient is kept.
 
     Args:
         input: the layer's input, ``[N, C_in, H, W]``; for a Linear layer ``[N, D_in]`` or ``[N, …, D_in]``. float32 or
-            float64 on the CPU; float32, float16 or bfloat16 on CUDA. Any strides (channels-last, slices): nothing is copied
-            to make it contiguous.
-        grad_output: gradient of the **summed** loss at the layer's output, ``[N, C_out, H_out, W_out]`` or ``[N, …, D_out]``;
-            dtype and device of `input`.
+            float64 on the CPU; float32, float16 or bfloat16 on CUDA. Any strides (channels-last, slices): nothing is
+            copied to make it contiguous.
+        grad_output: gradient of the **summed** loss at the layer's output, ``[N, C_out, H_out, W_out]`` or ``[N, …,
+            D_out]``; dtype and device of `input`.
         weight_shape: ``(C_out, C_in / groups, kH, kW)``, or ``(D_out, D_in)`` for a Linear layer.
         stride: as in Conv2d.
         padding: as in Conv2d: zeros on both sides, ``"same"`` or ``"valid"``. For other padding modes pad the input
             first (`torch.nn.functional.pad`) and give 0.
         dilation: as in Conv2d.
         groups: as in Conv2d.
-        route: ``"direct"`` (form tiles of the gradient), ``"gram"`` or ``"shifted_gram"`` (quadratic form of the patches' or
-            the pixels' Gram matrix); ``"auto"`` takes the cheapest by `task2vec_ext._routes.route_cost`. All give the same
-            numbers to rounding.
+        route: ``"direct"`` (form tiles of the gradient), ``"gram"`` or ``"shifted_gram"`` (quadratic form of the
+            patches' or the pixels' Gram matrix); ``"auto"`` takes the cheapest by `task2vec_ext._routes.route_cost`.
+            All give the same numbers to rounding.
 
     Returns:
         ``[N, C_out]``, on the device of `input`, float64 for float64 inputs and float32 otherwise (16-bit inputs are
@@ -132,8 +132,9 @@ def filter_grad_sq(
         NotImplementedError: If a derivative of the result is asked for.
 
     Note:
-        The workspace beyond inputs and result is at most 64 MiB on the CPU and 256 MiB on CUDA, whatever the batch; a layer
-        of which one output row of one sample is larger than that takes that row. The same inputs give the same bits.
+        The workspace beyond inputs and result is at most 64 MiB on the CPU and 256 MiB on CUDA, whatever the batch; a
+        layer of which one output row of one sample is larger than that takes that row. The same inputs give the same
+        bits.
 
     Source:
         Achille et al. 2019, §2 (diagonal of the Fisher, averaged per filter: divide by N·P); routes: the "ghost norm"
@@ -168,8 +169,8 @@ def _as_pointwise_conv(
         or (input.shape[-1], grad_output.shape[-1]) != (features_in, features_out)
     ):
         raise ValueError(
-            f"filter_grad_sq: expected input [N, …, {features_in}] and grad_output [N, …, {features_out}] for a Linear layer of "
-            f"weight_shape {list(weight_shape)}; got {list(input.shape)} and {list(grad_output.shape)}."
+            f"filter_grad_sq: expected input [N, …, {features_in}] and grad_output [N, …, {features_out}] for a Linear "
+            f"layer of weight_shape {list(weight_shape)}; got {list(input.shape)} and {list(grad_output.shape)}."
         )
 
     def as_image(tensor: Tensor) -> Tensor:
@@ -186,8 +187,8 @@ def _string_padding(
         return input, [0, 0]
     if padding != "same" or any(step != 1 for step in stride):
         raise ValueError(
-            f"filter_grad_sq: expected padding as integers, 'valid', or 'same' with stride 1; got {padding!r} with stride "
-            f"{tuple(stride)}."
+            f"filter_grad_sq: expected padding as integers, 'valid', or 'same' with stride 1; got {padding!r} with "
+            f"stride {tuple(stride)}."
         )
     total = [gap * (size - 1) for gap, size in zip(dilation, weight_shape[2:], strict=True)]
     odd = [pad % 2 for pad in total]

@@ -99,10 +99,7 @@ def cluster_order(distances: Any) -> list[int]:
         raise _missing("scipy") from error
     pairs = ((matrix + matrix.T) / 2)[np.triu_indices(T, 1)]
     # d_asym may be negative, which linkage does not expect; a common shift does not change average linkage.
-    return [
-        int(leaf)
-        for leaf in leaves_list(linkage(pairs - min(pairs.min(), 0.0), "average", optimal_ordering=True))
-    ]
+    return [int(leaf) for leaf in leaves_list(linkage(pairs - min(pairs.min(), 0.0), "average", optimal_ordering=True))]
 
 
 def save_figure(ax: Axes, path: str | os.PathLike[str]) -> None:
@@ -137,13 +134,9 @@ def shorten(name: str, length: int = _LONGEST_NAME) -> str:
 def _checked_matrix(distances: Any, names: Sequence[str], groups: Sequence[str] | None) -> np.ndarray:
     matrix = np.asarray(torch.as_tensor(distances, dtype=torch.float64, device="cpu").detach())
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
-        raise ValueError(
-            f"plot_matrix: expected distances of shape [T, T] with T >= 1, got {list(matrix.shape)}."
-        )
+        raise ValueError(f"plot_matrix: expected distances of shape [T, T] with T >= 1, got {list(matrix.shape)}.")
     if not np.isfinite(matrix).all():
-        raise ValueError(
-            "plot_matrix: expected finite distances, got NaN or infinity; leave those tasks out."
-        )
+        raise ValueError("plot_matrix: expected finite distances, got NaN or infinity; leave those tasks out.")
     for word, values in (("names", names), ("groups", groups)):
         if values is not None and len(values) != len(matrix):
             raise ValueError(f"plot_matrix: expected {len(matrix)} {word}, one per task, got {len(values)}.")

@@ -124,20 +124,22 @@ class Probe:
             kind = _kind(module, include_batchnorm)
             if kind is None or self._in_head(name) or not (only is None or any(_within(name, o) for o in only)):
                 continue
-            weight: Tensor = module.weight  # type: ignore[assignment]
+            weight: Tensor = module.weight
             if id(weight) in owners:
                 raise NotImplementedError(
-                    f"Probe: layers {owners[id(weight)]!r} and {name!r} share one weight, whose per-sample gradient is not "
-                    "the sum of theirs squared; leave them out with layers=[…]."
+                    f"Probe: layers {owners[id(weight)]!r} and {name!r} share one weight, whose per-sample gradient is "
+                    "not the sum of theirs squared; leave them out with layers=[…]."
                 )
             owners[id(weight)] = name
             start, stop = stop, stop + len(weight)
             found.append(Layer(name, kind, start, stop, weight[0].numel()))
         for wanted in only or ():
             if not any(_within(layer.name, wanted) for layer in found):
+                known = [name for name, child in self.module.named_modules() if _kind(child, include_batchnorm)]
                 raise ValueError(
-                    f"Probe: expected layers to name modules of {self.name} that hold filters, got {wanted!r}; among them: "
-                    f"{', '.join(name for name, module in self.module.named_modules() if _kind(module, include_batchnorm))}."
+                    f"Probe: expected layers to name modules of {self.name} that hold filters, got {wanted!r}; they "
+                    "are: "
+                    f"{', '.join(known)}."
                 )
         if not found:
             raise ValueError(f"Probe: {self.name} has no Conv2d or Linear layer besides its head {self.head!r}.")
@@ -178,15 +180,15 @@ def load_probe(
     """Return a probe from a name or from a module of your own.
 
     Args:
-        probe: a torchvision name (`TORCHVISION_PROBES`), ``"tiny"`` (ships with the package, no download), a module in eval
-            mode, or a `Probe`, returned as it is.
-        weights: for a name: a torchvision weights enum or the name of one (default ``"IMAGENET1K_V1"``, the paper's kind),
-            the path of a ``.safetensors`` or ``.pth`` checkpoint (loaded with ``weights_only=True``; its head may have any
-            number of classes), ``"offline"`` (the weights of ``"tiny"``), or ``"random"`` (seed 0: a baseline). For a module: a
-            path, or None for the weights it has.
+        probe: a torchvision name (`TORCHVISION_PROBES`), ``"tiny"`` (ships with the package, no download), a module in
+            eval mode, or a `Probe`, returned as it is.
+        weights: for a name: a torchvision weights enum or the name of one (default ``"IMAGENET1K_V1"``, the paper's
+            kind), the path of a ``.safetensors`` or ``.pth`` checkpoint (loaded with ``weights_only=True``; its head
+            may have any number of classes), ``"offline"`` (the weights of ``"tiny"``), or ``"random"`` (seed 0: a
+            baseline). For a module: a path, or None for the weights it has.
         head: name of the ``nn.Linear`` to refit; default: ``fc``, ``head`` or ``classifier``.
-        preprocess: ``"weights"`` takes what the weights were trained with (for paths, random weights and modules: torchvision's
-            ImageNet preset, 256 → 224 px); None where tasks give preprocessed tensors.
+        preprocess: ``"weights"`` takes what the weights were trained with (for paths, random weights and modules:
+            torchvision's ImageNet preset, 256 → 224 px); None where tasks give preprocessed tensors.
         image_size: another crop in pixels, the resize in proportion.
 
     Returns:
@@ -228,8 +230,8 @@ def _build(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
         return _build_tiny(weights)
     if name not in TORCHVISION_PROBES:
         raise ValueError(
-            f"load_probe: expected {OFFLINE_PROBE!r} or one of {', '.join(TORCHVISION_PROBES)}; got {name!r}. Any other network can "
-            "be passed as a module."
+            f"load_probe: expected {OFFLINE_PROBE!r} or one of {', '.join(TORCHVISION_PROBES)}; got {name!r}. Any "
+            "other network can be passed as a module."
         )
     if weights == "offline":
         raise ValueError(
@@ -260,8 +262,8 @@ def _default_head(module: nn.Module) -> str:
             return name
     linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
     raise ValueError(
-        f"load_probe: expected a head named {', '.join(_HEAD_NAMES)} in {type(module).__name__}, found none; pass head=…, "
-        f"one of its Linear layers: {', '.join(linear) or 'it has none'}."
+        f"load_probe: expected a head named {', '.join(_HEAD_NAMES)} in {type(module).__name__}, found none; pass "
+        f"head=…, one of its Linear layers: {', '.join(linear) or 'it has none'}."
     )
 
 
@@ -271,7 +273,8 @@ def _find_head(module: nn.Module, name: str) -> nn.Linear:
     except AttributeError:
         linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
         raise ValueError(
-            f"Probe: expected a module named {name!r} as head, found none; Linear layers: {', '.join(linear) or 'none'}."
+            f"Probe: expected a module named {name!r} as head, found none; Linear layers: "
+            f"{', '.join(linear) or 'none'}."
         ) from None
     if not isinstance(head, nn.Linear):
         raise TypeError(f"Probe: expected the head {name!r} to be an nn.Linear, got {type(head).__name__}.")
@@ -303,8 +306,8 @@ def check_eval(module: nn.Module) -> None:
         if child.training:
             where = f" (its submodule {name!r} is)" if name else ""
             raise ValueError(
-                f"Probe: expected a network in eval mode, got train mode{where}: per-sample gradients do not exist where "
-                "BatchNorm couples the samples; call module.eval() first."
+                f"Probe: expected a network in eval mode, got train mode{where}: per-sample gradients do not exist "
+                "where BatchNorm couples the samples; call module.eval() first."
             )
 
 

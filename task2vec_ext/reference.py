@@ -17,9 +17,9 @@ def filter_grad_sq(
     input: Tensor,
     grad_output: Tensor,
     weight_shape: Sequence[int],
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
     groups: int = 1,
 ) -> Tensor:
     """Return ``[N, C_out]`` squared per-sample filter gradients, by unfolding the input and one einsum.
@@ -76,8 +76,8 @@ def authors_monte_carlo(
 ) -> list[Tensor]:
     """Return the authors' Monte-Carlo Fisher per filter: squared gradients of the **batch mean** of the loss.
 
-    Their released code does this with batches of 64, which estimates the Fisher divided by 64, from one squared gradient a
-    batch. At batch size one it is the per-sample estimator ``"sampled"``.
+    Their released code does this with batches of 64, which estimates the Fisher divided by 64, from one squared
+    gradient a batch. At batch size one it is the per-sample estimator ``"sampled"``.
 
     Args:
         module: maps ``[B, 3, H, W]`` to logits ``[B, C]``; in eval mode (theirs is in train mode by mistake).

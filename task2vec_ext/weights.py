@@ -42,8 +42,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except Exception as error:
         reason = str(error).split("\n", 1)[0]
         raise ValueError(
-            f"read_checkpoint: {file} could not be read as {file.suffix or 'a checkpoint'} ({type(error).__name__}: {reason}); it may "
-            "be damaged, or hold objects other than tensors: save module.state_dict() instead."
+            f"read_checkpoint: {file} could not be read as {file.suffix or 'a checkpoint'} ({type(error).__name__}: "
+            f"{reason}); it may be damaged, or hold objects other than tensors: save module.state_dict() instead."
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -120,11 +120,13 @@ def torchvision_weights(name: str, weights: Any) -> tuple[nn.Module, str, Prepro
     if isinstance(weights, str) and weights in (*options.__members__, "DEFAULT"):
         return _from_enum(name, options[weights])
     if not isinstance(weights, (str, os.PathLike)):
-        raise ValueError(f"load_probe: expected weights of {name} as an enum, one of {known}, or a path; got {weights!r}.")
+        raise ValueError(
+            f"load_probe: expected weights of {name} as an enum, one of {known}, or a path; got {weights!r}."
+        )
     if isinstance(weights, str) and not os.path.exists(weights) and not Path(weights).suffix:
         raise ValueError(
-            f"load_probe: expected weights of {name} as one of {known}, DEFAULT, random, or the path of a checkpoint; got "
-            f"{weights!r}."
+            f"load_probe: expected weights of {name} as one of {known}, DEFAULT, random, or the path of a checkpoint; "
+            f"got {weights!r}."
         )
     state = read_checkpoint(weights)
     classes = len(state["fc.weight"]) if "fc.weight" in state else 1000  # a fine-tuned head is replaced anyway
@@ -144,8 +146,10 @@ def _from_enum(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
         state = weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network, no space, a damaged download
         raise RuntimeError(
-            f"load_probe: the weights {name} {weights.name} are not on this machine and could not be downloaded ({error}). Fetch "
-            f"{weights.url} elsewhere and put it at {file}, pass weights='PATH', or use the probe 'tiny', which needs none."
+            f"load_probe: the weights {name} {weights.name} are not on this machine and could not be downloaded "
+            f"({error}). Fetch "
+            f"{weights.url} elsewhere and put it at {file}, pass weights='PATH', or use the probe 'tiny', which needs "
+            "none."
         ) from error
     load_state(module, state, f"{name} {weights.name}")
     return module, weights.name, Preprocess.from_torchvision(weights.transforms())

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-
 # Small tensors: threads would only wait for each other. The tests of threaded loops ask for them.
 torch.set_num_threads(1)
 

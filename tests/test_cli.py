@@ -104,9 +104,9 @@ def test_errors_are_one_line_on_standard_error(capsys, tmp_path, monkeypatch, ar
     assert not (tmp_path / "out").exists()
 
 
-def test_debug_shows_the_traceback(capsys):
-    with pytest.raises(ValueError, match="missing"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["task2vec", "info", "missing", "--debug"])
+def test_debug_shows_the_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["task2vec", "info", "missing", "--debug"])
+    with pytest.raises(ValueError, match="missing"):
         cli.main()
 
 

@@ -14,9 +14,7 @@ from task2vec_ext.distance import DistanceKind, cross_distances, distance_matrix
 from task2vec_ext.embedding import Embedding, HeadInfo, Layer, ProbeInfo
 
 KINDS = typing.get_args(DistanceKind)
-ZERO_DIAGONAL = [
-    kind for kind in KINDS if not kind.startswith("asym_") and kind not in ("asym", "asymmetric_kl")
-]
+ZERO_DIAGONAL = [kind for kind in KINDS if not kind.startswith("asym_") and kind not in ("asym", "asymmetric_kl")]
 PLAIN = ["sym", "sym_scaled", "cosine", "entropy"]  # need no prior
 EXACT = 1e-12  # float64 sums of a few hundred terms of size 1: a thousand roundings of 1e-16 and some room
 
@@ -91,9 +89,7 @@ def test_distance_matrix_and_cross_distances_equal_the_printed_formula(kind, dea
     matrix = distance_matrix(tasks, kind)
     assert matrix.dtype == torch.float64
     torch.testing.assert_close(matrix, expected, rtol=EXACT, atol=EXACT)
-    torch.testing.assert_close(
-        cross_distances(tasks[:2], tasks[1:], kind), expected[:2, 1:], rtol=EXACT, atol=EXACT
-    )
+    torch.testing.assert_close(cross_distances(tasks[:2], tasks[1:], kind), expected[:2, 1:], rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize("kind", ZERO_DIAGONAL)
@@ -145,9 +141,7 @@ def test_sym_is_half_the_variance_of_the_log_ratio_when_small():
 
 
 def test_sym_stays_between_zero_and_one_and_reaches_both():
-    left = torch.tensor(
-        [[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0], [2.0, 2.0, 0.0, 0.0]], dtype=torch.float64
-    )
+    left = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0], [2.0, 2.0, 0.0, 0.0]], dtype=torch.float64)
     expected = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(distance_matrix(left), expected, rtol=0, atol=EXACT)
     matrix = distance_matrix(fishers(12, 50, spread=8.0, dead=0.5))
@@ -167,18 +161,14 @@ def test_plain_kinds_are_right_at_the_ends_of_float64(kind):
     rows = torch.tensor([[1.0, 2.0, 4.0, 0.0], [4.0, 1.0, 0.5, 2.0]], dtype=torch.float64)
     for exponent in (-1073, 1021):  # 2**-1074 is the least, 2**1024 too much
         extreme = (rows.numpy() * 2.0 ** (exponent // 2)) * 2.0 ** (exponent - exponent // 2)
-        torch.testing.assert_close(
-            distance_matrix(extreme, kind), distance_matrix(rows, kind), rtol=0, atol=EXACT
-        )
+        torch.testing.assert_close(distance_matrix(extreme, kind), distance_matrix(rows, kind), rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("factor", [1e-300, 1e-150, 1e150, 1e200, 1e305])
 @pytest.mark.parametrize("kind", PLAIN)
 def test_plain_kinds_are_right_at_any_common_scale(kind, factor):
     rows = fishers(3, 40, spread=1.0, dead=0.1)
-    torch.testing.assert_close(
-        distance_matrix(rows * factor, kind), distance_matrix(rows, kind), rtol=0, atol=1e-9
-    )
+    torch.testing.assert_close(distance_matrix(rows * factor, kind), distance_matrix(rows, kind), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("ratio", [1e4, 1e8, 1e16, 1e100, 1e300], ids="ratio {:.0e}".format)
@@ -289,9 +279,7 @@ def test_plain_tensors_arrays_and_embeddings_give_the_same_and_are_left_alone():
             "embedding 'flat'",
         ),
         (
-            lambda: distance_matrix(
-                [make(torch.ones(3, dtype=torch.float64), "p", torch.zeros(3).double())], "kl"
-            ),
+            lambda: distance_matrix([make(torch.ones(3, dtype=torch.float64), "p", torch.zeros(3).double())], "kl"),
             ValueError,
             "expected priors .*embedding 'p'",
         ),

@@ -106,7 +106,10 @@ def test_options_reach_the_recipe_and_keep_apart_what_cannot_be_compared(tmp_pat
 
 
 def test_grey_rgba_palette_cmyk_16_bit_and_rotated_pictures_of_the_same_scene_agree(folder, tmp_path):
-    originals = [(Image.open(path).convert("L").convert("RGB"), int(path.parent.name == "dogs")) for path in sorted(folder.rglob("*.png"))]
+    originals = [
+        (Image.open(path).convert("L").convert("RGB"), int(path.parent.name == "dogs"))
+        for path in sorted(folder.rglob("*.png"))
+    ]
     base = embed(originals, TINY)
 
     def converted(how):
@@ -127,7 +130,9 @@ def test_grey_rgba_palette_cmyk_16_bit_and_rotated_pictures_of_the_same_scene_ag
         "EXIF": rotated,
     }
     for name, how in ways.items():
-        assert_near(converted(how).fisher, base.fisher, 6e-2 if name == "16 bit" else 1e-6)  # 8-bit rounding after the resize
+        assert_near(
+            converted(how).fisher, base.fisher, 6e-2 if name == "16 bit" else 1e-6
+        )  # 8-bit rounding after the resize
     assert_near(converted(lambda image: image.convert("CMYK")).fisher, base.fisher, 6e-2)  # lossy by a few levels
 
 
@@ -240,7 +245,9 @@ def test_bad_options_are_refused(options, message):
         embed(**options)
 
 
-@pytest.mark.parametrize("options", [{"head_l2": 0.0}, {"head_method": "newton"}, {"batch_size": 0}, {"on_error": "ignore"}])
+@pytest.mark.parametrize(
+    "options", [{"head_l2": 0.0}, {"head_method": "newton"}, {"batch_size": 0}, {"on_error": "ignore"}]
+)
 def test_bad_options_are_refused_before_any_forward_pass(options):
     probe = small_probe()
     probe.module.register_forward_hook(lambda *_: pytest.fail("work was done"))
@@ -266,7 +273,9 @@ def test_signed_is_close_to_exact_where_sampled_is_not():
     task = Blobs(n=60, noise=0.6)
     exact = embed(task, estimator="exact").fisher
     errors = {
-        name: np.mean([float((embed(task, estimator=name, seed=s).fisher - exact).norm() / exact.norm()) for s in range(5)])
+        name: np.mean(
+            [float((embed(task, estimator=name, seed=s).fisher - exact).norm() / exact.norm()) for s in range(5)]
+        )
         for name in ("signed", "sampled")
     }
     assert errors["signed"] < 0.3 < errors["sampled"]

@@ -242,9 +242,7 @@ def test_check_comparable_accepts_what_may_differ():
     estimators = ("exact", "signed", "sampled")
     recipes = [{**make().recipe, "estimator": estimator, "seed": i} for i, estimator in enumerate(estimators)]
     head = dataclasses.replace(make().head, num_classes=7, accuracy=0.5, nll=2.0)
-    check_comparable(
-        [make(recipe=recipe) for recipe in recipes] + [make(num_samples=3, head=head, classes=None)]
-    )
+    check_comparable([make(recipe=recipe) for recipe in recipes] + [make(num_samples=3, head=head, classes=None)])
     check_comparable([make(recipe={"estimator": "empirical"}), make(recipe={"estimator": "empirical"})])
 
 
@@ -282,7 +280,5 @@ def test_check_comparable_lists_every_difference_and_where_one_layer_list_goes_o
     longer = (*LAYERS, Layer("more", "conv", 8, 9, 1))
     nine = torch.ones(9, dtype=torch.float64)
     other = make(fisher=nine, prior=nine, layers=longer, head=dataclasses.replace(make().head, l2=1.0))
-    with pytest.raises(
-        ValueError, match=r"layers: 3 \(K = 8\) against 4 \(K = 9\); head l2: 0.001 against 1.0"
-    ):
+    with pytest.raises(ValueError, match=r"layers: 3 \(K = 8\) against 4 \(K = 9\); head l2: 0.001 against 1.0"):
         check_comparable([make(), other])

@@ -153,7 +153,9 @@ def test_the_probe_comes_back_untouched_and_no_weight_gradient_is_left():
     probe = small_probe()
     probe.module.layer2.requires_grad_(False)
     before = state_of(probe.module)
-    per_sample_fisher(probe, probe.layers(include_batchnorm=True), head_for(10, torch.float32), batch_of(2, torch.float32))
+    per_sample_fisher(
+        probe, probe.layers(include_batchnorm=True), head_for(10, torch.float32), batch_of(2, torch.float32)
+    )
     assert_untouched(probe.module, before)
 
 

@@ -1,3 +1,4 @@
+import os
 import sys
 from types import SimpleNamespace
 
@@ -72,10 +73,13 @@ def test_the_fallback_compiles_the_kernels_for_a_gpu_the_build_does_not_cover(mo
 def test_environment_is_put_back(monkeypatch):
     monkeypatch.setenv("TASK2VEC_A", "before")
     monkeypatch.delenv("TASK2VEC_B", raising=False)
-    with pytest.raises(KeyError), _native._environment(TASK2VEC_A="x", TASK2VEC_B="y"):
-        import os
 
-        assert (os.environ["TASK2VEC_A"], os.environ["TASK2VEC_B"]) == ("x", "y")
-        raise KeyError
+    def fail_inside():
+        with _native._environment(TASK2VEC_A="x", TASK2VEC_B="y"):
+            assert (os.environ["TASK2VEC_A"], os.environ["TASK2VEC_B"]) == ("x", "y")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
     assert os.environ["TASK2VEC_A"] == "before"
     assert "TASK2VEC_B" not in os.environ

@@ -128,7 +128,11 @@ def test_calls_under_no_grad_and_on_detached_inputs_do_not_require_grad():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"grad_output": torch.zeros(2, 6, 5, 5)}, ValueError, r"expected grad_output of shape \[2, 6, 7, 7\].*got \[2, 6, 5, 5\]"),
+        (
+            {"grad_output": torch.zeros(2, 6, 5, 5)},
+            ValueError,
+            r"expected grad_output of shape \[2, 6, 7, 7\].*got \[2, 6, 5, 5\]",
+        ),
         ({"grad_output": torch.zeros(3, 6, 7, 7)}, ValueError, "expected grad_output of shape"),
         ({"grad_output": torch.zeros(2, 6, 7, 7).double()}, TypeError, "one dtype.*float32 and torch.float64"),
         ({"weight_shape": (6, 4, 3, 3)}, ValueError, r"weight_shape \[6, 4, 3, 3\]"),

@@ -50,16 +50,11 @@ def test_plot_matrix_puts_families_side_by_side_and_every_cell_under_its_names()
 
 def test_plot_matrix_keeps_rows_as_sources_where_distances_are_not_symmetric():
     distances, names, _ = blocks([2, 2])
-    distances = (
-        distances + 0.01 * torch.arange(4, dtype=torch.float64)[:, None] - 0.3
-    )  # negative ones, as d_asym has
+    distances = distances + 0.01 * torch.arange(4, dtype=torch.float64)[:, None] - 0.3  # negative ones, as d_asym has
     ax = plot_matrix(distances, names)
     shown = tick_texts(ax)
     for row, column in np.ndindex(4, 4):
-        assert (
-            ax.images[0].get_array()[row, column]
-            == distances[names.index(shown[row]), names.index(shown[column])]
-        )
+        assert ax.images[0].get_array()[row, column] == distances[names.index(shown[row]), names.index(shown[column])]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("target", "source")
 
 

@@ -9,7 +9,8 @@ from task2vec_ext.probe import TORCHVISION_PROBES
 
 
 @pytest.mark.parametrize(
-    ("name", "convs", "with_batchnorm"), [("resnet18", 4800, 9600), ("resnet34", 8512, 17024), ("resnet50", 26560, 53120)]
+    ("name", "convs", "with_batchnorm"),
+    [("resnet18", 4800, 9600), ("resnet34", 8512, 17024), ("resnet50", 26560, 53120)],
 )
 def test_embedding_lengths_are_the_papers(name, convs, with_batchnorm):
     probe = load_probe(name, weights="random")
@@ -77,7 +78,9 @@ def test_a_download_without_a_network_names_the_file_and_where_to_put_it(monkeyp
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(RuntimeError, match=rf"(?s)resnet34.*IMAGENET1K_V1.*put it at {tmp_path}.*resnet34-\w+\.pth.*weights='PATH'"):
+    with pytest.raises(
+        RuntimeError, match=rf"(?s)resnet34.*IMAGENET1K_V1.*put it at {tmp_path}.*resnet34-\w+\.pth.*weights='PATH'"
+    ):
         load_probe()
 
 
@@ -96,7 +99,9 @@ def test_weights_already_on_the_machine_are_loaded_without_a_network(monkeypatch
     assert load_probe("resnet18", weights="DEFAULT").fingerprint == probe.fingerprint
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "pth", "wrapped", "data-parallel", "headless", "half", "other-classes"])
+@pytest.mark.parametrize(
+    "kind", ["safetensors", "pth", "wrapped", "data-parallel", "headless", "half", "other-classes"]
+)
 def test_checkpoints_of_every_kind_are_loaded(kind, tmp_path):
     from safetensors.torch import save_file
 
@@ -163,7 +168,11 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
         ({"probe": "tiny", "weights": "DEFAULT"}, ValueError, "'offline' or 'random'"),
         ({"probe": "tiny", "head": "classifier"}, ValueError, "module named 'classifier' as head.*fc"),
         ({"probe": "tiny", "head": "layer1"}, TypeError, "an nn.Linear, got Sequential"),
-        ({"probe": "tiny", "preprocess": None, "image_size": 32}, ValueError, "either preprocess=None or an image_size"),
+        (
+            {"probe": "tiny", "preprocess": None, "image_size": 32},
+            ValueError,
+            "either preprocess=None or an image_size",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(arguments, error, message):
@@ -184,7 +193,7 @@ def test_a_module_without_a_known_head_lists_its_linear_layers():
 
 
 def test_unknown_layers_are_refused_with_what_there_is():
-    with pytest.raises(ValueError, match=r"got 'layer9'; among them: conv1, layer1.0.conv1"):
+    with pytest.raises(ValueError, match=r"got 'layer9'; they are: conv1, layer1.0.conv1"):
         small_probe().layers(["layer1", "layer9"])
 
 

@@ -22,8 +22,8 @@ void window_sum(const T* gram,
       for (int c = 0; c < column_positions; ++c) row[c] = T(0);
       for (int kh = 0; kh < window.kernel_h; ++kh)
         for (int kw = 0; kw < window.kernel_w; ++kw) {
-          const int64_t pixel =
-              int64_t(oh * window.stride_h + kh * window.dilation_h) * window.gram_width + ow * window.stride_w + kw * window.dilation_w;
+          const int64_t pixel = int64_t(oh * window.stride_h + kh * window.dilation_h) * window.gram_width +
+                                ow * window.stride_w + kw * window.dilation_w;
           const T* source = gram + (m * row_pixels + pixel) * column_pixels +
                             int64_t(kh) * window.dilation_h * window.gram_width + kw * window.dilation_w;
           for (int h = 0; h < out_rows; ++h) {

@@ -81,9 +81,7 @@ def files_from_folder(root: Path) -> tuple[Files, tuple[str, ...]]:
     """
     if not root.is_dir():
         got = "a file" if root.exists() else "nothing there"
-        raise ValueError(
-            f"as_task: expected a folder of class folders at {root}, got {got}; correct the path."
-        )
+        raise ValueError(f"as_task: expected a folder of class folders at {root}, got {got}; correct the path.")
     # A link back to the root or above it is no class of its own.
     above = {_identity(folder) for folder in (root.resolve(), *root.resolve().parents)}
     classes = tuple(
@@ -102,9 +100,7 @@ def files_from_folder(root: Path) -> tuple[Files, tuple[str, ...]]:
             f"as_task: expected pictures in every class folder of {root}, got none in {_list(empty)}; "
             f"add some or remove the folder (pictures end in {' '.join(sorted(EXTENSIONS))})."
         )
-    names = tuple(
-        f"{name}/{picture}" for name, pictures in zip(classes, found, strict=True) for picture in pictures
-    )
+    names = tuple(f"{name}/{picture}" for name, pictures in zip(classes, found, strict=True) for picture in pictures)
     labels = tuple(label for label, pictures in enumerate(found) for _ in pictures)
     return Files(tuple(os.path.abspath(root / name) for name in names), labels, names), classes
 

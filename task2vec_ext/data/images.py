@@ -84,8 +84,7 @@ def load_image(path: str | os.PathLike[str]) -> Tensor:
         raise
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, … on damaged files
         raise ValueError(
-            f"load_image: expected a readable picture at {where}, got {_reason(where, error)}; "
-            "mend or remove the file."
+            f"load_image: expected a readable picture at {where}, got {_reason(where, error)}; mend or remove the file."
         ) from error
 
 
@@ -99,9 +98,7 @@ def _reason(path: str, error: Exception) -> str:
 
 def _from_pil(image: Image.Image) -> Tensor:
     if image.width == 0 or image.height == 0:
-        raise ValueError(
-            f"to_rgb: expected a picture with pixels, got {image.width} × {image.height}; remove it."
-        )
+        raise ValueError(f"to_rgb: expected a picture with pixels, got {image.width} × {image.height}; remove it.")
     if image.mode == "I" or image.mode.startswith("I;16"):
         rgb = _three_planes(_from_16bit(_array_to_tensor(np.asarray(image))[None]))
     elif image.mode == "F":
@@ -143,9 +140,7 @@ def _upright(rgb: Tensor, orientation: int) -> Tensor:
 def _array_to_tensor(array: np.ndarray[Any, Any]) -> Tensor:
     """The array as a tensor of its own memory; ``[H, W, C]`` becomes ``[C, H, W]``."""
     if array.dtype.kind not in "buif":
-        raise TypeError(
-            f"to_rgb: expected bool, integer or float pixels, got {array.dtype}; convert the array first."
-        )
+        raise TypeError(f"to_rgb: expected bool, integer or float pixels, got {array.dtype}; convert the array first.")
     # torch knows neither foreign byte orders nor long doubles.
     dtype = np.dtype(np.float64) if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
     tensor = torch.from_numpy(np.array(array, dtype=dtype, order="C"))
@@ -214,7 +209,5 @@ def _from_float(planes: Tensor) -> Tensor:
             advice = "divide by the highest possible value (255 for 8 bits), or convert it to uint8."
         else:
             advice = 'it looks already normalised: pass preprocess=None (on the command line "none").'
-        raise ValueError(
-            f"to_rgb: expected float pixels in [0, 1], got values from {low:.3g} to {high:.3g}; {advice}"
-        )
+        raise ValueError(f"to_rgb: expected float pixels in [0, 1], got values from {low:.3g} to {high:.3g}; {advice}")
     return planes.to(torch.float32).clamp(0, 1)

@@ -52,9 +52,7 @@ def label_tensor(labels: Labels, *, who: str) -> Tensor:
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":
         labels = torch.from_numpy(labels.astype(np.int64))
     if isinstance(labels, (Tensor, np.ndarray)) and labels.ndim != 1:
-        raise ValueError(
-            f"{who}: expected labels of shape [N], got {list(labels.shape)}; give one class a picture."
-        )
+        raise ValueError(f"{who}: expected labels of shape [N], got {list(labels.shape)}; give one class a picture.")
     if isinstance(labels, Tensor) and _is_integral(labels):
         return labels.detach().to("cpu", torch.int64)
     values = []

@@ -92,13 +92,10 @@ def batches(
     """
     if batch_size < 1 or num_workers < 0:
         raise ValueError(
-            f"batches: expected batch_size ≥ 1 and num_workers ≥ 0, got {batch_size} and {num_workers}; "
-            "correct them."
+            f"batches: expected batch_size ≥ 1 and num_workers ≥ 0, got {batch_size} and {num_workers}; correct them."
         )
     if on_error not in ("raise", "skip"):
-        raise ValueError(
-            f'batches: expected on_error "raise" or "skip", got {on_error!r}; choose one of them.'
-        )
+        raise ValueError(f'batches: expected on_error "raise" or "skip", got {on_error!r}; choose one of them.')
     chunks = _Chunks(task, _checked_indices(indices, len(task)), batch_size, preprocess)
     loader: DataLoader[_Chunk] = DataLoader(
         chunks,
@@ -178,9 +175,7 @@ class _Chunks(Dataset[_Chunk]):
     An exception would reach the caller wrapped in the worker's traceback, and take its whole batch with it.
     """
 
-    def __init__(
-        self, task: Task, indices: list[int], batch_size: int, preprocess: Preprocess | None
-    ) -> None:
+    def __init__(self, task: Task, indices: list[int], batch_size: int, preprocess: Preprocess | None) -> None:
         self.task = task
         self.indices = indices
         self.batch_size = batch_size
@@ -201,9 +196,7 @@ class _Chunks(Dataset[_Chunk]):
             except TypeError as error:  # the data set's own are ValueErrors by now: see Task.item
                 return _Chunk(None, failures, TypeError(f"batches: {self.task.describe(i)}: {error}"))
             except MemoryError:
-                message = (
-                    f"batches: expected memory for {self.task.describe(i)}, got none; close other programs."
-                )
+                message = f"batches: expected memory for {self.task.describe(i)}, got none; close other programs."
                 return _Chunk(None, failures, MemoryError(message))
             except Exception as error:
                 reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
@@ -227,9 +220,7 @@ class _Chunks(Dataset[_Chunk]):
             rgb, label = self.task[index]
             image = self.preprocess(rgb)
         if not torch.isfinite(image).all():
-            raise ValueError(
-                "batches: expected finite pixels, got NaN or infinity; mend or remove the picture."
-            )
+            raise ValueError("batches: expected finite pixels, got NaN or infinity; mend or remove the picture.")
         return image, label
 
 

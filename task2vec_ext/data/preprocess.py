@@ -73,9 +73,7 @@ class Preprocess:
                 f"Preprocess: expected a picture [3, H, W], got {list(rgb.shape)}; pass it through to_rgb."
             )
         if rgb.dtype not in (torch.uint8, torch.float32):
-            raise TypeError(
-                f"Preprocess: expected uint8 or float32, got {rgb.dtype}; pass the picture through to_rgb."
-            )
+            raise TypeError(f"Preprocess: expected uint8 or float32, got {rgb.dtype}; pass the picture through to_rgb.")
         eight_bit = rgb.dtype == torch.uint8
         image = _crop_center(self._resize(rgb.to(torch.float32)), self.crop)
         if eight_bit:  # torchvision resizes to 8 bits: whole numbers again, and bicubic's overshoot cut
@@ -95,9 +93,7 @@ class Preprocess:
         size = (self.resize, new_long) if height <= width else (new_long, self.resize)
         if size == (height, width):
             return image
-        return F.interpolate(
-            image[None], size=size, mode=self.interpolation, align_corners=False, antialias=True
-        )[0]
+        return F.interpolate(image[None], size=size, mode=self.interpolation, align_corners=False, antialias=True)[0]
 
     @classmethod
     def from_torchvision(cls, preset: Any) -> Preprocess:
@@ -175,9 +171,7 @@ class Preprocess:
         return cls(**values)
 
 
-def _three(
-    name: str, values: Sequence[float], kind: str, is_kind: Callable[[float], bool]
-) -> tuple[float, ...]:
+def _three(name: str, values: Sequence[float], kind: str, is_kind: Callable[[float], bool]) -> tuple[float, ...]:
     numbers = tuple(float(v) for v in values)
     if len(numbers) != 3 or not all(map(is_kind, numbers)):
         raise ValueError(f"Preprocess: expected {name} as three {kind} numbers, got {numbers}; correct it.")

@@ -208,8 +208,7 @@ def _check_map_style(source: Any) -> None:
     else:
         return
     raise TypeError(
-        "as_task: expected a map-style data set, a folder or a list of (path, label), got "
-        f"{_kind(source)}; {advice}."
+        f"as_task: expected a map-style data set, a folder or a list of (path, label), got {_kind(source)}; {advice}."
     )
 
 

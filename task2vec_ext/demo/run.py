@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .._tables import nearest, safe_name, write_matrix, write_table
-from ..distance import distance_matrix
+from ..distance import DistanceKind, distance_matrix
 from ..embed import fisher_embed
 from ..plot import plot_matrix, save_figure
 from ..probe import load_probe
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..embedding import Embedding
 
-DISTANCE = "sym_scaled"
+DISTANCE: DistanceKind = "sym_scaled"
 """Unit-mean scaling: it names a task's own family more often than plain d_sym, on these tasks and on real ones."""
 
 
@@ -69,11 +69,23 @@ def run_demo(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lam
         files["table"],
         ("task", "family", "classes", "pictures", "head_accuracy", "head_nll", "norm", "nearest", "distance"),
         [
-            (e.name, family, e.head.num_classes, e.num_samples, e.head.accuracy, e.head.nll, e.norm, names[other], distance)
+            (
+                e.name,
+                family,
+                e.head.num_classes,
+                e.num_samples,
+                e.head.accuracy,
+                e.head.nll,
+                e.norm,
+                names[other],
+                distance,
+            )
             for e, family, (other, distance) in zip(embeddings, families, nearest(distances), strict=True)
         ],
     )
     write_matrix(files["distances"], names, distances)
-    axes = plot_matrix(distances, names, groups=families, title="Distance between tasks (d_sym of unit-mean embeddings)")
+    axes = plot_matrix(
+        distances, names, groups=families, title="Distance between tasks (d_sym of unit-mean embeddings)"
+    )
     save_figure(axes, files["picture"])
     return DemoResult(tasks, embeddings, distances, files, time.perf_counter() - started)

@@ -34,9 +34,7 @@ PEAK_RATE, WEIGHT_DECAY = 0.02, 1e-4
 # to unit mean, pictures of seeds 0 and 1; the draft's pictures differed slightly).
 
 
-def make_pictures(
-    kinds: Sequence[str], per_kind: int, seed: int, *, training: bool = False
-) -> tuple[Tensor, Tensor]:
+def make_pictures(kinds: Sequence[str], per_kind: int, seed: int, *, training: bool = False) -> tuple[Tensor, Tensor]:
     """New pictures uint8 [N, 3, TINY_SIZE, TINY_SIZE] and their labels int64 [N], each a place in `kinds`."""
     studio = Studio(seed, training=training)
     pictures = np.stack([studio.picture(kind) for kind in kinds for _ in range(per_kind)])
@@ -105,9 +103,7 @@ def train(seed: int, rounds: int) -> tuple[TinyResNet, float]:
     torch.manual_seed(seed)
     probe = TinyResNet(len(TRAINED_KINDS)).to(memory_format=torch.channels_last)
     steps = rounds * -(-len(TRAINED_KINDS) * ROUND_PER_KIND // BATCH)
-    optimizer = torch.optim.SGD(
-        probe.parameters(), PEAK_RATE, momentum=0.9, weight_decay=WEIGHT_DECAY, nesterov=True
-    )
+    optimizer = torch.optim.SGD(probe.parameters(), PEAK_RATE, momentum=0.9, weight_decay=WEIGHT_DECAY, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps, pct_start=0.2)
     loss_of = nn.CrossEntropyLoss()
     accuracy = 0.0
@@ -183,9 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, measures, prints and saves; `arguments` are those of the command line."""
     from safetensors.torch import save_file
 
-    parser = argparse.ArgumentParser(
-        "python -m task2vec_ext.demo.train_probe", description="Train the demo's probe."
-    )
+    parser = argparse.ArgumentParser("python -m task2vec_ext.demo.train_probe", description="Train the demo's probe.")
     parser.add_argument("--out", type=Path, default=tiny_weights_path(), help="file to write (the shipped)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of all pictures (0)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; another number, other bits (1)")

@@ -20,9 +20,7 @@ def _as_tensor(image):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-@pytest.mark.parametrize(
-    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"]
-)
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"])
 def test_to_rgb_agrees_with_pil_on_8_bit_modes(mode):
     colours = Image.fromarray(_colours())
     if mode == "LAB":
@@ -131,9 +129,7 @@ def test_to_rgb_puts_channels_and_values_in_place():
     assert torch.equal(to_rgb(colours.transpose(2, 0, 1)), planes)
     assert torch.equal(to_rgb(np.dstack([colours, colours[..., :1]])), planes)
     assert torch.equal(to_rgb(colours[::-1].astype(">u2") * 257), planes.flip(1).float() / 255)
-    assert torch.equal(
-        to_rgb(planes[0] > 127), (planes[:1] > 127).expand(3, -1, -1) * torch.tensor(255).byte()
-    )
+    assert torch.equal(to_rgb(planes[0] > 127), (planes[:1] > 127).expand(3, -1, -1) * torch.tensor(255).byte())
     assert torch.equal(to_rgb(planes.double() / 255), (planes.double() / 255).float())
     # [3, 5, 3] could be either: numpy's custom decides for arrays, torch's for tensors.
     assert torch.equal(to_rgb(colours[:3, :, :]), planes[:, :3])
@@ -154,9 +150,7 @@ def test_to_rgb_scales_integers_as_16_bit(dtype):
 
 
 def test_to_rgb_refuses_8_bit_values_in_wide_integers_unless_they_say_16_bit():
-    with pytest.raises(
-        ValueError, match="highest value of 255, which looks 8-bit; convert the picture to uint8"
-    ):
+    with pytest.raises(ValueError, match="highest value of 255, which looks 8-bit; convert the picture to uint8"):
         to_rgb(torch.tensor([[0, 255]]))
     assert to_rgb(torch.tensor([[0, 255]]).to(torch.uint16)).max() == 255 / 65535
 
@@ -193,9 +187,7 @@ def test_to_rgb_refuses_tensors_of_other_shapes(shape):
         to_rgb(torch.zeros(shape))
 
 
-@pytest.mark.parametrize(
-    "image", ["a.jpg", None, {"image": 1}, np.array([["a"]]), torch.zeros(2, 2).cfloat()]
-)
+@pytest.mark.parametrize("image", ["a.jpg", None, {"image": 1}, np.array([["a"]]), torch.zeros(2, 2).cfloat()])
 def test_to_rgb_refuses_what_is_no_picture(image):
     with pytest.raises(TypeError, match="to_rgb: expected"):
         to_rgb(image)

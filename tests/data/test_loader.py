@@ -118,9 +118,7 @@ def test_batches_skip_and_count_bad_pictures(folder, num_workers):
 
 def test_batches_skip_without_a_list():
     task = as_task(Given((_picture(float("nan")), 0), (_picture(), 1)))
-    assert [batch.index.tolist() for batch in batches(task, [0, 1], None, batch_size=2, on_error="skip")] == [
-        [1]
-    ]
+    assert [batch.index.tolist() for batch in batches(task, [0, 1], None, batch_size=2, on_error="skip")] == [[1]]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -194,9 +192,7 @@ def test_batches_refuse_what_is_not_preprocessed(image, error, message):
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_batches_refuse_preprocessed_pictures_of_different_sizes(batch_size, on_error):
     task = as_task([(_picture(), 0), (_picture(), 1), (_picture(size=5), 1)])
-    with pytest.raises(
-        ValueError, match=r"of one size .*\[3, 4, 4\] for picture 0 and \[3, 5, 5\] for picture 2"
-    ):
+    with pytest.raises(ValueError, match=r"of one size .*\[3, 4, 4\] for picture 0 and \[3, 5, 5\] for picture 2"):
         _all(task, [0, 1, 2], None, batch_size=batch_size, on_error=on_error)
 
 

@@ -7,9 +7,7 @@ from task2vec_ext.data import Preprocess
 
 
 def _picture(height, width):
-    return torch.randint(
-        0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(height)
-    )
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(height))
 
 
 PRESETS = [(256, 224), (232, 224), (40, 48), (33, 32), (31, 36), (1, 1)]

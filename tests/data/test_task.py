@@ -98,9 +98,7 @@ def test_as_task_names_empty_class_folders(folder):
     (folder / "birds").mkdir()
     (folder / "fish").mkdir()
     (folder / "fish" / "notes.txt").touch()
-    with pytest.raises(
-        ValueError, match=r"expected pictures in every class folder of .*pets, got none in birds, fish"
-    ):
+    with pytest.raises(ValueError, match=r"expected pictures in every class folder of .*pets, got none in birds, fish"):
         as_task(folder)
 
 
@@ -129,9 +127,7 @@ def test_as_task_refuses_a_path_that_is_no_folder(folder):
 
 
 def test_as_task_takes_a_list_of_paths(folder):
-    task = as_task(
-        [(folder / "dogs" / "b.png", 1), (str(folder / "cats" / "z.gif"), np.int64(0))], name="mine"
-    )
+    task = as_task([(folder / "dogs" / "b.png", 1), (str(folder / "cats" / "z.gif"), np.int64(0))], name="mine")
     assert task.name == "mine"
     assert task.labels.tolist() == [1, 0]
     assert task.classes is None
@@ -260,9 +256,7 @@ def test_task_refuses_an_item_that_is_no_pair():
         def __getitem__(self, index):
             return (*super().__getitem__(index), "extra")
 
-    with pytest.raises(
-        TypeError, match=r"expected pairs of \(picture, label\), got tuple of length 3 for picture 1"
-    ):
+    with pytest.raises(TypeError, match=r"expected pairs of \(picture, label\), got tuple of length 3 for picture 1"):
         as_task(Triples([0, 1]))[1]
 
 
@@ -309,14 +303,10 @@ def test_as_task_agrees_with_torchvisions_image_folder(folder):
         is_valid_file=lambda path: not os.path.basename(path).startswith((".", "notes")),
         allow_empty=True,
     )
-    wrapped = as_task(
-        Subset(images, [i for i, c in enumerate(images.targets) if images.classes[c][0] != "."])
-    )
+    wrapped = as_task(Subset(images, [i for i, c in enumerate(images.targets) if images.classes[c][0] != "."]))
     task = as_task(folder)
     assert wrapped.name == "ImageFolder"
-    assert sorted(int(wrapped[i][0][0, 0, 0]) for i in range(4)) == sorted(
-        int(task[i][0][0, 0, 0]) for i in range(4)
-    )
+    assert sorted(int(wrapped[i][0][0, 0, 0]) for i in range(4)) == sorted(int(task[i][0][0, 0, 0]) for i in range(4))
 
 
 def test_task_can_be_pickled(folder):
