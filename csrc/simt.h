@@ -151,9 +151,11 @@ inline void launch(dim3 grid, dim3 block_dim, const std::function<void()>& body)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) blockIdx = dim3(x, y, z), run_block(body);
 }
+using Slots = const char (*)[kSlot];
+
 // Every lane in mask publishes v; returns access to the values of all lanes.
 template <class T>
-const char (*exchange(unsigned mask, const T& v)) [kSlot] {
+Slots exchange(unsigned mask, const T& v) {
   static_assert(sizeof(T) <= kSlot);
   Fiber& f = block.fibers[block.current];
   Warp& w = block.warps[block.current / kWarp];
@@ -161,8 +163,9 @@ const char (*exchange(unsigned mask, const T& v)) [kSlot] {
   std::memcpy(slots[block.current % kWarp], &v, sizeof(T));
   wait(State::at_warp_barrier, mask);
   return slots;
-} template <class T>
-                                                  T lane_value(const char (*slots)[kSlot], int lane) {
+}
+template <class T>
+T lane_value(Slots slots, int lane) {
   T v;
   std::memcpy(&v, slots[lane], sizeof(T));
   return v;
