@@ -1,5 +1,13 @@
 """Task2Vec: turn an image data set into a vector, the per-filter Fisher information of a fixed probe."""
 
+try:
+    from . import _C  # noqa: F401  # asked for first: nothing else works without it
+except ImportError as error:
+    raise ImportError(
+        f"task2vec_ext: the native module is missing from {__path__[0]} ({error}); if this is the source tree, install "
+        "it with 'pip install -e .' or run from another folder."
+    ) from error
+
 from ._native import BuildInfo, Task2VecWarning, build_info
 from .data import Preprocess, Task, as_task
 from .distance import cross_distances, distance_matrix

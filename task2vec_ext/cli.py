@@ -75,7 +75,10 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog="Every command takes --debug: show the traceback of an error.")
+@app.callback(
+    epilog="Every command takes --debug: show the traceback of an error. "
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
+)
 def _options(
     version: Annotated[
         bool,

@@ -92,10 +92,12 @@ def test_the_same_call_gives_the_same_bits(route):
 def test_opcheck(case, route):
     arguments = case.arguments()
     lists = [list(arguments[key]) for key in ("weight_shape", "stride", "padding", "dilation")]
-    inputs = [t.requires_grad_() for t in case.tensors(torch.float32)]
+    operator = torch.ops.task2vec_ext.filter_grad_sq.default
+    inputs = case.tensors(torch.float32)
+    torch.library.opcheck(operator, (*inputs, *lists, arguments["groups"], route))
     torch.library.opcheck(
-        torch.ops.task2vec_ext.filter_grad_sq.default,
-        (*inputs, *lists, arguments["groups"], route),
+        operator,
+        (*(t.requires_grad_() for t in inputs), *lists, arguments["groups"], route),
         # Its last part runs a backward pass, which this operator refuses by design (tested below).
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )

@@ -15,7 +15,9 @@ def tasks_of(folder, names, per_class):
     entries = {entry["name"]: entry for entry in json.loads((folder / "tasks.json").read_text())}
     for name in names:
         classes = list(entries[name]["classes"].values())[:6]
-        yield as_task([(folder / f, label) for label, files in enumerate(classes) for f in files[:per_class]], name=name)
+        yield as_task(
+            [(folder / f, label) for label, files in enumerate(classes) for f in files[:per_class]], name=name
+        )
 
 
 @pytest.fixture(scope="module")
