@@ -88,7 +88,7 @@ def _window_sum(gram: Tensor, rows: Tensor, columns: Tensor, window: Window) -> 
     positions = rows[0, 0].numel(), columns[0, 0].numel()
     gram = gram.contiguous()
     out = gram.new_empty((*gram.shape[:2], *positions))
-    loop = _C.window_sum_f64 if gram.dtype == torch.float64 else _C.window_sum_f32
+    loop = {torch.float32: _C.window_sum_f32, torch.float64: _C.window_sum_f64}[gram.dtype]  # an address has no dtype
     matrices = gram.shape[0] * gram.shape[1]
     loop(gram.data_ptr(), out.data_ptr(), matrices, positions, tuple(gram.shape[2:]), _C.GramWindow(*window))
     return out

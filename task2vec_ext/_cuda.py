@@ -61,7 +61,7 @@ def filter_grad_sq_cuda(
 
     def quadratic_form(gram: Tensor, rows: Tensor, columns: Tensor, window: Window) -> Tensor:
         n, groups, row_pixels, column_pixels = gram.shape
-        gram = gram.contiguous()
+        gram = gram.to(torch.float32).contiguous()  # an address has no dtype
         out = gram.new_empty((n, conv.filters))
         runtime.kernels.filter_grad_sq_gram(
             gram.data_ptr(),

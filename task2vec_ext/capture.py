@@ -123,6 +123,11 @@ def _hook(name: str, captured: Captured) -> Any:
 def _grad_sq(layer: nn.Module, input: Tensor, grad_output: Tensor) -> Tensor:
     """Return ``[B, C_out]`` for one layer."""
     with torch.no_grad():
+        # Under autocast the layer itself computed in a narrower type than its input's; the CPU's loops take no 16 bits.
+        dtype = grad_output.dtype
+        if input.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
+            dtype = torch.float32
+        input, grad_output = input.to(dtype), grad_output.to(dtype)
         if isinstance(layer, nn.Conv2d):
             padding: Any = layer.padding
             if layer.padding_mode != "zeros":

@@ -226,8 +226,11 @@ def _on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Move the probe for as long as the work takes: a caller's module comes back to where it was."""
     parameter = next(module.parameters(), None)
     before = device if parameter is None else parameter.device
-    module.to(device)
+    if before == device:
+        yield
+        return
     try:
+        module.to(device)
         yield
     finally:
         module.to(before)

@@ -49,7 +49,11 @@ def _dispatch(device_type: str, implementation: Any) -> Any:
         conv = conv_geometry(input, grad_output, weight_shape, stride, padding, dilation, groups)
         if conv.samples == 0:
             return _empty(input, 0, conv.filters)
-        return implementation(input, grad_output, conv, choose_route(conv, device_type) if route == "auto" else route)
+        # Autocast would narrow the Gram matrices behind the kernels' back.
+        with torch.autocast(device_type, enabled=False):
+            return implementation(
+                input, grad_output, conv, choose_route(conv, device_type) if route == "auto" else route
+            )
 
     return run
 

@@ -256,3 +256,18 @@ def test_layer_slices_carry_kind_and_fan_in():
         Layer("bn1", "batchnorm", 4, 8, 1),
         Layer("layer1.0.conv1", "conv", 8, 12, 36),
     ]
+
+
+@pytest.mark.parametrize("how", ["autocast", "bfloat16 module"])
+def test_16_bit_networks_on_the_cpu_are_close_to_float32(how):
+    head, batch = head_for(10, torch.float32), batch_of(4, torch.float32)
+    probe = small_probe()
+    expected = per_sample_fisher(probe, probe.layers(), head, batch, "exact")
+    if how == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            actual = per_sample_fisher(probe, probe.layers(), head, batch, "exact")
+    else:
+        narrow = small_probe(small_resnet().bfloat16())
+        batch = batch._replace(images=batch.images.bfloat16())
+        actual = per_sample_fisher(narrow, narrow.layers(), head, batch, "exact")
+    assert_near(actual, expected, 0.1)  # bfloat16 keeps 8 bits

@@ -121,6 +121,14 @@ def test_a_derivative_is_refused():
         result.sum().backward()
 
 
+@every_route
+def test_autocast_does_not_narrow_what_the_routes_compute(route):
+    x, delta = SIMPLE.tensors(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = filter_grad_sq(x, delta, **SIMPLE.arguments(), route=route)
+    assert_near(actual, oracle(SIMPLE), TOLERANCE[torch.float32])
+
+
 def test_calls_under_no_grad_and_on_detached_inputs_do_not_require_grad():
     x, delta = SIMPLE.tensors()
     with torch.no_grad():
