@@ -9,7 +9,12 @@
 namespace task2vec {
 
 inline void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next launch would report this one
+  throw std::runtime_error(
+      std::string("task2vec_ext: expected a CUDA kernel to start, got: ") + cudaGetErrorString(error) +
+      "; if the driver is older than the CUDA that built this module, reinstall from source, or use "
+      "device='cpu'.");
 }
 
 class DeviceGuard {

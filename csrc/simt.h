@@ -125,6 +125,12 @@ inline bool release_barriers() {
       if (fs[i].state == State::at_block_barrier) fs[i].state = State::ready, any = true;
   return any;
 }
+// Fibers that stopped halfway must not be resumed by the next launch.
+[[noreturn]] inline void abandon(std::exception_ptr error) {
+  block.fibers.clear();
+  block.warps.clear();
+  std::rethrow_exception(error);
+}
 inline void run_block(const std::function<void()>& body) {
   const size_t n = block.threads = size_t(blockDim.x) * blockDim.y * blockDim.z;
   block.body = &body;
@@ -138,11 +144,12 @@ inline void run_block(const std::function<void()>& body) {
     bool alive = false;
     for (size_t i = 0; i < n; ++i) {
       if (block.fibers[i].state == State::ready) run(i);
-      if (block.error) std::rethrow_exception(std::exchange(block.error, nullptr));
+      if (block.error) abandon(std::exchange(block.error, nullptr));
       alive |= block.fibers[i].state != State::done;
     }
     if (!alive) return;
-    if (!release_barriers()) throw std::logic_error("simt: deadlock, a barrier is not reached by all threads");
+    if (!release_barriers())
+      abandon(std::make_exception_ptr(std::logic_error("simt: deadlock, a barrier is not reached by all threads")));
   }
 }
 inline void launch(dim3 grid, dim3 block_dim, const std::function<void()>& body) {

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ._routes import Route
 
 WORKSPACE_BYTES = 64 << 20
-"""What a call may allocate beyond inputs and result. A layer of which one row of one sample, or one group's weight
+"""What a call may allocate beyond inputs and result (torch's own convolution, inside the direct route, may unfold one
+sample besides: it does so in float64). A layer of which one row of one sample, or one group's weight
 gradient, is larger than this takes that much instead. 64 MiB: twice what the layers of a ResNet at 224 px need to run
 without being cut, and far below what their activations take."""
 
@@ -77,6 +78,8 @@ def _direct(input: Tensor, grad_output: Tensor, conv: ConvGeometry) -> Tensor:
 
 def quadratic_form_cpu(gram: Tensor, rows: Tensor, columns: Tensor, window: Window) -> Tensor:
     """See `QuadraticForm`; float32 and float64."""
+    if not gram.dtype == rows.dtype == columns.dtype:
+        raise TypeError(f"quadratic_form: expected one dtype, got {gram.dtype}, {rows.dtype} and {columns.dtype}.")
     n, groups = gram.shape[:2]
     patches = gram if window.kernel == (1, 1) and window.stride == (1, 1) else _window_sum(gram, rows, columns, window)
     left = rows.reshape(n, groups, -1, patches.shape[2])

@@ -51,9 +51,14 @@ class ConvGeometry:
         return (outputs - 1) * self.stride[axis] + (self.kernel[axis] - 1) * self.dilation[axis] + 1
 
 
+_LARGEST = 2**31 - 1  # the kernels count in 32 bits inside one sample
+
+
 def _pair(name: str, value: Sequence[int], least: int) -> tuple[int, int]:
-    if len(value) != 2 or value[0] < least or value[1] < least:
-        raise ValueError(f"filter_grad_sq: expected {name} as two integers >= {least}, got {tuple(value)}.")
+    if len(value) != 2 or not all(least <= v <= _LARGEST for v in value):
+        raise ValueError(
+            f"filter_grad_sq: expected {name} as two integers from {least} to 2³¹ − 1, got {tuple(value)}."
+        )
     return value[0], value[1]
 
 
@@ -103,7 +108,7 @@ def conv_geometry(
     filters, group_channels, *kernel_size = weight_shape
     kernel = _pair("kernel size", kernel_size, 1)
     step, pad, gap = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
-    if groups < 1 or filters < 1 or filters % groups or channels != group_channels * groups:
+    if groups < 1 or filters < 1 or filters % groups or channels < 1 or channels != group_channels * groups:
         raise ValueError(
             f"filter_grad_sq: expected a weight of shape [C_out, {channels} / groups, kH, kW] with C_out a multiple of "
             f"groups for input {list(input.shape)}; got weight_shape {list(weight_shape)} and groups {groups}."
@@ -111,11 +116,14 @@ def conv_geometry(
     out_height = (height + 2 * pad[0] - gap[0] * (kernel[0] - 1) - 1) // step[0] + 1
     out_width = (width + 2 * pad[1] - gap[1] * (kernel[1] - 1) - 1) // step[1] + 1
     expected = (samples, filters, out_height, out_width)
-    if tuple(grad_output.shape) != expected or out_height < 1 or out_width < 1:
+    if tuple(grad_output.shape) != expected or min(height, width, out_height, out_width) < 1:
         raise ValueError(
             f"filter_grad_sq: expected grad_output of shape {list(expected)} for input {list(input.shape)}, "
             f"kernel_size {kernel}, stride {step}, padding {pad}, dilation {gap}; got {list(grad_output.shape)}."
         )
-    return ConvGeometry(
+    conv = ConvGeometry(
         samples, groups, channels, filters, (height, width), (out_height, out_width), kernel, step, pad, gap
     )
+    if max(conv.positions, conv.patch_size, height * width) > _LARGEST:
+        raise ValueError(f"filter_grad_sq: expected fewer than 2³¹ numbers in one patch or map, got {conv}.")
+    return conv

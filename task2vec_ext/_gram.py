@@ -10,6 +10,7 @@ matrices whose product is a block of UᵀU or of G, and `quadratic_form` (torch 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -61,7 +62,8 @@ def gram_route(
     def add_pair(batch: slice, left: Tensor, rows: slice, columns: slice) -> None:
         # A function of its own, so that one pair's matrices are gone before the next one's are made.
         right = left if columns == rows else _columns(input[batch], conv, columns, shifted, dtype)
-        gram = left.transpose(-1, -2) @ right  # [n, groups, M_I, M_J]
+        with _full_float32():
+            gram = left.transpose(-1, -2) @ right  # [n, groups, M_I, M_J]
         form = quadratic_form(gram, grad_output[batch, :, rows], grad_output[batch, :, columns], window)
         out[batch] += form if columns == rows else 2 * form
 
@@ -74,6 +76,19 @@ def gram_route(
             del left
     # A is positive semi-definite; rounding may leave a vanishing form a hair below zero.
     return out.clamp_(min=0)
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Keep a user's TF32 setting out of the Gram matrix: the routes would no longer agree with each other."""
+    before = torch.get_float32_matmul_precision()
+    if before != "highest":
+        torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        if before != "highest":
+            torch.set_float32_matmul_precision(before)
 
 
 def _window(conv: ConvGeometry, shifted: bool) -> Window:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from operator import index
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from ._cpu import filter_grad_sq_cpu
@@ -34,6 +36,11 @@ def _check_dtype(tensor: Tensor, device_type: str) -> None:
         )
 
 
+def _check_route(route: str) -> None:
+    if route != "auto" and route not in ROUTES:
+        raise ValueError(f"filter_grad_sq: expected route 'auto' or one of {ROUTES}, got {route!r}.")
+
+
 def _dispatch(device_type: str, implementation: Any) -> Any:
     def run(
         input: Tensor,
@@ -46,6 +53,7 @@ def _dispatch(device_type: str, implementation: Any) -> Any:
         route: str,
     ) -> Tensor:
         _check_dtype(input, device_type)
+        _check_route(route)
         conv = conv_geometry(input, grad_output, weight_shape, stride, padding, dilation, groups)
         if conv.samples == 0:
             return _empty(input, 0, conv.filters)
@@ -80,6 +88,7 @@ def _filter_grad_sq_fake(
 ) -> Tensor:
     if input.device.type in _DTYPES:
         _check_dtype(input, input.device.type)
+    _check_route(route)
     conv = conv_geometry(input, grad_output, weight_shape, stride, padding, dilation, groups)
     return _empty(input, conv.samples, conv.filters)
 
@@ -136,7 +145,8 @@ def filter_grad_sq(
         NotImplementedError: If a derivative of the result is asked for.
 
     Note:
-        The workspace beyond inputs and result is at most 64 MiB on the CPU and 256 MiB on CUDA, whatever the batch; a
+        What is allocated beyond inputs and result is at most 64 MiB on the CPU and 256 MiB on CUDA, whatever the batch
+        (inside the direct route torch's own CPU convolution may unfold one sample besides, and does in float64); a
         layer of which one output row of one sample is larger than that takes that row. The same inputs give the same
         bits.
 
@@ -144,22 +154,34 @@ def filter_grad_sq(
         Achille et al. 2019, §2 (diagonal of the Fisher, averaged per filter: divide by N·P); routes: the "ghost norm"
         of Goodfellow 2015 (arXiv 1510.01799) and Li et al. 2021 (arXiv 2110.05679), here per filter.
     """
-    if route != "auto" and route not in ROUTES:
-        raise ValueError(f"filter_grad_sq: expected route 'auto' or one of {ROUTES}, got {route!r}.")
+    if not torch.compiler.is_compiling():
+        _refuse_forward_mode(input, grad_output)
     if len(weight_shape) == 2:
         input, grad_output, weight_shape = _as_pointwise_conv(input, grad_output, weight_shape)
-    strides, dilations = _two(stride), _two(dilation)
+    strides, dilations = _two("stride", stride), _two("dilation", dilation)
     if isinstance(padding, str):
         input, paddings = _string_padding(input, padding, weight_shape, strides, dilations)
     else:
-        paddings = _two(padding)
+        paddings = _two("padding", padding)
     return torch.ops.task2vec_ext.filter_grad_sq(
         input, grad_output, list(weight_shape), strides, paddings, dilations, groups, route
     )
 
 
-def _two(value: int | Sequence[int]) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
+def _two(name: str, value: int | Sequence[int]) -> list[int]:
+    try:
+        numbers = [index(v) for v in value] if isinstance(value, (tuple, list)) else [index(value)] * 2  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"filter_grad_sq: expected {name} as an integer or two, got {value!r}.") from None
+    if len(numbers) != 2:
+        raise ValueError(f"filter_grad_sq: expected {name} as two integers, got {tuple(numbers)}.")
+    return numbers
+
+
+def _refuse_forward_mode(*tensors: Tensor) -> None:
+    """Raise for dual tensors: an operator without a formula would return a tangent of zeros."""
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        _refuse_derivative(None, tensors[0])
 
 
 def _as_pointwise_conv(
@@ -189,6 +211,8 @@ def _string_padding(
 ) -> tuple[Tensor, list[int]]:
     if padding == "valid":
         return input, [0, 0]
+    if len(weight_shape) != 4:
+        return input, [0, 0]  # refused with the other shapes
     if padding != "same" or any(step != 1 for step in stride):
         raise ValueError(
             f"filter_grad_sq: expected padding as integers, 'valid', or 'same' with stride 1; got {padding!r} with "

@@ -62,6 +62,7 @@ CASES = [
     Case("same-even-kernel-dilated", 2, 3, (6, 7), (2, 4), options={"padding": "same", "dilation": (1, 3)}),
     Case("valid", 2, 3, (5, 6), (3, 3), options={"padding": "valid", "stride": 2}),
     Case("many-filters-many-columns", 9, 70, (5, 5), (3, 3), options={"padding": 1}),
+    Case("many-filters-in-groups", 4, 140, (5, 5), (3, 3), options={"padding": 1, "groups": 2}),
     Case("unused-last-rows", 2, 3, (8, 8), (3, 3), options={"stride": 3}),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

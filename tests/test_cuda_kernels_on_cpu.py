@@ -5,7 +5,7 @@ import torch
 from cases import CASES, TOLERANCE, Case, assert_near, every_case, oracle
 from torch.nn import functional as F
 
-from task2vec_ext import _cuda, ops, reference
+from task2vec_ext import _cuda, _gram, ops, reference
 from task2vec_ext._geometry import conv_geometry
 from task2vec_ext._routes import ROUTES
 
@@ -49,13 +49,15 @@ def test_16_bit_inputs_are_accumulated_in_float32(case, route, dtype):
 
 @every_route
 @pytest.mark.parametrize("name", ["conv3x3-p1", "depthwise3x3"])
-@pytest.mark.parametrize("layout", ["channels-last", "slice"])
+@pytest.mark.parametrize("layout", ["channels-last", "slice", "transposed"])
 def test_any_layout_is_read_where_it_lies(route, name, layout):
     case = next(case for case in CASES if case.name == name)
     x, delta = case.tensors(torch.float32)
     expected = oracle(case)
     if layout == "channels-last":
         x, delta = (t.to(memory_format=torch.channels_last) for t in (x, delta))
+    elif layout == "transposed":
+        x, delta = (t.transpose(2, 3).contiguous().transpose(2, 3) for t in (x, delta))
     else:
         x = F.pad(x, (2, 1, 3, 0), value=float("nan"))[:, :, 3:, 2:-1]
         delta = torch.cat([torch.full_like(delta, float("nan")), delta], 1)[:, delta.shape[1] :]
@@ -81,6 +83,35 @@ def test_gram_routes_cut_into_strips(route, monkeypatch):
     monkeypatch.setattr(_cuda, "WORKSPACE_BYTES", 1)
     case = next(case for case in CASES if case.name == "conv3x2-asymmetric")
     assert_near(run(*case.tensors(torch.float32), case.arguments(), route), oracle(case), TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("route", ["gram", "shifted_gram"])
+@pytest.mark.parametrize("name", ["conv3x2-asymmetric", "conv3x3-p1-g3", "unused-last-rows"])
+def test_gram_routes_cut_into_uneven_strips(route, name, monkeypatch):
+    monkeypatch.setattr(_gram, "_largest_block", lambda *_: (1, 2))
+    case = next(case for case in CASES if case.name == name)
+    assert_near(run(*case.tensors(torch.float32), case.arguments(), route), oracle(case), TOLERANCE[torch.float32])
+
+
+@every_route
+@pytest.mark.parametrize("name", ["conv3x3-p1", "depthwise3x3"])
+def test_samples_further_apart_than_32_bits_count(route, name):
+    """4 GiB of addresses of which only the touched pages are real."""
+
+    def far(t):
+        return torch.empty(2**31 + t[0].numel(), dtype=t.dtype).as_strided(t.shape, (2**31, *t.stride()[1:])).copy_(t)
+
+    case = next(case for case in CASES if case.name == name)
+    x, delta = case.tensors(torch.bfloat16)
+    expected = run(x, delta, case.arguments(), route)
+    assert torch.equal(run(far(x), far(delta), case.arguments(), route), expected)
+
+
+def test_blocks_fill_the_gpu_but_never_outnumber_the_columns():
+    case = Case("", 64, 64, (14, 14), (3, 3), samples=2, options={"padding": 1})
+    x, delta = case.tensors(torch.float32)
+    conv = conv_geometry(x, delta, (64, 64, 3, 3), (1, 1), (1, 1), (1, 1), 1)  # two tiles of filters, nine of columns
+    assert [_cuda._splits(conv, multiprocessors) for multiprocessors in (0, 1, 3, 132)] == [1, 2, 6, 9]
 
 
 @every_route

@@ -4,7 +4,7 @@ from cases import CASES, TOLERANCE, Case, assert_near, every_case, oracle
 from torch.nn import functional as F
 
 import task2vec_ext
-from task2vec_ext import _cpu, filter_grad_sq, reference
+from task2vec_ext import _cpu, _gram, filter_grad_sq, reference
 from task2vec_ext._routes import ROUTES
 
 every_route = pytest.mark.parametrize("route", ROUTES)
@@ -129,6 +129,55 @@ def test_autocast_does_not_narrow_what_the_routes_compute(route):
     assert_near(actual, oracle(SIMPLE), TOLERANCE[torch.float32])
 
 
+@pytest.mark.parametrize("which", ["input", "grad_output"])
+def test_a_forward_mode_derivative_is_refused_too(which):
+    tensors = dict(zip(("input", "grad_output"), SIMPLE.tensors(), strict=True))
+
+    def norms(tensor):
+        return filter_grad_sq(**{**tensors, which: tensor}, **SIMPLE.arguments())
+
+    tensor = tensors[which]
+    with pytest.raises(NotImplementedError, match="it has no derivative"):
+        torch.func.jvp(norms, (tensor,), (torch.ones_like(tensor),))
+
+
+def test_integers_of_any_kind_are_parameters():
+    import numpy as np
+
+    x, delta = SIMPLE.tensors()
+    arguments = {
+        **SIMPLE.arguments(),
+        "padding": np.int64(1),
+        "stride": torch.tensor(1),
+        "weight_shape": torch.Size((6, 5, 3, 3)),
+    }
+    assert_near(filter_grad_sq(x, delta, **arguments), oracle(SIMPLE), TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("route", ["gram", "shifted_gram"])
+@pytest.mark.parametrize("block", [(1, 2), (2, 3)], ids=str)
+@every_case
+def test_gram_routes_cut_into_uneven_strips(case, block, route, monkeypatch):
+    monkeypatch.setattr(_gram, "_largest_block", lambda *_: block)
+    actual = filter_grad_sq(*case.tensors(), **case.arguments(), route=route)
+    assert_near(actual, oracle(case), TOLERANCE[torch.float64])
+
+
+def test_a_matmul_precision_of_the_users_does_not_reach_the_routes_and_stays(monkeypatch):
+    seen = []
+    matmul = torch.Tensor.__matmul__
+    monkeypatch.setattr(
+        torch.Tensor, "__matmul__", lambda a, b: (seen.append(torch.get_float32_matmul_precision()), matmul(a, b))[1]
+    )
+    torch.set_float32_matmul_precision("high")
+    try:
+        filter_grad_sq(*SIMPLE.tensors(torch.float32), **SIMPLE.arguments(), route="gram")
+        assert seen[0] == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_calls_under_no_grad_and_on_detached_inputs_do_not_require_grad():
     x, delta = SIMPLE.tensors()
     with torch.no_grad():
@@ -149,14 +198,23 @@ def test_calls_under_no_grad_and_on_detached_inputs_do_not_require_grad():
         ({"weight_shape": (6, 5, 3)}, ValueError, "weight_shape of 4 numbers"),
         ({"groups": 2}, ValueError, "groups 2"),
         ({"groups": 0}, ValueError, "groups 0"),
-        ({"stride": 0}, ValueError, "stride as two integers >= 1"),
-        ({"padding": -1}, ValueError, "padding as two integers >= 0"),
+        ({"stride": 0}, ValueError, "stride as two integers from 1"),
+        ({"padding": -1}, ValueError, "padding as two integers from 0"),
         ({"padding": (1, 1, 1)}, ValueError, "padding as two integers"),
         ({"padding": "reflect"}, ValueError, "'valid', or 'same'"),
         ({"padding": "same", "stride": 2}, ValueError, "'same' with stride 1"),
         ({"route": "fast"}, ValueError, "route 'auto' or one of"),
         ({"weight_shape": (6, 5)}, ValueError, "Linear layer"),
         ({"weight_shape": (6, 5, 9, 9), "padding": 0}, ValueError, "expected grad_output of shape"),
+        ({"weight_shape": (6, 0, 3, 3), "input": torch.zeros(2, 0, 7, 7)}, ValueError, "C_out a multiple of"),
+        ({"weight_shape": (7, 5, 3, 3), "groups": 2, "input": torch.zeros(2, 10, 7, 7)}, ValueError, "a multiple of"),
+        ({"input": torch.zeros(2, 5, 0, 7), "padding": 4}, ValueError, "expected grad_output of shape"),
+        ({"padding": "same", "weight_shape": (6, 5, 3)}, ValueError, "weight_shape of 4 numbers"),
+        ({"padding": "same", "dilation": (1, 1, 1)}, ValueError, "dilation as two integers"),
+        ({"stride": 1.0}, TypeError, "stride as an integer or two, got 1.0"),
+        ({"padding": None}, TypeError, "padding as an integer or two, got None"),
+        ({"dilation": 2**40}, ValueError, "dilation as two integers from 1 to 2³¹"),
+        ({"grad_output": torch.zeros(2, 6, 7, 7, device="meta")}, ValueError, "on one device"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(change, error, message):
@@ -175,6 +233,13 @@ def test_cpu_refuses_dtypes_it_has_no_loops_for(dtype):
     x, delta = (t.to(dtype) for t in SIMPLE.tensors())
     with pytest.raises(TypeError, match="expected float32 or float64 tensors on cpu"):
         filter_grad_sq(x, delta, **SIMPLE.arguments())
+
+
+def test_the_operator_itself_knows_its_routes():
+    with pytest.raises(ValueError, match="'auto' or one of"):
+        torch.ops.task2vec_ext.filter_grad_sq(
+            torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4), [1, 1, 1, 1], [1, 1], [0, 0], [1, 1], 1, "fast"
+        )
 
 
 def test_the_operator_checks_what_the_wrapper_does_not_see():
