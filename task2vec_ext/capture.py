@@ -58,7 +58,7 @@ class Captured:
         if silent:
             raise RuntimeError(
                 f"capture: no gradient reached {', '.join(silent[:3])}{' …' if len(silent) > 3 else ''}: the head's "
-                "input does not depend on it; leave it out with layers=[…]."
+                "input does not depend on it; pass layers=[…] with the others."
             )
         row = torch.cat([self._rows[layer.name] for layer in self._layers], 1)
         self._rows.clear()
@@ -97,7 +97,7 @@ def _hook(name: str, captured: Captured) -> Any:
         if ran:
             raise NotImplementedError(
                 f"capture: layer {name!r} ran twice in one forward pass; the per-sample gradient of a reused layer is "
-                "not the sum of its parts squared. Leave it out with layers=[…]."
+                "not the sum of its parts squared. Pass layers=[…] with the others."
             )
         ran = True
         input = args[0].detach()
@@ -140,10 +140,8 @@ def _grad_sq(layer: nn.Module, input: Tensor, grad_output: Tensor) -> Tensor:
             return filter_grad_sq(input, grad_output, layer.weight.shape)
         assert isinstance(layer, nn.BatchNorm2d)  # Probe.layers finds no other kind
         mean, var = layer.running_mean, layer.running_var
-        if mean is None or var is None:
-            raise NotImplementedError(
-                "capture: BatchNorm without running statistics couples the samples; leave it out."
-            )
+        assert mean is not None  # check_eval refuses others
+        assert var is not None
         # The scale's gradient is Σ_q δ·x̂, one weight a channel; x̂ = (x − μ)·rstd, folded so that x is read once.
         rstd = (var + layer.eps).rsqrt()
         moment = torch.einsum("nchw,nchw->nc", grad_output, input)

@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 
 # Mistakes in the input or the environment: one line. Anything else is a bug and keeps its traceback.
-_EXPECTED = (ValueError, TypeError, NotImplementedError, RuntimeError, OSError, ImportError, MemoryError)
+_EXPECTED = (ValueError, TypeError, NotImplementedError, RuntimeError, OSError, ImportError, MemoryError, OverflowError)
 _MATRIX_COLUMNS = 12  # tasks whose whole matrix is still readable in a terminal
 
 # Literals, repeated here so that --help need not import torch's side of the package twice.
@@ -52,11 +52,12 @@ def main() -> NoReturn:
     try:
         app(arguments, prog_name="task2vec")
     except KeyboardInterrupt:
-        sys.exit("interrupted")  # pragma: no cover  # click turns it into Abort first
+        sys.exit(130)
     except _EXPECTED as error:
         if debug:
             raise
-        print(f"task2vec: error: {error}", file=sys.stderr)
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        print(f"task2vec: error: {text}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
 
@@ -98,7 +99,10 @@ def demo(
     Needs no network: the pictures come from scikit-learn and from a drawing program, the probe from this package.
     """
     from .demo.run import run_demo
+    from .plot import check_installed
 
+    check_installed()
+    _check_writable("demo", output)
     console = _console()
     with console.status("drawing the pictures …") as status:
         result = run_demo(output, seed=seed, report=status.update)
@@ -144,13 +148,15 @@ def embed(
         typer.Option(help="Checkpoint (.safetensors, .pth) or torchvision's name for its weights; default: ImageNet."),
     ] = None,
     estimator: Annotated[Estimator, typer.Option(help="How the expectation over labels is taken.")] = "signed",
-    num_samples: Annotated[int | None, typer.Option(help="At most so many pictures a task; default: all.")] = None,
+    num_samples: Annotated[
+        int | None, typer.Option(min=1, help="At most so many pictures a task; default: all.")
+    ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Crop in pixels; default: what the weights were trained with.")
+        int | None, typer.Option(min=1, help="Crop in pixels; default: what the weights were trained with.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: CUDA where there is one.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 32,
-    num_workers: Annotated[int, typer.Option(help="Processes that decode pictures.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 32,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read, and count them.")
@@ -164,7 +170,6 @@ def embed(
     from ._tables import safe_name
     from .data import as_task, check_labels
     from .embed import fisher_embed
-    from .embedding import Embedding
     from .probe import load_probe
 
     tasks = [as_task(path) for path in paths]
@@ -178,12 +183,17 @@ def embed(
         assert task.labels is not None  # folders know theirs
         check_labels(task.labels, who=f"embed: {task.name}")
     net = load_probe(probe, weights=weights, image_size=image_size)
-    _check_writable(output)
-    console, done = _console(), []
+    _check_writable("embed", output)
+    # All of them before the first is embedded: a file that does not fit should cost no work.
+    kept = {
+        file: _kept(file, net, task, {"estimator": estimator, "seed": seed, "num_samples": num_samples})
+        for task, file in zip(tasks, files, strict=True)
+        if file.exists() and not overwrite
+    }
+    done = []
     for task, file in zip(tasks, files, strict=True):
-        settings = {"estimator": estimator, "seed": seed, "num_samples": num_samples}
-        if file.exists() and not overwrite:
-            done.append(_kept(Embedding.load(file), file, net, settings))
+        if file in kept:
+            done.append(kept[file])
             continue
         embedding = fisher_embed(
             task,
@@ -198,6 +208,7 @@ def embed(
         )
         embedding.save(file)
         done.append(embedding)
+    console = _console()
     rows = [
         (
             e.name,
@@ -231,6 +242,10 @@ def distances(
         raise ValueError(f"distances: expected two or more embeddings (*.safetensors) in {folder}, found {len(files)}.")
     embeddings = [Embedding.load(file) for file in files]
     names = [e.name or file.stem for e, file in zip(embeddings, files, strict=True)]
+    if png is not None:
+        from .plot import check_installed
+
+        check_installed()
     matrix = distance_matrix(embeddings, kind, alpha=alpha)
     if csv is not None:
         write_matrix(csv, names, matrix)
@@ -278,23 +293,37 @@ def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding
         print(f"{'':>20}  {layer.name:<28} {layer.kind:<9} {layer.stop - layer.start:>5} filters  mean F {mean:.3e}")
 
 
-def _kept(embedding: Embedding, file: Path, probe: Any, settings: dict[str, Any]) -> Embedding:
-    """Return an embedding of an earlier run if it was made with these settings, or raise."""
-    found = {key: embedding.recipe.get(key) for key in settings}
-    preprocess = None if probe.preprocess is None else probe.preprocess.to_dict()
-    if (
-        embedding.probe.fingerprint == probe.fingerprint
-        and found == settings
-        and embedding.recipe["preprocess"] == preprocess
-    ):
+def _kept(file: Path, probe: Any, task: Any, settings: dict[str, Any]) -> Embedding:
+    """Return the embedding of an earlier run if it is of this task with these settings, or raise."""
+    from .embedding import Embedding
+    from .head import DEFAULT_L2
+
+    embedding = Embedding.load(file)
+    wanted = {
+        **settings,
+        "probe": probe.fingerprint,
+        "preprocess": None if probe.preprocess is None else probe.preprocess.to_dict(),
+        "task_digest": task.digest(),
+        "layers": None,
+        "include_batchnorm": False,
+        "head": ("lbfgs", DEFAULT_L2["lbfgs"], False),
+    }
+    head = embedding.head
+    found = {
+        **embedding.recipe,
+        "probe": embedding.probe.fingerprint,
+        "head": (head.method, head.l2, head.class_balanced),
+    }
+    differences = [key for key, value in wanted.items() if found.get(key) != value]
+    if not differences:
         return embedding
+    what = ", ".join("pictures" if key == "task_digest" else key for key in differences)
     raise ValueError(
-        f"embed: {file} is there already, made with other settings ({embedding}); pass --overwrite, or another "
-        "--output."
+        f"embed: {file} is there already, made with other settings ({what}); pass --overwrite, or another --output."
     )
 
 
-def _check_writable(folder: Path) -> None:
+def _check_writable(who: str, folder: Path) -> None:
     """Find out now, not after the first hour."""
     import tempfile
 
@@ -303,7 +332,7 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
     except OSError as error:
-        raise OSError(f"embed: cannot write into {folder} ({error.strerror}); choose another --output.") from error
+        raise OSError(f"{who}: cannot write into {folder} ({error.strerror}); choose another --output.") from error
 
 
 def _console() -> Console:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import operator
+import warnings
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ._native import Task2VecWarning
 from ._progress import progress_bar
 from .data import Batch, Preprocess, as_task, batches, check_labels, draw, read_labels
 from .embedding import Embedding, HeadInfo, ProbeInfo
@@ -29,6 +32,7 @@ PRIOR_SCALE = 2e-7
 """c = 2β with the authors' β = 1e-7: the prior is c/λ_l² (task2vec.md, "A prior for every estimator")."""
 
 
+@torch.inference_mode(mode=False)  # inference tensors have no versions, which the capture checks
 def fisher_embed(
     task: TaskSource,
     probe: str | nn.Module | Probe = "resnet34",
@@ -98,8 +102,9 @@ def fisher_embed(
         RuntimeError: If weights must be downloaded and cannot be.
 
     Note:
-        Memory beyond the probe's own is the cached features, ``4·N·D`` bytes, and one batch. The probe comes back
-        untouched, also after an exception or Ctrl-C. Sums are in float64.
+        Labels that the data set does not list (``.targets``) are known, and checked, after the first pass. Memory
+        beyond the probe's own is the cached features, ``4·N·D`` bytes, and one batch. The probe comes back untouched,
+        also after an exception or Ctrl-C. Sums are in float64.
 
     Source:
         Achille et al., Task2Vec, ICCV 2019 (arXiv 1902.03545), §2 and §3.
@@ -107,6 +112,9 @@ def fisher_embed(
     if estimator not in ESTIMATORS:
         raise ValueError(f"fisher_embed: expected estimator to be one of {', '.join(ESTIMATORS)}; got {estimator!r}.")
     l2 = resolve_l2(head_method, head_l2)
+    seed = _whole("seed", seed, -(2**63), 2**63 - 1)
+    batch_size, num_workers = _whole("batch_size", batch_size, 1), _whole("num_workers", num_workers, 0)
+    num_samples = None if num_samples is None else _whole("num_samples", num_samples, 1)
     source = as_task(task, name=name)
     if len(source) == 0:
         raise ValueError(f"fisher_embed: expected a task with pictures, {source.name!r} has none.")
@@ -120,8 +128,9 @@ def fisher_embed(
     place = _place(net.module, device, owned=isinstance(probe, str))
     pictures = _Pictures(source, net, place, batch_size, num_workers, progress)
     skipped: list[Failure] = []
-    with _on_device(net.module, place):
-        features, labels, indices = _features(pictures, indices, on_error, skipped)
+    # Autocast of the caller's would narrow the gradients.
+    with torch.autocast(place.type, enabled=False), _on_device(net.module, place):
+        features, labels, indices, first = _features(pictures, indices, on_error, skipped)
         num_classes = check_labels(labels, who="fisher_embed")
         fitted = fit_head(
             features.to(place),
@@ -133,7 +142,7 @@ def fisher_embed(
             seed=seed,
         )
         with pictures.batches(indices, "Fisher") as loaded:
-            result = sum_fisher(net, parts, fitted, loaded, estimator, seed)
+            result = sum_fisher(net, parts, fitted, _same_as_before(loaded, first), estimator, seed)
     return Embedding(
         fisher=result.mean,
         prior=net.prior(parts, PRIOR_SCALE),
@@ -148,6 +157,7 @@ def fisher_embed(
             "layers": None if layers is None else list(layers),
             "include_batchnorm": include_batchnorm,
             "prior_scale": PRIOR_SCALE,
+            "task_digest": source.digest(),
             "version": importlib.metadata.version("task2vec_ext"),
         },
         num_samples=result.samples,
@@ -173,6 +183,7 @@ class _Pictures:
         self, indices: Tensor, what: str, on_error: OnError = "raise", skipped: list[Failure] | None = None
     ) -> Iterator[Iterator[Batch]]:
         """Yield an iterator over the batches, on the device; workers and progress bar end with the block."""
+        dtype = next((p.dtype for p in self.probe.module.parameters() if p.is_floating_point()), torch.float32)
         loader = batches(
             self.task,
             indices,
@@ -190,7 +201,8 @@ class _Pictures:
 
             def on_device() -> Iterator[Batch]:
                 for batch in loader:
-                    yield Batch(*(part.to(self.device, non_blocking=True) for part in batch))
+                    moved = Batch(*(part.to(self.device, non_blocking=True) for part in batch))
+                    yield moved._replace(images=moved.images.to(dtype))
                     advance(len(batch.index))
 
             yield on_device()
@@ -198,27 +210,67 @@ class _Pictures:
 
 def _features(
     pictures: _Pictures, indices: Tensor, on_error: OnError, skipped: list[Failure]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return features ``[N, D]``, labels ``[N]`` and indices ``[N]`` of the pictures that could be read, on the CPU."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return features ``[N, D]``, labels and indices ``[N]`` of the readable pictures, and the first picture."""
     features = torch.empty(len(indices), pictures.probe.feature_size)
     labels, kept = torch.empty_like(indices), torch.empty_like(indices)
-    stop = 0
+    stop, first = 0, torch.empty(0)
     with torch.no_grad(), pictures.batches(indices, "features", on_error, skipped) as loaded:
         for batch in loaded:
+            if stop == 0:
+                first = batch.images[0].clone()
             rows = slice(stop, stop := stop + len(batch.index))
             features[rows] = pictures.probe.features(batch.images).float().cpu()
             labels[rows], kept[rows] = batch.labels.cpu(), batch.index.cpu()
-    return features[:stop], labels[:stop], kept[:stop]
+    return features[:stop], labels[:stop], kept[:stop], first
+
+
+def _same_as_before(batches: Iterator[Batch], first: Tensor) -> Iterator[Batch]:
+    """Pass the batches on; warn if the first picture is not the one that the head was fitted on."""
+    for number, batch in enumerate(batches):
+        if number == 0 and not torch.equal(batch.images[0], first):
+            warnings.warn(
+                "the task gives another picture each time it is read (a random transform?): the head is fitted on "
+                "other "
+                "pictures than the Fisher is taken of, and the same seed gives another embedding; use a fixed "
+                "transform",
+                Task2VecWarning,
+                stacklevel=4,
+            )
+        yield batch
+
+
+def _whole(name: str, value: int, least: int, most: int | None = None) -> int:
+    """Return a plain int, whatever kind of integer it is, or raise now rather than after the work."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"fisher_embed: expected {name} as a whole number, got {value!r} ({type(value).__name__}).")
+    if number < least or (most is not None and number > most):
+        limits = f">= {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"fisher_embed: expected {name} {limits}, got {number}.")
+    return number
 
 
 def _place(module: nn.Module, device: str | torch.device | None, *, owned: bool) -> torch.device:
     """Return where to run: as asked for; else where a caller's module is; else the fastest there is."""
-    if device is not None:
-        return torch.device(device)
     parameter = next(module.parameters(), None)
-    if parameter is not None and not owned:
-        return parameter.device
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device is None:
+        if parameter is not None and not owned:
+            return parameter.device
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.empty(0, device=device).device  # with an index, and only where the machine has it
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise RuntimeError(
+            f"fisher_embed: expected a device this machine has, got {str(device)!r} ({reason}); pass device='cpu'."
+        ) from error
+    if place.type == "meta":
+        raise ValueError("fisher_embed: expected a device with memory, got 'meta'; pass device='cpu'.")
+    return place
 
 
 @contextmanager

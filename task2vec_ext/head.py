@@ -168,12 +168,11 @@ def _fit_lbfgs(z: Tensor, labels: Tensor, num_classes: int, l2: float, weights: 
     optimizer.step(objective)
     loss = float(objective()) / _SCALE
     assert parameters.grad is not None
-    gap = (
-        float((parameters.grad / _SCALE).square().sum()) / 2
-    )  # what a step on a Hessian near the identity could still gain
+    # What is left to gain is at most ‖gradient‖² / 2μ, μ the least curvature: that of the penalty alone.
+    gap = float((parameters.grad / _SCALE).square().sum() / (2 * l2 * scale.square().min()))
     if gap > 1e-6 * max(loss, 1e-6):
         warnings.warn(
-            f"the head's fit stopped about {gap:.1e} nats short of its optimum; a larger l2 (now {l2:g}) converges "
+            f"the head's fit stopped up to {gap:.1e} nats short of its optimum; a larger l2 (now {l2:g}) converges "
             "faster",
             Task2VecWarning,
             stacklevel=3,

@@ -77,6 +77,15 @@ def plot_matrix(
     return ax
 
 
+def check_installed() -> None:
+    """Raises ImportError, with what to install, unless matplotlib and scipy can be found."""
+    from importlib.util import find_spec
+
+    for module in ("matplotlib", "scipy"):
+        if find_spec(module) is None:
+            raise _missing(module)
+
+
 def cluster_order(distances: Any) -> list[int]:
     """Returns the order of tasks in which near ones are neighbours.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ._native import Task2VecWarning
 from .data.preprocess import Preprocess
 from .embedding import Layer, LayerKind
 from .weights import load_state, read_checkpoint
@@ -119,6 +121,10 @@ class Probe:
             ValueError: If a name in `only` matches nothing, or no layer is left.
             NotImplementedError: If two layers share one weight.
         """
+        if isinstance(only, str) or (only is not None and not all(isinstance(name, str) for name in only)):
+            raise TypeError(f"Probe: expected layers as a list of names, got {only!r}; pass for instance ['layer4'].")
+        if only is not None and not only:
+            raise ValueError("Probe: expected layers to name at least one module, got none; pass None for all of them.")
         found, owners, stop = [], dict[int, str](), 0
         for name, module in self.module.named_modules():
             kind = _kind(module, include_batchnorm)
@@ -135,7 +141,11 @@ class Probe:
             found.append(Layer(name, kind, start, stop, weight[0].numel()))
         for wanted in only or ():
             if not any(_within(layer.name, wanted) for layer in found):
-                known = [name for name, child in self.module.named_modules() if _kind(child, include_batchnorm)]
+                known = [
+                    name
+                    for name, child in self.module.named_modules()
+                    if _kind(child, include_batchnorm) and not self._in_head(name)
+                ]
                 raise ValueError(
                     f"Probe: expected layers to name modules of {self.name} that hold filters, got {wanted!r}; they "
                     "are: "
@@ -143,7 +153,27 @@ class Probe:
                 )
         if not found:
             raise ValueError(f"Probe: {self.name} has no Conv2d or Linear layer besides its head {self.head!r}.")
+        if only is None:
+            self._warn_of_what_is_left_out()
         return found
+
+    def _warn_of_what_is_left_out(self) -> None:
+        """Tell of weights that have no place in an embedding: transposed, 1-D and 3-D convolutions, attention."""
+        left_out = [
+            f"{name} ({type(module).__name__})"
+            for name, module in self.module.named_modules()
+            if _kind(module, True) is None
+            and not self._in_head(name)
+            and any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+        ]
+        if left_out:
+            warnings.warn(
+                f"the embedding has no entries for {', '.join(left_out[:5])}{' …' if len(left_out) > 5 else ''}: only "
+                "Conv2d and "
+                "Linear layers are described; pass layers=[…] to choose among them and silence this",
+                Task2VecWarning,
+                stacklevel=3,
+            )
 
     def prior(self, layers: Sequence[Layer], scale: float) -> Tensor:
         """Return the trivial embedding ``t₀ = c/λ_l²`` of every filter, λ_l² the mean squared weight of its layer.
@@ -204,8 +234,11 @@ def load_probe(
             raise ValueError("load_probe: expected no further options with a Probe; give them when it is loaded.")
         return probe
     expected: Preprocess | None = Preprocess()
+    if preprocess is not None and preprocess != "weights" and not isinstance(preprocess, Preprocess):
+        raise TypeError(f"load_probe: expected preprocess to be a Preprocess, None or 'weights', got {preprocess!r}.")
     if isinstance(probe, nn.Module):
-        module, name, source = probe, type(probe).__name__, "as given"
+        module = _unwrapped(probe)
+        name, source = type(module).__name__, "as given"
         if weights is not None:
             source = os.path.basename(os.fspath(weights))
             load_state(module, read_checkpoint(weights), f"{name} with {weights}")
@@ -219,7 +252,9 @@ def load_probe(
         expected = preprocess
     if image_size is not None:
         if expected is None:
-            raise ValueError("load_probe: expected either preprocess=None or an image_size, got both.")
+            raise ValueError("load_probe: expected either preprocess=None or an image_size, got both; drop one.")
+        if not isinstance(image_size, int) or image_size < 1:
+            raise ValueError(f"load_probe: expected image_size as a whole number of pixels >= 1, got {image_size!r}.")
         expected = expected.with_size(image_size)
     return Probe(module, head or _default_head(module), name, source, expected)
 
@@ -300,15 +335,31 @@ def check_eval(module: nn.Module) -> None:
         module: the probe's network.
 
     Raises:
-        ValueError: If one is in train mode: batch statistics would couple the samples, dropout would add noise.
+        ValueError: If one is in train mode, or a BatchNorm has no running statistics: batch statistics would couple the
+            samples, dropout would add noise.
     """
     for name, child in module.named_modules():
         if child.training:
             where = f" (its submodule {name!r} is)" if name else ""
             raise ValueError(
                 f"Probe: expected a network in eval mode, got train mode{where}: per-sample gradients do not exist "
-                "where BatchNorm couples the samples; call module.eval() first."
+                "where "
+                "BatchNorm couples the samples; call module.eval() first."
             )
+        if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.running_mean is None:
+            raise ValueError(
+                f"Probe: expected BatchNorm with running statistics, got none in {name!r}: batch statistics couple the "
+                "samples; use a network trained with track_running_stats=True."
+            )
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The network inside DataParallel and torch.compile wrappers, whose names and fingerprint are its own."""
+    while isinstance(module, nn.DataParallel) or hasattr(module, "_orig_mod"):
+        inner = module.module if isinstance(module, nn.DataParallel) else module._orig_mod
+        assert isinstance(inner, nn.Module)
+        module = inner
+    return module
 
 
 @contextmanager

@@ -76,12 +76,55 @@ def test_interrupted_work_goes_on_where_it_stopped(capsys, folders, tmp_path):
     assert (tmp_path / "task0.safetensors").stat().st_mtime_ns != first
 
 
-def test_embeddings_of_other_settings_are_not_taken_for_these(capsys, folders, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["--seed", 3], "seed"),
+        (["--weights", "random"], "probe"),
+        (["--image-size", 40], "preprocess"),
+        (["--estimator", "exact"], "estimator"),
+        (["--num-samples", 6], "num_samples"),
+    ],
+)
+def test_embeddings_of_other_settings_are_not_taken_for_these(capsys, folders, tmp_path, options, what):
     embed(capsys, folders[:1], tmp_path)
-    code, _, error = embed(capsys, folders[:1], tmp_path, "--seed", 3)
+    # The second task is new: the misfit of the first is found before it costs any work.
+    code, _, error = embed(capsys, [folders[1], folders[0]], tmp_path, *options)
     assert code == 1
-    assert "made with other settings" in error
+    assert f"made with other settings ({what})" in error
     assert "--overwrite" in error
+    assert not (tmp_path / "task1.safetensors").exists()
+
+
+def test_a_folder_that_changed_is_not_taken_for_the_old_one(capsys, folders, tmp_path):
+    import shutil
+
+    task = shutil.copytree(folders[0], tmp_path / "task0")
+    assert embed(capsys, [task], tmp_path / "out")[0] == 0
+    (task / "class0" / "5.png").unlink()
+    code, _, error = embed(capsys, [task], tmp_path / "out")
+    assert code == 1
+    assert "other settings (pictures)" in error
+
+
+def test_options_reach_the_embedding(capsys, folders, tmp_path):
+    import shutil
+
+    task = shutil.copytree(folders[0], tmp_path / "task0")
+    (task / "class0" / "0.png").write_bytes(b"broken")
+    assert embed(capsys, [task], tmp_path / "out")[0] == 1
+    assert embed(capsys, [task], tmp_path / "out", "--skip-unreadable", "--estimator", "exact")[0] == 0
+    result = Embedding.load(tmp_path / "out" / "task0.safetensors")
+    assert (result.num_samples, result.num_skipped, result.recipe["estimator"]) == (11, 1, "exact")
+    assert embed(capsys, folders[1:2], tmp_path / "out", "--num-samples", 6)[0] == 0
+    assert Embedding.load(tmp_path / "out" / "task1.safetensors").num_samples == 6
+
+
+def test_alpha_reaches_the_distance(capsys, folders, tmp_path):
+    embed(capsys, folders[:2], tmp_path)
+    run(capsys, "distances", tmp_path, "--kind", "asym", "--alpha", 0, "--csv", tmp_path / "m.csv")
+    with (tmp_path / "m.csv").open() as file:
+        assert [row[i + 1] for i, row in enumerate(list(csv.reader(file))[1:])] == ["0.0", "0.0"]
 
 
 @pytest.mark.parametrize(
@@ -143,9 +186,13 @@ def test_help_and_version(capsys):
     assert run(capsys, "--version")[1].startswith("task2vec_ext ")
 
 
-def test_the_module_runs_as_a_program():
+def test_the_module_runs_as_a_program(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "task2vec_ext", "info", "missing"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "task2vec_ext", "info", "missing"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,  # not the source tree, which may be without its native module
     )
     assert done.returncode == 1
     assert done.stderr.startswith("task2vec: error: ")
@@ -165,6 +212,7 @@ def test_ctrl_c_exits_with_130_and_leaves_no_file_behind(folders, tmp_path):
         text=True,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
     )
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr

@@ -8,7 +8,7 @@ from cases import assert_near
 from PIL import Image
 from small import Blobs, assert_untouched, small_probe, state_of
 
-from task2vec_ext import Embedding, Task, as_task, distance_matrix, fisher_embed, load_probe
+from task2vec_ext import Embedding, Task, Task2VecWarning, as_task, distance_matrix, fisher_embed, load_probe
 from task2vec_ext.data import Batch
 from task2vec_ext.embed import PRIOR_SCALE
 from task2vec_ext.fisher import per_sample_fisher
@@ -270,12 +270,109 @@ def test_a_wrapped_task_keeps_its_name():
 
 def test_signed_is_close_to_exact_where_sampled_is_not():
     """A confident head: the figures of the issue's target are measured by benchmarks/estimators.py on a real task."""
-    task = Blobs(n=60, noise=0.6)
-    exact = embed(task, estimator="exact").fisher
-    errors = {
-        name: np.mean(
-            [float((embed(task, estimator=name, seed=s).fisher - exact).norm() / exact.norm()) for s in range(5)]
-        )
-        for name in ("signed", "sampled")
-    }
-    assert errors["signed"] < 0.3 < errors["sampled"]
+    task = Blobs(n=60, noise=0.2)
+    exact = embed(task, estimator="exact", head_l2=1e-3).fisher
+
+    def error(estimator, seed):
+        other = embed(task, estimator=estimator, head_l2=1e-3, seed=seed).fisher
+        return float((other - exact).norm() / exact.norm())
+
+    # Measured: signed 0.09–0.16, sampled 0.85–0.98.
+    assert np.mean([error("signed", seed) for seed in range(5)]) < 0.25
+    assert np.mean([error("sampled", seed) for seed in range(5)]) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"seed": 1.5}, TypeError, "seed as a whole number, got 1.5"),
+        ({"seed": True}, TypeError, "seed as a whole number"),
+        ({"seed": None}, TypeError, "seed as a whole number"),
+        ({"seed": 2**64}, ValueError, "seed from"),
+        ({"num_samples": 7.5}, TypeError, "num_samples as a whole number"),
+        ({"num_samples": 0}, ValueError, "num_samples >= 1"),
+        ({"batch_size": "3"}, TypeError, "batch_size as a whole number"),
+        ({"num_workers": -1}, ValueError, "num_workers >= 0"),
+        ({"layers": "layer4"}, TypeError, r"a list of names, got 'layer4'"),
+        ({"layers": []}, ValueError, "at least one module"),
+        ({"device": "meta"}, ValueError, "a device with memory, got 'meta'"),
+        ({"device": "floppy"}, RuntimeError, "a device this machine has, got 'floppy'"),
+    ],
+)
+def test_bad_options_name_themselves_and_leave_the_probe_alone(options, error, message):
+    probe = small_probe()
+    before = state_of(probe.module)
+    probe.module.register_forward_hook(lambda *_: pytest.fail("work was done"))
+    before["hooks"][""] = (1, 0, 0)
+    with pytest.raises(error, match=message):
+        embed(probe=probe, **options)
+    assert_untouched(probe.module, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preprocess": "none"}, "preprocess to be a Preprocess, None or 'weights', got 'none'"),
+        ({"image_size": 0}, "image_size as a whole number of pixels >= 1, got 0"),
+    ],
+)
+def test_bad_preprocessing_is_refused(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        fisher_embed(Blobs(), "tiny", **options)
+
+
+def test_numpy_integers_are_integers(tmp_path):
+    result = embed(seed=np.int64(3), num_samples=np.int32(12), batch_size=np.int64(5))
+    result.save(tmp_path / "x.safetensors")
+    assert torch.equal(result.fisher, embed(seed=3, num_samples=12, batch_size=5).fisher)
+
+
+@pytest.mark.parametrize("mode", ["inference_mode", "no_grad", "autocast"])
+def test_the_callers_mode_does_not_matter(mode):
+    context = {
+        "inference_mode": torch.inference_mode,
+        "no_grad": torch.no_grad,
+        "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    }[mode]
+    task, probe = Blobs(), small_probe()
+    with context():
+        actual = embed(task, probe).fisher
+        named = fisher_embed(Blobs(side=48), "tiny", preprocess=None, num_samples=6, progress=False)
+    assert torch.equal(actual, embed(task, probe).fisher)
+    assert named.num_samples == 6
+
+
+def test_a_float64_network_gives_the_same_embedding():
+    narrow, wide = embed(), embed(probe=small_probe(small_probe().module.double()))
+    assert_near(wide.fisher, narrow.fisher, 1e-4)
+
+
+def test_pictures_that_change_between_the_passes_are_told_of():
+    class Restless(Blobs):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image + 0.1 * torch.randn(image.shape), label
+
+    with pytest.warns(Task2VecWarning, match="another picture each time it is read"):
+        embed(Restless())
+
+
+def test_adam_is_seeded_and_its_penalty_arrives():
+    fits = [
+        embed(head_method="adam", estimator="exact", seed=seed, head_l2=l2).fisher
+        for seed, l2 in ((0, None), (1, None), (0, 10.0))
+    ]
+    assert not torch.equal(fits[0], fits[1])
+    assert not torch.equal(fits[0], fits[2])
+
+
+def test_two_skipped_pictures_are_counted():
+    blobs = Blobs()
+    blobs.images[3], blobs.images[10, 0, 0, 0] = math.nan, math.inf
+    assert embed(blobs, on_error="skip").num_skipped == 2
+
+
+def test_class_names_that_do_not_fit_the_labels_are_left_out():
+    blobs = Blobs(classes=2)
+    blobs.classes = ["a", "b", "c"]
+    assert embed(blobs).classes is None

@@ -271,3 +271,16 @@ def test_16_bit_networks_on_the_cpu_are_close_to_float32(how):
         batch = batch._replace(images=batch.images.bfloat16())
         actual = per_sample_fisher(narrow, narrow.layers(), head, batch, "exact")
     assert_near(actual, expected, 0.1)  # bfloat16 keeps 8 bits
+
+
+def test_a_second_take_without_a_backward_pass_is_an_error():
+    from task2vec_ext.capture import capture
+    from task2vec_ext.probe import frozen
+
+    probe = small_probe()
+    with frozen(probe.module), capture(probe.module, probe.layers()) as captured:
+        features = probe.features(batch_of(2, torch.float32).images)
+        features.sum().backward()
+        captured.take()
+        with pytest.raises(RuntimeError, match="no gradient reached conv1"):
+            captured.take()

@@ -105,3 +105,15 @@ def test_features_that_are_not_finite_are_refused():
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match="'lbfgs' or 'adam', got 'sgd'"):
         fit_head(*data(), 4, method="sgd")
+
+
+def test_a_fit_that_stops_early_warns(monkeypatch):
+    from task2vec_ext import Task2VecWarning, head
+
+    class Short(torch.optim.LBFGS):
+        def __init__(self, parameters, **options):
+            super().__init__(parameters, **{**options, "max_iter": 3})
+
+    monkeypatch.setattr(head.torch.optim, "LBFGS", Short)
+    with pytest.warns(Task2VecWarning, match="short of its optimum"):
+        fit_head(*data(), 4)

@@ -2,10 +2,10 @@ import subprocess
 import sys
 
 
-def test_importing_the_package_is_light():
+def test_importing_the_package_is_light(tmp_path):
     heavy = ("torchvision", "matplotlib", "scipy", "sklearn", "rich", "typer", "pandas")
     program = f"import sys, task2vec_ext; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "[]"
 
 
@@ -30,6 +30,6 @@ def test_the_source_tree_without_a_build_says_how_to_install(tmp_path):
         f"import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in type(f).__name__ "
         f"and 'ScikitBuild' not in type(f).__name__]; sys.path.insert(0, {str(tmp_path)!r}); import task2vec_ext"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1
     assert "pip install -e ." in done.stderr.splitlines()[-1]

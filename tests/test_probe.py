@@ -4,7 +4,7 @@ from small import small_probe, small_resnet
 from torch import nn
 from torchvision.models import ResNet18_Weights, ResNet34_Weights, resnet18
 
-from task2vec_ext import Preprocess, load_probe
+from task2vec_ext import Preprocess, Task2VecWarning, load_probe
 from task2vec_ext.probe import TORCHVISION_PROBES
 
 
@@ -211,3 +211,68 @@ def test_prior_is_the_scale_over_the_layers_mean_squared_weight():
     expected = 2e-7 / probe.module.conv1.weight.double().square().mean()
     torch.testing.assert_close(prior[:4], expected.detach().expand(4))
     assert prior.dtype == torch.float64
+
+
+def test_batchnorm_without_running_statistics_is_refused():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="running statistics, got none in '1'"):
+        load_probe(net.eval(), head="3")
+
+
+def test_wrappers_are_taken_off():
+    net = small_resnet()
+    bare = load_probe(net, preprocess=None)
+    for wrapped in (nn.DataParallel(net).eval(), torch.compile(net)):
+        probe = load_probe(wrapped, preprocess=None)
+        assert probe.fingerprint == bare.fingerprint
+        assert probe.layers() == bare.layers()
+
+
+def test_a_prefix_ends_at_a_dot():
+    net = nn.Sequential()
+    for name in ("layer1", "layer10", "fc_extra"):
+        net.add_module(name, nn.Sequential(nn.Conv2d(3, 3, 1)))
+    net.add_module("fc", nn.Linear(3, 2))
+    probe = small_probe(net.eval())
+    assert [layer.name for layer in probe.layers(["layer1"])] == ["layer1.0"]
+    assert [layer.name for layer in probe.layers()] == ["layer1.0", "layer10.0", "fc_extra.0"]
+
+
+def test_weights_that_have_no_entries_are_told_of():
+    net = nn.Sequential(nn.ConvTranspose2d(3, 3, 2), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2)).eval()
+    probe = small_probe(net, "3")
+    with pytest.warns(Task2VecWarning, match=r"no entries for 0 \(ConvTranspose2d\)"):
+        assert len(probe.layers()) == 1
+    assert len(probe.layers(["1"])) == 1  # asked for by name: no warning, which would be an error here
+
+
+def test_a_checkpoint_of_a_compiled_module_fits(tmp_path):
+    net = resnet18()
+    torch.save(torch.compile(net).state_dict(), tmp_path / "weights.pth")
+    assert load_probe("resnet18", weights=tmp_path / "weights.pth").fingerprint == load_probe(net.eval()).fingerprint
+
+
+def test_a_pickle_is_not_run(tmp_path):
+    import os
+    import pickle
+
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps({"conv1.weight": Payload()}))
+    with pytest.raises(ValueError, match="could not be read"):
+        load_probe("resnet18", weights=tmp_path / "weights.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_downloads_are_checked_against_their_hash(monkeypatch):
+    seen = {}
+
+    def get_state_dict(self, **options):
+        seen.update(options)
+        return resnet18().state_dict()
+
+    monkeypatch.setattr(type(ResNet18_Weights.IMAGENET1K_V1), "get_state_dict", get_state_dict)
+    load_probe("resnet18")
+    assert seen["check_hash"] is True

@@ -208,6 +208,6 @@ def _from_float(planes: Tensor) -> Tensor:
         if low >= 0:
             advice = "divide by the highest possible value (255 for 8 bits), or convert it to uint8."
         else:
-            advice = 'it looks already normalised: pass preprocess=None (on the command line "none").'
+            advice = "it looks already normalised: pass preprocess=None."
         raise ValueError(f"to_rgb: expected float pixels in [0, 1], got values from {low:.3g} to {high:.3g}; {advice}")
     return planes.to(torch.float32).clamp(0, 1)

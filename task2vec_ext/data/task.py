@@ -87,6 +87,14 @@ class Task(Dataset[tuple[Tensor, int]]):
             )
         return item[0], label
 
+    def digest(self) -> str | None:
+        """Returns a hash of what the task consists of, without reading a picture.
+
+        Returns:
+            SHA-256 of the files' names, sizes and labels; None where the pictures are not files of known names.
+        """
+        return self.source.digest() if isinstance(self.source, Files) else None
+
     def describe(self, index: int) -> str:
         """Returns what a message calls a picture: ``picture 12 (cats/a.jpg)``.
 
