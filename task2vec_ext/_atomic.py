@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside ``target`` that becomes ``target`` when the block ends well.
+    """Yield a temporary path beside ``target`` that becomes ``target`` when the block ends well.
 
     The block writes the temporary file in any way it likes. When it ends, the file is flushed to the disk and
     renamed over ``target`` in one step; when it raises (Ctrl-C included), the temporary file is removed and
@@ -51,6 +51,6 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _flush_to_disk(path: Path) -> None:
-    """Waits until the bytes of ``path`` are on the disk: a rename may otherwise get there before them."""
+    """Wait until the bytes of ``path`` are on the disk: a rename may otherwise get there before them."""
     with path.open("rb+") as file:  # writable, because Windows flushes nothing else
         os.fsync(file.fileno())

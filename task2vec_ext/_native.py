@@ -114,8 +114,8 @@ def compile_kernels(capability: tuple[int, int]) -> Any:
                 sources=[str(source / "python" / "module.cpp"), *map(str, sorted(source.glob("csrc/cpu/*.cpp")))]
                 + [str(path) for path in sorted(source.glob("csrc/*.cu"))],
                 extra_include_paths=[str(source / "csrc")],
-                extra_cflags=["-O3", "-std=c++20", "-fopenmp", *_defines(name)],
-                extra_cuda_cflags=["-O3", "-std=c++20", "-lineinfo"],
+                extra_cflags=["-O3", "-std=c++17", "-fopenmp", *_defines(name)],
+                extra_cuda_cflags=["-O3", "-std=c++17", "-lineinfo"],
                 extra_ldflags=["-fopenmp", *(f"-L{folder}" for folder in _cudart_folders(cpp_extension.CUDA_HOME))],
                 with_cuda=True,
             )

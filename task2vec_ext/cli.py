@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+from .distance import DistanceKind
+from .fisher import Estimator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,22 +30,6 @@ app = typer.Typer(
 # Mistakes in the input or the environment: one line. Anything else is a bug and keeps its traceback.
 _EXPECTED = (ValueError, TypeError, NotImplementedError, RuntimeError, OSError, ImportError, MemoryError, OverflowError)
 _MATRIX_COLUMNS = 12  # tasks whose whole matrix is still readable in a terminal
-
-# Literals, repeated here so that --help need not import torch's side of the package twice.
-Estimator = Literal["signed", "exact", "sampled", "empirical"]
-Kind = Literal[
-    "sym",
-    "sym_scaled",
-    "asym",
-    "asym_scaled",
-    "cosine",
-    "normalized_cosine",
-    "correlation",
-    "entropy",
-    "kl",
-    "asymmetric_kl",
-    "jsd",
-]
 
 
 def main() -> NoReturn:
@@ -227,7 +214,9 @@ def embed(
 @app.command()
 def distances(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of embeddings (.safetensors).")],
-    kind: Annotated[Kind, typer.Option(help="Which distance; sym is the paper's d_sym, asym its d_asym.")] = "sym",
+    kind: Annotated[
+        DistanceKind, typer.Option(help="Which distance; sym is the paper's d_sym, asym its d_asym.")
+    ] = "sym",
     alpha: Annotated[float, typer.Option(help="Weight of the trivial task in asym and asym_scaled.")] = 0.15,
     csv: Annotated[Path | None, typer.Option(help="Write the matrix to this CSV file.")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the clustered matrix to this file (.png, .svg, .pdf).")] = None,

@@ -111,7 +111,7 @@ class _Rule:
 
 
 def distance_matrix(embeddings: Embeddings, kind: DistanceKind = "sym", *, alpha: float = 0.15) -> Tensor:
-    """Returns the distance of every embedding to every other.
+    """Return the distance of every embedding to every other.
 
     Args:
         embeddings: T comparable embeddings; for ``sym``, ``sym_scaled``, ``cosine`` and ``entropy`` also a
@@ -145,7 +145,7 @@ def distance_matrix(embeddings: Embeddings, kind: DistanceKind = "sym", *, alpha
 
 
 def cross_distances(a: Embeddings, b: Embeddings, kind: DistanceKind = "sym", *, alpha: float = 0.15) -> Tensor:
-    """Returns the distance of every embedding in ``a`` to every one in ``b``.
+    """Return the distance of every embedding in ``a`` to every one in ``b``.
 
     Args:
         a: A sources (experts), as ``distance_matrix`` takes them.
@@ -189,7 +189,7 @@ def _are_embeddings(value: Embeddings) -> TypeGuard[Sequence[Embedding]]:
 
 
 def _gather(embeddings: Embeddings, kind: DistanceKind, who: str) -> _Tasks:
-    """Stacks the embeddings and refuses what has no distance to anything, by name."""
+    """Stack the embeddings and refuses what has no distance to anything, by name."""
     needs_prior = _RULES[kind].needs_prior
     prior = torch.empty(0)
     if _are_embeddings(embeddings):
@@ -238,7 +238,7 @@ def _power_of_two(exponent: Tensor) -> Tensor:
 
 
 def _normalised(values: Tensor) -> _Vectors:
-    """Takes the power of two out of each row, so that its largest entry is in [½, 1); exact."""
+    """Take the power of two out of each row, so that its largest entry is in [½, 1); exact."""
     exponent = torch.frexp(values.amax(dim=1)).exponent.to(torch.int64)
     half = exponent // 2  # in two steps, because 2**1074 is no float64
     scaled = values * _power_of_two(-half)[:, None] * _power_of_two(half - exponent)[:, None]

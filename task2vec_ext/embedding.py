@@ -117,7 +117,7 @@ class Embedding:
     classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Checks every field; copies what a caller could change later."""
+        """Check every field; copies what a caller could change later."""
         for field in ("fisher", "prior"):
             object.__setattr__(self, field, _checked_vector(field, getattr(self, field)))
         if self.prior.shape != self.fisher.shape:
@@ -141,7 +141,7 @@ class Embedding:
         return float(self.fisher.sum())
 
     def layer(self, name: str) -> Tensor:
-        """Returns the Fisher of one layer's filters.
+        """Return the Fisher of one layer's filters.
 
         Args:
             name: A name in ``layers``.
@@ -171,7 +171,7 @@ class Embedding:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the embedding as safetensors, atomically.
+        """Write the embedding as safetensors, atomically.
 
         The same embedding always gives the same bytes. Any safetensors reader can read the two tensors; the
         rest is JSON in the metadata, with a SHA-256 over the whole file.
@@ -188,7 +188,7 @@ class Embedding:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Embedding:
-        """Returns the embedding that ``save`` wrote, equal in every bit.
+        """Return the embedding that ``save`` wrote, equal in every bit.
 
         Args:
             path: The file.
@@ -223,7 +223,7 @@ class Embedding:
 
 
 def check_comparable(embeddings: Sequence[Embedding]) -> None:
-    """Raises unless distances between the embeddings mean something.
+    """Raise unless distances between the embeddings mean something.
 
     What must agree: the probe (by fingerprint), the layers, the preprocessing, how the head was fitted
     (method, L2, class balance), whether BatchNorm is included, and the estimated quantity. ``exact``,
@@ -269,7 +269,7 @@ def _quantity(embedding: Embedding) -> JSON:
 
 
 def _setting_differences(name: str, a: JSON, b: JSON) -> list[str]:
-    """Says where two settings differ, key by key where both are objects."""
+    """Say where two settings differ, key by key where both are objects."""
     if a == b:
         return []
     if isinstance(a, dict) and isinstance(b, dict):
@@ -310,7 +310,7 @@ def _checked_vector(field: str, value: Tensor) -> Tensor:
 
 
 def _check_layers(layers: tuple[Layer, ...], size: int) -> None:
-    """Refuses layers that leave a gap, overlap, share a name or end elsewhere than at K."""
+    """Refuse layers that leave a gap, overlap, share a name or end elsewhere than at K."""
     expected = 0
     for layer in layers:
         if layer.kind not in get_args(LayerKind):
@@ -339,7 +339,7 @@ def _to_json(value: dict[str, Any]) -> str:
 
 
 def _check_counts(embedding: Embedding) -> None:
-    """Refuses impossible sample counts and head figures."""
+    """Refuse impossible sample counts and head figures."""
     if embedding.num_samples < 1 or embedding.num_skipped < 0:
         raise ValueError(
             f"Embedding: expected num_samples >= 1 and num_skipped >= 0, "

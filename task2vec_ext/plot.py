@@ -40,7 +40,7 @@ def plot_matrix(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Returns axes with the distance matrix, its tasks reordered so that near ones are neighbours.
+    """Return axes with the distance matrix, its tasks reordered so that near ones are neighbours.
 
     The order comes from average linkage of ½(D + Dᵀ) with optimal leaf ordering. Rows are sources, columns
     targets, both in that order, so that clusters are dark squares along the diagonal: dark is near. The
@@ -78,7 +78,7 @@ def plot_matrix(
 
 
 def check_installed() -> None:
-    """Raises ImportError, with what to install, unless matplotlib and scipy can be found."""
+    """Raise ImportError, with what to install, unless matplotlib and scipy can be found."""
     from importlib.util import find_spec
 
     for module in ("matplotlib", "scipy"):
@@ -87,7 +87,7 @@ def check_installed() -> None:
 
 
 def cluster_order(distances: Any) -> list[int]:
-    """Returns the order of tasks in which near ones are neighbours.
+    """Return the order of tasks in which near ones are neighbours.
 
     Args:
         distances: ``[T, T]`` tensor or array; ½(D + Dᵀ) counts, the diagonal does not.
@@ -112,7 +112,7 @@ def cluster_order(distances: Any) -> list[int]:
 
 
 def save_figure(ax: Axes, path: str | os.PathLike[str]) -> None:
-    """Writes the figure that ``ax`` belongs to, atomically; the same figure gives the same bytes.
+    """Write the figure that ``ax`` belongs to, atomically; the same figure gives the same bytes.
 
     Args:
         ax: Any axes of the figure.
@@ -133,7 +133,7 @@ def save_figure(ax: Axes, path: str | os.PathLike[str]) -> None:
 
 
 def shorten(name: str, length: int = _LONGEST_NAME) -> str:
-    """Returns ``name`` with its middle replaced by … where it is longer than ``length`` characters."""
+    """Return ``name`` with its middle replaced by … where it is longer than ``length`` characters."""
     if len(name) <= length:
         return name
     tail = (length - 1) // 2
@@ -198,7 +198,7 @@ def _side(ax: Axes) -> float:
 
 
 def _write_names(ax: Axes, names: list[str]) -> None:
-    """Names on both axes in the type size that fits the cells; none where that could not be read."""
+    """Name on both axes in the type size that fits the cells; none where that could not be read."""
     ax.tick_params(length=0)
     if _type_size(ax, len(names)) >= _FONT_LIMITS[0]:
         ticks, labels = range(len(names)), [shorten(name) for name in names]

@@ -53,7 +53,7 @@ class Probe:
     preprocess: Preprocess | None
 
     def __post_init__(self) -> None:
-        """Checks head and mode."""
+        """Check head and mode."""
         _find_head(self.module, self.head)
         check_eval(self.module)
 

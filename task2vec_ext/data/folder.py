@@ -34,15 +34,15 @@ class Files:
     names: tuple[str, ...]
 
     def __len__(self) -> int:
-        """Returns the number of files."""
+        """Return the number of files."""
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Returns the RGB picture and its label."""
+        """Return the RGB picture and its label."""
         return load_image(self.paths[index]), self.labels[index]
 
     def digest(self) -> str:
-        """Returns a SHA-256 of names, sizes and labels: another one means another task."""
+        """Return a SHA-256 of names, sizes and labels: another one means another task."""
         digest = hashlib.sha256()
         for path, label, name in zip(self.paths, self.labels, self.names, strict=True):
             digest.update(f"{os.fspath(name)!r} {os.path.getsize(path)} {label}\n".encode())
@@ -50,7 +50,7 @@ class Files:
 
 
 def files_from_list(paths: Sequence[str | os.PathLike[str]], labels: Sequence[int]) -> Files:
-    """Returns the files of a list, all of which exist.
+    """Return the files of a list, all of which exist.
 
     Args:
         paths: Their paths.
@@ -73,7 +73,7 @@ def files_from_list(paths: Sequence[str | os.PathLike[str]], labels: Sequence[in
 
 
 def files_from_folder(root: Path) -> tuple[Files, tuple[str, ...]]:
-    """Returns the pictures of a folder of class folders, and the classes' names.
+    """Return the pictures of a folder of class folders, and the classes' names.
 
     Args:
         root: The folder. Its subfolders are the classes 0…C−1 in sorted order; pictures may lie deeper in

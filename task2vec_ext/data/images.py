@@ -27,7 +27,7 @@ _MAX_16BIT = 65535
 
 
 def to_rgb(image: Image.Image | Tensor | np.ndarray[Any, Any]) -> Tensor:
-    """Returns the picture as an RGB tensor, whatever it was stored as.
+    """Return the picture as an RGB tensor, whatever it was stored as.
 
     - PIL images of every mode. Alpha is dropped, not composited, as torchvision's default loader does (a
       transparent pixel keeps the colour stored under it). 16-bit modes (``I;16*`` and ``I``) are divided by
@@ -61,7 +61,7 @@ def to_rgb(image: Image.Image | Tensor | np.ndarray[Any, Any]) -> Tensor:
 
 
 def load_image(path: str | os.PathLike[str]) -> Tensor:
-    """Returns the picture in a file as an RGB tensor, decoded to the last byte.
+    """Return the picture in a file as an RGB tensor, decoded to the last byte.
 
     Args:
         path: The picture's file, in any format PIL reads.
@@ -178,7 +178,7 @@ def _three_planes(planes: Tensor) -> Tensor:
 
 
 def _check_not_8bit(planes: Tensor) -> None:
-    """Refuses wide integers that hold 8-bit values: as 16-bit they would be nearly black."""
+    """Refuse wide integers that hold 8-bit values: as 16-bit they would be nearly black."""
     if planes.dtype == torch.uint16:  # says what it means, however dark
         return
     highest = int(planes.to(torch.int64).max())

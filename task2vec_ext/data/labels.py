@@ -15,7 +15,7 @@ _SHOWN = 5  # enough missing labels to see the pattern, short enough to read
 
 
 def as_label(value: Any) -> int | None:
-    """Returns the value as a label, or None if it is not one.
+    """Return the value as a label, or None if it is not one.
 
     Args:
         value: A candidate. Integers of Python, numpy and torch (0-d) are labels; bools, floats and strings
@@ -36,7 +36,7 @@ def as_label(value: Any) -> int | None:
 
 
 def label_tensor(labels: Labels, *, who: str) -> Tensor:
-    """Returns the labels as a tensor.
+    """Return the labels as a tensor.
 
     Args:
         labels: ``[N]`` integers.
@@ -65,7 +65,7 @@ def label_tensor(labels: Labels, *, who: str) -> Tensor:
 
 
 def not_a_label(value: Any, *, who: str, where: str) -> str:
-    """Returns the message for something that should have been a label.
+    """Return the message for something that should have been a label.
 
     Args:
         value: What was found.
@@ -83,7 +83,7 @@ def not_a_label(value: Any, *, who: str, where: str) -> str:
 
 
 def check_labels(labels: Labels, *, who: str) -> int:
-    """Returns the number of classes C, after making sure that the labels are exactly 0…C−1.
+    """Return the number of classes C, after making sure that the labels are exactly 0…C−1.
 
     Args:
         labels: ``[N]`` integers.
@@ -134,7 +134,7 @@ def _first_missing(present: list[int]) -> list[int]:
 
 
 def draw(labels: Labels, num_samples: int | None, seed: int) -> Tensor:
-    """Returns which pictures to use: without replacement, in proportion to the classes.
+    """Return which pictures to use: without replacement, in proportion to the classes.
 
     Every class gets at least one picture; the rest go by largest remainder. Which ones is decided by one
     random order of all pictures: the same seed gives the same pictures on every machine, however the classes
@@ -172,7 +172,7 @@ def draw(labels: Labels, num_samples: int | None, seed: int) -> Tensor:
 
 
 def _apportion(counts: list[int], total: int, tie: list[int]) -> Tensor:
-    """Divides ``total`` over classes in proportion to ``counts``, at least 1 each: int64 ``[C]``."""
+    """Divide ``total`` over classes in proportion to ``counts``, at least 1 each: int64 ``[C]``."""
     quota = [1] * len(counts)
     large = list(range(len(counts)))
     # A class with a share below one picture gets one, which leaves less for the others: repeat until none is.

@@ -64,7 +64,7 @@ def batches(
     on_error: OnError = "raise",
     skipped: list[Failure] | None = None,
 ) -> Iterator[Batch]:
-    """Returns an iterator over the pictures in the order of ``indices``.
+    """Return an iterator over the pictures in the order of ``indices``.
 
     Args:
         task: The task.
@@ -129,7 +129,7 @@ def _checked_indices(indices: Tensor | Sequence[int], num_pictures: int) -> list
 def _settled(
     loader: DataLoader[_Chunk], task: Task, on_error: OnError, skipped: list[Failure] | None
 ) -> Iterator[Batch]:
-    """Yields the good batches and deals with the failures, in the caller's process."""
+    """Yield the good batches and deals with the failures, in the caller's process."""
     first: Batch | None = None
     for chunk in _read(loader):
         if chunk.failures and on_error == "raise":

@@ -42,7 +42,7 @@ class Preprocess:
     interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
-        """Checks the values and makes tuples of lists."""
+        """Check the values and makes tuples of lists."""
         for name, size in (("resize", self.resize), ("crop", self.crop)):
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise ValueError(f"Preprocess: expected {name} ≥ 1 (whole pixels), got {size!r}; correct it.")
@@ -55,7 +55,7 @@ class Preprocess:
             )
 
     def __call__(self, rgb: Tensor) -> Tensor:
-        """Returns the probe's input for one picture.
+        """Return the probe's input for one picture.
 
         Args:
             rgb: ``[3, H, W]``, uint8 or float32 in [0, 1], as `to_rgb` gives it.
@@ -97,7 +97,7 @@ class Preprocess:
 
     @classmethod
     def from_torchvision(cls, preset: Any) -> Preprocess:
-        """Returns the same preprocessing as one of torchvision's classification presets.
+        """Return the same preprocessing as one of torchvision's classification presets.
 
         Args:
             preset: ``weights.transforms()`` of a torchvision classification model.
@@ -126,7 +126,7 @@ class Preprocess:
         return cls(int(resize[0]), int(crop[0]), tuple(mean), tuple(std), mode)  # type: ignore[arg-type]
 
     def with_size(self, crop: int) -> Preprocess:
-        """Returns the same preprocessing for another input size.
+        """Return the same preprocessing for another input size.
 
         The ratio resize : crop is kept; resize is rounded, halves up.
 
@@ -140,7 +140,7 @@ class Preprocess:
         return Preprocess(resize, crop, self.mean, self.std, self.interpolation)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the preprocessing as a dictionary that JSON can hold."""
+        """Return the preprocessing as a dictionary that JSON can hold."""
         return {
             "resize": self.resize,
             "crop": self.crop,
@@ -151,7 +151,7 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """Returns the preprocessing that `to_dict` described.
+        """Return the preprocessing that `to_dict` described.
 
         Args:
             values: The dictionary.

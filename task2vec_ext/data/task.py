@@ -32,28 +32,28 @@ class Task(Dataset[tuple[Tensor, int]]):
     def __init__(
         self, source: Any, *, name: str, classes: tuple[str, ...] | None = None, labels: Tensor | None = None
     ) -> None:
-        """Keeps the source; reads nothing."""
+        """Keep the source; reads nothing."""
         self.source = source
         self.name = name
         self.classes = classes
         self.labels = labels
 
     def __len__(self) -> int:
-        """Returns the number of pictures."""
+        """Return the number of pictures."""
         return len(self.source)
 
     def __repr__(self) -> str:
-        """Returns one line: name, pictures, classes."""
+        """Return one line: name, pictures, classes."""
         classes = "" if self.classes is None else f", {len(self.classes)} classes"
         return f"Task({self.name!r}, {len(self)} pictures{classes})"
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Returns the picture as RGB ``[3, H, W]`` (see `to_rgb`), not preprocessed, and its label."""
+        """Return the picture as RGB ``[3, H, W]`` (see `to_rgb`), not preprocessed, and its label."""
         image, label = self.item(index)
         return to_rgb(image), label
 
     def item(self, index: int) -> tuple[Any, int]:
-        """Returns a picture just as the source gives it, and its label.
+        """Return a picture just as the source gives it, and its label.
 
         Args:
             index: Which, 0…N−1.
@@ -88,7 +88,7 @@ class Task(Dataset[tuple[Tensor, int]]):
         return item[0], label
 
     def digest(self) -> str | None:
-        """Returns a hash of what the task consists of, without reading a picture.
+        """Return a hash of what the task consists of, without reading a picture.
 
         Returns:
             SHA-256 of the files' names, sizes and labels; None where the pictures are not files of known names.
@@ -96,7 +96,7 @@ class Task(Dataset[tuple[Tensor, int]]):
         return self.source.digest() if isinstance(self.source, Files) else None
 
     def describe(self, index: int) -> str:
-        """Returns what a message calls a picture: ``picture 12 (cats/a.jpg)``.
+        """Return what a message calls a picture: ``picture 12 (cats/a.jpg)``.
 
         Args:
             index: Which, 0…N−1.
@@ -119,7 +119,7 @@ TaskSource = (
 
 
 def as_task(source: TaskSource, *, name: str | None = None) -> Task:
-    """Returns the task that a data set, a folder or a list describes. No picture is read.
+    """Return the task that a data set, a folder or a list describes. No picture is read.
 
     Args:
         source: One of
@@ -157,7 +157,7 @@ def as_task(source: TaskSource, *, name: str | None = None) -> Task:
 
 
 def read_labels(task: Task) -> Tensor:
-    """Returns the labels of a task, by reading every picture once if nothing else tells.
+    """Return the labels of a task, by reading every picture once if nothing else tells.
 
     Args:
         task: The task.

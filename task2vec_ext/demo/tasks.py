@@ -252,7 +252,7 @@ def _texture(kind: str, rng: Generator, *, period: float | None = None, turn: fl
 
 
 class Studio:
-    """Makes pictures of any kind from one seed; no two of the demo's share a handwritten digit.
+    """Make pictures of any kind from one seed; no two of the demo's share a handwritten digit.
 
     Args:
         seed: the same seed and the same calls give the same pictures.
