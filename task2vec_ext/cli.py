@@ -161,11 +161,10 @@ def embed(
 
     tasks = [as_task(path) for path in paths]
     files = [output / f"{safe_name(task.name)}.safetensors" for task in tasks]
-    for path, file in zip(paths, files, strict=True):
-        if files.count(file) > 1:
-            raise ValueError(
-                f"embed: expected folders of different names, got {path.resolve().name!r} twice; rename one."
-            )
+    for file in files:
+        twins = [task.name for task, other in zip(tasks, files, strict=True) if other == file]
+        if len(twins) > 1:
+            raise ValueError(f"embed: expected folders of different names, got {twins}, all {file.name}; rename them.")
     for task in tasks:
         assert task.labels is not None  # folders know theirs
         check_labels(task.labels, who=f"embed: {task.name}")

@@ -353,7 +353,8 @@ def _check_counts(embedding: Embedding) -> None:
 def _read(path: Path) -> tuple[dict[str, Any], bytes]:
     """The record in a file's metadata and the file's bytes, once every one of them is known to be sound."""
     if not path.is_file():
-        raise ValueError(f"Embedding.load: expected an embedding at {path}, found no such file.")
+        found = "a folder; name one file in it" if path.is_dir() else "no such file"
+        raise ValueError(f"Embedding.load: expected an embedding at {path}, found {found}.")
     with path.open("rb") as file:
         # Only the header of a foreign file is read: it may be any size.
         start = file.read(8)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +145,8 @@ def _from_enum(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
     module = get_model(name, weights=None, num_classes=len(weights.meta["categories"]))
     file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
+        with contextlib.redirect_stdout(sys.stderr):  # torch.hub announces a download where results belong
+            state = weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network, no space, a damaged download
         raise RuntimeError(
             f"load_probe: the weights {name} {weights.name} are not on this machine and could not be downloaded "
