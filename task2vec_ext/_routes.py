@@ -40,7 +40,7 @@ RATES = {
 def route_cost(route: Route, conv: ConvGeometry, device_type: str) -> float:
     """Return the cost of one sample by `route`, in multiply-adds of the direct route.
 
-    With Q output locations, P weights a filter, M padded pixels and G groups (task2vec.md §5):
+    With Q output locations, P weights a filter, M padded pixels and G groups:
 
     - direct: C_out·P·Q, and C_out·P numbers written
     - gram: G·Q²·P for UᵀU, Q²·C_out for the form, G·P·Q numbers unfolded

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .data.loader import OnError
 
 PRIOR_SCALE = 2e-7
-"""c = 2β with the authors' β = 1e-7: the prior is c/λ_l² (task2vec.md, "A prior for every estimator")."""
+"""c = 2β with the authors' β = 1e-7: at the optimum of their robust objective a filter's precision is F + c/λ_l²."""
 
 
 @torch.inference_mode(mode=False)  # inference tensors have no versions, which the capture checks
@@ -64,8 +64,7 @@ def fisher_embed(
 
     Args:
         task: a folder of class folders, a list of (path, label), a map-style torch data set of (image, label), or a
-            `Task`.
-            Images: PIL of any mode, tensors or arrays. Labels: integers 0…C−1.
+            `Task`. Images: PIL of any mode, tensors or arrays. Labels: integers 0…C−1.
         probe: a name (torchvision's ResNet, ResNeXt and Wide-ResNet families, or ``"tiny"``, which ships with the
             package), a module in eval mode, or a `Probe` (load it once for many tasks).
         weights: of a named probe: see `load_probe`. Default: ImageNet (``"IMAGENET1K_V1"``), downloaded once by
@@ -112,7 +111,7 @@ def fisher_embed(
     if estimator not in ESTIMATORS:
         raise ValueError(f"fisher_embed: expected estimator to be one of {', '.join(ESTIMATORS)}; got {estimator!r}.")
     l2 = resolve_l2(head_method, head_l2)
-    seed = _whole("seed", seed, -(2**63), 2**63 - 1)
+    seed = _whole("seed", seed, 0, 2**63 - 1)
     batch_size, num_workers = _whole("batch_size", batch_size, 1), _whole("num_workers", num_workers, 0)
     num_samples = None if num_samples is None else _whole("num_samples", num_samples, 1)
     source = as_task(task, name=name)

@@ -180,7 +180,7 @@ class Probe:
 
         Args:
             layers: as `layers` returns them.
-            scale: c, nats (task2vec.md: 2β, or β/2N in the paper's parametrisation).
+            scale: c, nats (2β in the authors' parametrisation, β/2N in the paper's).
 
         Returns:
             ``[K]`` float64 on the CPU, nats² per weight² like the Fisher.

@@ -289,6 +289,7 @@ def test_signed_is_close_to_exact_where_sampled_is_not():
         ({"seed": True}, TypeError, "seed as a whole number"),
         ({"seed": None}, TypeError, "seed as a whole number"),
         ({"seed": 2**64}, ValueError, "seed from"),
+        ({"seed": -1}, ValueError, "seed from 0"),
         ({"num_samples": 7.5}, TypeError, "num_samples as a whole number"),
         ({"num_samples": 0}, ValueError, "num_samples >= 1"),
         ({"batch_size": "3"}, TypeError, "batch_size as a whole number"),
