@@ -30,7 +30,7 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     record = {
         "benchmark": name,
-        "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", f"benchmarks.{name}", *_arguments()]),
         "commit": commit or None,
         "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": hardware() if torch.cuda.is_available() else None},
         "versions": {
@@ -45,6 +45,11 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     return path
+
+
+def _arguments() -> list[str]:
+    """The command's arguments, without where the data lies on this machine."""
+    return ["DIR" if before == "--data" else value for before, value in zip(sys.argv, sys.argv[1:], strict=False)]
 
 
 def _cpu() -> str:
