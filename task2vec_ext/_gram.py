@@ -11,7 +11,7 @@ matrices whose product is a block of UᵀU or of G, and `quadratic_form` (torch 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch.nn import functional as F
@@ -62,7 +62,7 @@ def gram_route(
     def add_pair(batch: slice, left: Tensor, rows: slice, columns: slice) -> None:
         # A function of its own, so that one pair's matrices are gone before the next one's are made.
         right = left if columns == rows else _columns(input[batch], conv, columns, shifted, dtype)
-        with _full_float32():
+        with _full_float32(input.device.type):
             gram = left.transpose(-1, -2) @ right  # [n, groups, M_I, M_J]
         form = quadratic_form(gram, grad_output[batch, :, rows], grad_output[batch, :, columns], window)
         out[batch] += form if columns == rows else 2 * form
@@ -79,16 +79,17 @@ def gram_route(
 
 
 @contextmanager
-def _full_float32() -> Iterator[None]:
+def _full_float32(device_type: str) -> Iterator[None]:
     """Keep a user's TF32 setting out of the Gram matrix: the routes would no longer agree with each other."""
-    before = torch.get_float32_matmul_precision()
-    if before != "highest":
-        torch.set_float32_matmul_precision("highest")
+    # Per backend: torch's older, global switch raises once a user has touched one of these.
+    backends: Any = torch.backends  # not all of it is annotated
+    settings = backends.cuda.matmul if device_type == "cuda" else backends.mkldnn.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "ieee"
     try:
         yield
     finally:
-        if before != "highest":
-            torch.set_float32_matmul_precision(before)
+        settings.fp32_precision = before
 
 
 def _window(conv: ConvGeometry, shifted: bool) -> Window:

@@ -230,8 +230,7 @@ def _same_as_before(batches: Iterator[Batch], first: Tensor) -> Iterator[Batch]:
         if number == 0 and not torch.equal(batch.images[0], first):
             warnings.warn(
                 "the task gives another picture each time it is read (a random transform?): the head is fitted on "
-                "other "
-                "pictures than the Fisher is taken of, and the same seed gives another embedding; use a fixed "
+                "other pictures than the Fisher is taken of, and the same seed gives another embedding; use a fixed "
                 "transform",
                 Task2VecWarning,
                 stacklevel=4,

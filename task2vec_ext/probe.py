@@ -118,7 +118,8 @@ class Probe:
             Conv2d and Linear layers except the head, and BatchNorm2d if asked for.
 
         Raises:
-            ValueError: If a name in `only` matches nothing, or no layer is left.
+            TypeError: If `only` is not a list of names.
+            ValueError: If `only` is empty, a name in it matches nothing, or no layer is left.
             NotImplementedError: If two layers share one weight.
         """
         if isinstance(only, str) or (only is not None and not all(isinstance(name, str) for name in only)):
@@ -134,7 +135,7 @@ class Probe:
             if id(weight) in owners:
                 raise NotImplementedError(
                     f"Probe: layers {owners[id(weight)]!r} and {name!r} share one weight, whose per-sample gradient is "
-                    "not the sum of theirs squared; leave them out with layers=[…]."
+                    "not the sum of theirs squared; pass layers=[…] with the others."
                 )
             owners[id(weight)] = name
             start, stop = stop, stop + len(weight)
@@ -148,8 +149,7 @@ class Probe:
                 ]
                 raise ValueError(
                     f"Probe: expected layers to name modules of {self.name} that hold filters, got {wanted!r}; they "
-                    "are: "
-                    f"{', '.join(known)}."
+                    f"are: {', '.join(known)}."
                 )
         if not found:
             raise ValueError(f"Probe: {self.name} has no Conv2d or Linear layer besides its head {self.head!r}.")
@@ -169,8 +169,7 @@ class Probe:
         if left_out:
             warnings.warn(
                 f"the embedding has no entries for {', '.join(left_out[:5])}{' …' if len(left_out) > 5 else ''}: only "
-                "Conv2d and "
-                "Linear layers are described; pass layers=[…] to choose among them and silence this",
+                "Conv2d and Linear layers are described; pass layers=[…] to choose among them and silence this",
                 Task2VecWarning,
                 stacklevel=3,
             )
@@ -215,7 +214,7 @@ def load_probe(
         weights: for a name: a torchvision weights enum or the name of one (default ``"IMAGENET1K_V1"``, the paper's
             kind), the path of a ``.safetensors`` or ``.pth`` checkpoint (loaded with ``weights_only=True``; its head
             may have any number of classes), ``"offline"`` (the weights of ``"tiny"``), or ``"random"`` (seed 0: a
-            baseline). For a module: a path, or None for the weights it has.
+            baseline). For a module: a path, loaded into that module, or None for the weights it has.
         head: name of the ``nn.Linear`` to refit; default: ``fc``, ``head`` or ``classifier``.
         preprocess: ``"weights"`` takes what the weights were trained with (for paths, random weights and modules:
             torchvision's ImageNet preset, 256 → 224 px); None where tasks give preprocessed tensors.
@@ -343,8 +342,7 @@ def check_eval(module: nn.Module) -> None:
             where = f" (its submodule {name!r} is)" if name else ""
             raise ValueError(
                 f"Probe: expected a network in eval mode, got train mode{where}: per-sample gradients do not exist "
-                "where "
-                "BatchNorm couples the samples; call module.eval() first."
+                "where BatchNorm couples the samples; call module.eval() first."
             )
         if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.running_mean is None:
             raise ValueError(

@@ -150,9 +150,8 @@ def _from_enum(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
     except (OSError, RuntimeError) as error:  # no network, no space, a damaged download
         raise RuntimeError(
             f"load_probe: the weights {name} {weights.name} are not on this machine and could not be downloaded "
-            f"({error}). Fetch "
-            f"{weights.url} elsewhere and put it at {file}, pass weights='PATH', or use the probe 'tiny', which needs "
-            "none."
+            f"({error}). Fetch {weights.url} elsewhere and put it at {file}, pass weights='PATH', or use the probe "
+            "'tiny', which needs none."
         ) from error
     load_state(module, state, f"{name} {weights.name}")
     return module, weights.name, Preprocess.from_torchvision(weights.transforms())

@@ -377,3 +377,39 @@ def test_class_names_that_do_not_fit_the_labels_are_left_out():
     blobs = Blobs(classes=2)
     blobs.classes = ["a", "b", "c"]
     assert embed(blobs).classes is None
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_module_that_was_moved_comes_back_to_its_device(fails):
+    from types import SimpleNamespace
+
+    from task2vec_ext.embed import _on_device
+
+    moves = []
+    home, away = torch.device("cpu"), torch.device("cuda", 0)
+    stub = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=home)]), to=moves.append)
+    try:
+        with _on_device(stub, away):
+            assert moves == [away]
+            if fails:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    assert moves == [away, home]
+
+
+def test_the_digest_of_a_task_sees_names_sizes_and_labels(folder, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    digest = as_task(copy).digest()
+    assert digest == as_task(folder).digest()
+    picture = copy / "cats" / "0.png"
+    picture.write_bytes(picture.read_bytes() + b" ")
+    assert as_task(copy).digest() != digest
+    pairs = [(path, path.parent.name == "dogs") for path in sorted(folder.rglob("*.png"))]
+    assert (
+        as_task([(path, int(dog)) for path, dog in pairs]).digest()
+        != as_task([(path, int(not dog)) for path, dog in pairs]).digest()
+    )
+    assert as_task(Blobs()).digest() is None

@@ -163,19 +163,28 @@ def test_gram_routes_cut_into_uneven_strips(case, block, route, monkeypatch):
     assert_near(actual, oracle(case), TOLERANCE[torch.float64])
 
 
-def test_a_matmul_precision_of_the_users_does_not_reach_the_routes_and_stays(monkeypatch):
-    seen = []
+@pytest.mark.parametrize("api", ["global", "per backend"])
+def test_a_matmul_precision_of_the_users_does_not_reach_the_routes_and_stays(api, monkeypatch):
+    settings, seen = torch.backends.mkldnn.matmul, []
     matmul = torch.Tensor.__matmul__
     monkeypatch.setattr(
-        torch.Tensor, "__matmul__", lambda a, b: (seen.append(torch.get_float32_matmul_precision()), matmul(a, b))[1]
+        torch.Tensor, "__matmul__", lambda a, b: (seen.append(settings.fp32_precision), matmul(a, b))[1]
     )
-    torch.set_float32_matmul_precision("high")
+    before = settings.fp32_precision
+    if api == "global":
+        torch.set_float32_matmul_precision("high")
+    else:
+        settings.fp32_precision = "tf32"
     try:
         filter_grad_sq(*SIMPLE.tensors(torch.float32), **SIMPLE.arguments(), route="gram")
-        assert seen[0] == "highest"
-        assert torch.get_float32_matmul_precision() == "high"
+        assert seen[0] == "ieee"  # the Gram matrix
+        assert settings.fp32_precision == "tf32"
+        if api == "global":
+            assert torch.get_float32_matmul_precision() == "high"
     finally:
-        torch.set_float32_matmul_precision("highest")
+        if api == "global":
+            torch.set_float32_matmul_precision("highest")
+        settings.fp32_precision = before
 
 
 def test_calls_under_no_grad_and_on_detached_inputs_do_not_require_grad():
