@@ -80,17 +80,20 @@ void filter_grad_sq_gram(const float* gram,           // [N, groups, row_pixels,
                          float* out,  // [N, groups·group_filters]
                          Place at);
 
-// ---- on the CPU ------------------------------------------------------------------------------------------
+// ---- filter_grad_sq on the CPU (T = float or double; threads are OpenMP's) ----------------------------------------
 
-// A[m,q,q'] = Σ_{r∈window} gram[m, pixel(q,r), pixel(q',r)]: the Gram matrix of patches from that of pixels.
+// Direct route for 3×3, stride 1, dilation 1 in the Winograd domain: a quarter of the multiplications.
 template <class T>
-void window_sum(const T* gram,  // [matrices, row_pixels, column_pixels]
-                T* out,         // [matrices, row_positions, column_positions]
-                int64_t matrices,
-                int row_positions,
-                int column_positions,
-                int row_pixels,
-                int column_pixels,
-                const GramWindow& window);
+void filter_grad_sq_winograd(Array4 input,        // [N, groups·group_channels, H, W]
+                             Array4 grad_output,  // [N, groups·group_filters, H_out, W_out]
+                             const Conv& conv,
+                             T* out);  // [N, groups·group_filters]
+
+// ‖g_o‖² = δ_o A δ_oᵀ, A gathered from the Gram matrices of pixels as above; any stride and dilation.
+template <class T>
+void filter_grad_sq_shifted_gram(Array4 input,
+                                 Array4 grad_output,
+                                 const Conv& conv,
+                                 T* out);  // [N, groups·group_filters]
 
 }  // namespace task2vec

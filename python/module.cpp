@@ -24,29 +24,7 @@ T* ptr(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-template <class T>
-void def_window_sum(py::module_& m, const char* name) {
-  m.def(
-      name,
-      [](uintptr_t gram, uintptr_t out, int64_t matrices, std::array<int, 2> positions, std::array<int, 2> pixels,
-         const GramWindow& window) {
-        window_sum(ptr<const T>(gram), ptr<T>(out), matrices, positions[0], positions[1], pixels[0], pixels[1], window);
-      },
-      nogil());
-}
-
-void def_cpu(py::module_& m) {
-  py::class_<GramWindow>(m, "GramWindow", py::module_local())
-      .def(py::init([](std::array<int, 2> kernel, std::array<int, 2> stride, std::array<int, 2> dilation,
-                       int gram_width, int out_width) {
-        return GramWindow{kernel[0], kernel[1], stride[0], stride[1], dilation[0], dilation[1], gram_width, out_width};
-      }));
-  def_window_sum<float>(m, "window_sum_f32");
-  def_window_sum<double>(m, "window_sum_f64");
-}
-
-#ifdef TASK2VEC_KERNELS
-void def_cuda(py::module_& m) {
+void def_conv(py::module_& m) {
   py::class_<Conv>(m, "Conv", py::module_local())
       .def(py::init([](int64_t samples, int64_t groups, int group_channels, int group_filters, std::array<int, 2> size,
                        std::array<int, 2> out_size, std::array<int, 2> kernel, std::array<int, 2> stride,
@@ -54,6 +32,38 @@ void def_cuda(py::module_& m) {
         return Conv{samples,     groups,      group_channels, group_filters, size[0],   size[1],
                     out_size[0], out_size[1], kernel[0],      kernel[1],     stride[0], stride[1],
                     padding[0],  padding[1],  dilation[0],    dilation[1]};
+      }));
+}
+
+#ifndef TASK2VEC_CUDA_ONLY
+template <class T>
+using CpuRoute = void (*)(Array4, Array4, const Conv&, T*);
+
+template <class T>
+void def_cpu_route(py::module_& m, const char* name, CpuRoute<T> route) {
+  m.def(
+      name,
+      [route](uintptr_t input, Strides input_strides, uintptr_t grad_output, Strides grad_strides, const Conv& conv,
+              uintptr_t out) {
+        route({ptr<const void>(input), input_strides}, {ptr<const void>(grad_output), grad_strides}, conv, ptr<T>(out));
+      },
+      nogil());
+}
+
+void def_cpu(py::module_& m) {
+  def_cpu_route<float>(m, "filter_grad_sq_winograd_f32", filter_grad_sq_winograd<float>);
+  def_cpu_route<double>(m, "filter_grad_sq_winograd_f64", filter_grad_sq_winograd<double>);
+  def_cpu_route<float>(m, "filter_grad_sq_shifted_gram_f32", filter_grad_sq_shifted_gram<float>);
+  def_cpu_route<double>(m, "filter_grad_sq_shifted_gram_f64", filter_grad_sq_shifted_gram<double>);
+}
+#endif
+
+#ifdef TASK2VEC_KERNELS
+void def_cuda(py::module_& m) {
+  py::class_<GramWindow>(m, "GramWindow", py::module_local())
+      .def(py::init([](std::array<int, 2> kernel, std::array<int, 2> stride, std::array<int, 2> dilation,
+                       int gram_width, int out_width) {
+        return GramWindow{kernel[0], kernel[1], stride[0], stride[1], dilation[0], dilation[1], gram_width, out_width};
       }));
   m.def(
       "filter_grad_sq_direct",
@@ -106,7 +116,10 @@ PYBIND11_MODULE(TASK2VEC_MODULE, m) {
 #else
   m.attr("openmp") = py::none();
 #endif
+  def_conv(m);
+#ifndef TASK2VEC_CUDA_ONLY
   def_cpu(m);
+#endif
 #ifdef TASK2VEC_KERNELS
   m.attr("cuda_version") = TASK2VEC_CUDA_VERSION;
   m.attr("cuda_architectures") = TASK2VEC_ARCHITECTURES;

@@ -7,19 +7,30 @@ openmp: int | None
 cuda_version: str | None
 cuda_architectures: str | None
 
-class GramWindow:
+class Conv:
     def __init__(
         self,
+        samples: int,
+        groups: int,
+        group_channels: int,
+        group_filters: int,
+        size: Sequence[int],
+        out_size: Sequence[int],
         kernel: Sequence[int],
         stride: Sequence[int],
+        padding: Sequence[int],
         dilation: Sequence[int],
-        gram_width: int,
-        out_width: int,
     ) -> None: ...
 
-def window_sum_f32(
-    gram: int, out: int, matrices: int, positions: Sequence[int], pixels: Sequence[int], window: GramWindow
+def filter_grad_sq_winograd_f32(
+    input: int, input_strides: Sequence[int], grad_output: int, grad_strides: Sequence[int], conv: Conv, out: int
 ) -> None: ...
-def window_sum_f64(
-    gram: int, out: int, matrices: int, positions: Sequence[int], pixels: Sequence[int], window: GramWindow
+def filter_grad_sq_winograd_f64(
+    input: int, input_strides: Sequence[int], grad_output: int, grad_strides: Sequence[int], conv: Conv, out: int
+) -> None: ...
+def filter_grad_sq_shifted_gram_f32(
+    input: int, input_strides: Sequence[int], grad_output: int, grad_strides: Sequence[int], conv: Conv, out: int
+) -> None: ...
+def filter_grad_sq_shifted_gram_f64(
+    input: int, input_strides: Sequence[int], grad_output: int, grad_strides: Sequence[int], conv: Conv, out: int
 ) -> None: ...

@@ -1,4 +1,4 @@
-"""`filter_grad_sq` on the CPU: torch's own convolutions and matrix products, and OpenMP loops where those are slow."""
+"""`filter_grad_sq` on the CPU: torch's own convolution, and the loops of ``csrc/cpu`` where it is not the fastest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import _C
-from ._gram import Window, gram_route
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,25 +15,31 @@ if TYPE_CHECKING:
     from ._routes import Route
 
 WORKSPACE_BYTES = 64 << 20
-"""What a call may allocate beyond inputs and result (torch's own convolution, inside the direct route, may unfold one
-sample besides: it does so in float64). A layer of which one row of one sample, or one group's weight
-gradient, is larger than this takes that much instead. 64 MiB: twice what the layers of a ResNet at 224 px need to run
-without being cut, and far below what their activations take."""
+"""What the direct route may allocate beyond inputs and result (torch's own convolution, inside it, may unfold one sample
+besides: it does so in float64). One group's weight gradient, if larger than this, takes that much instead."""
+
+_NATIVE = {
+    ("winograd", torch.float32): _C.filter_grad_sq_winograd_f32,
+    ("winograd", torch.float64): _C.filter_grad_sq_winograd_f64,
+    ("shifted_gram", torch.float32): _C.filter_grad_sq_shifted_gram_f32,
+    ("shifted_gram", torch.float64): _C.filter_grad_sq_shifted_gram_f64,
+}
 
 
 def filter_grad_sq_cpu(input: Tensor, grad_output: Tensor, conv: ConvGeometry, route: Route) -> Tensor:
     """Return ``[N, C_out]`` in the dtype of `input` by the given route."""
     if route == "direct":
         return _direct(input, grad_output, conv)
-    return gram_route(
-        input,
-        grad_output,
-        conv,
-        shifted=route == "shifted_gram",
-        quadratic_form=quadratic_form_cpu,
-        workspace_bytes=WORKSPACE_BYTES,
-        dtype=input.dtype,
+    out = input.new_empty((conv.samples, conv.filters))
+    _NATIVE[route, input.dtype](
+        input.data_ptr(),
+        input.stride(),
+        grad_output.data_ptr(),
+        grad_output.stride(),
+        _C.Conv(*conv.for_kernels()),
+        out.data_ptr(),
     )
+    return out
 
 
 def _direct(input: Tensor, grad_output: Tensor, conv: ConvGeometry) -> Tensor:
@@ -73,25 +78,4 @@ def _direct(input: Tensor, grad_output: Tensor, conv: ConvGeometry) -> Tensor:
             )[1]
             # Not torch.linalg.vector_norm: its square root would cost a rounding and be squared again.
             out[n, filters] = gradient.flatten(1).square_().sum(1)
-    return out
-
-
-def quadratic_form_cpu(gram: Tensor, rows: Tensor, columns: Tensor, window: Window) -> Tensor:
-    """See `QuadraticForm`; float32 and float64."""
-    if not gram.dtype == rows.dtype == columns.dtype:
-        raise TypeError(f"quadratic_form: expected one dtype, got {gram.dtype}, {rows.dtype} and {columns.dtype}.")
-    n, groups = gram.shape[:2]
-    patches = gram if window.kernel == (1, 1) and window.stride == (1, 1) else _window_sum(gram, rows, columns, window)
-    left = rows.reshape(n, groups, -1, patches.shape[2])
-    right = columns.reshape(n, groups, -1, patches.shape[3])
-    return (left @ patches).mul_(right).sum(-1).reshape(n, -1)
-
-
-def _window_sum(gram: Tensor, rows: Tensor, columns: Tensor, window: Window) -> Tensor:
-    positions = rows[0, 0].numel(), columns[0, 0].numel()
-    gram = gram.contiguous()
-    out = gram.new_empty((*gram.shape[:2], *positions))
-    loop = {torch.float32: _C.window_sum_f32, torch.float64: _C.window_sum_f64}[gram.dtype]  # an address has no dtype
-    matrices = gram.shape[0] * gram.shape[1]
-    loop(gram.data_ptr(), out.data_ptr(), matrices, positions, tuple(gram.shape[2:]), _C.GramWindow(*window))
     return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +45,11 @@ class ConvGeometry:
     def positions(self) -> int:
         """Q: output locations."""
         return self.out_size[0] * self.out_size[1]
+
+    def for_kernels(self) -> tuple[Any, ...]:
+        """Return the arguments of the native module's ``Conv`` (csrc/kernels.h)."""
+        counts = self.samples, self.groups, self.group_channels, self.group_filters
+        return *counts, self.size, self.out_size, self.kernel, self.stride, self.padding, self.dilation
 
     def span(self, axis: int, outputs: int) -> int:
         """Padded input rows (axis 0) or columns (axis 1) that `outputs` consecutive output rows or columns read."""

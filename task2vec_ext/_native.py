@@ -111,8 +111,7 @@ def compile_kernels(capability: tuple[int, int]) -> Any:
         try:
             return cpp_extension.load(
                 name=f"task2vec_ext_sm{capability[0]}{capability[1]}",
-                sources=[str(source / "python" / "module.cpp"), *map(str, sorted(source.glob("csrc/cpu/*.cpp")))]
-                + [str(path) for path in sorted(source.glob("csrc/*.cu"))],
+                sources=[str(source / "python" / "module.cpp"), *map(str, sorted(source.glob("csrc/*.cu")))],
                 extra_include_paths=[str(source / "csrc")],
                 extra_cflags=["-O3", "-std=c++17", "-fopenmp", *_defines(name)],
                 extra_cuda_cflags=["-O3", "-std=c++17", "-lineinfo"],
@@ -138,6 +137,7 @@ def _cudart_folders(cuda_home: str) -> list[Path]:
 def _defines(architecture: str) -> list[str]:
     return [
         "-DTASK2VEC_KERNELS",
+        "-DTASK2VEC_CUDA_ONLY",
         f'-DTASK2VEC_ARCHITECTURES=\\"{architecture.replace(".", "")}-real\\"',
         f'-DTASK2VEC_CUDA_VERSION=\\"{torch.version.cuda}\\"',
     ]

@@ -1,4 +1,4 @@
-"""Which of the three routes to ‖g_n[o,·]‖² a layer takes: one cost function, constants measured."""
+"""Which of the routes to ‖g_n[o,·]‖² a layer takes: one cost function per device, constants measured."""
 
 from __future__ import annotations
 
@@ -7,17 +7,48 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 if TYPE_CHECKING:
     from ._geometry import ConvGeometry
 
-Route = Literal["direct", "gram", "shifted_gram"]
+Route = Literal["direct", "winograd", "gram", "shifted_gram"]
 ROUTES: tuple[Route, ...] = get_args(Route)
 
 
-class Rates(NamedTuple):
-    """Price of each kind of work on one device type, in multiply-adds of the direct route on a large layer."""
+def available_routes(conv: ConvGeometry, device_type: str) -> tuple[Route, ...]:
+    """Return the routes that `conv` can take on a device type.
+
+    Args:
+        conv: sizes of the layer.
+        device_type: ``"cpu"`` or ``"cuda"``.
+
+    Returns:
+        Some of `ROUTES`, in their order.
+    """
+    if device_type == "cuda":
+        return "direct", "gram", "shifted_gram"
+    plain = conv.kernel == (3, 3) and conv.stride == (1, 1) and conv.dilation == (1, 1)
+    return ("direct", "winograd", "shifted_gram") if plain else ("direct", "shifted_gram")
+
+
+class CpuRates(NamedTuple):
+    """Price of each kind of work on a CPU, in multiply-adds of the direct route on a large layer."""
 
     call: float
-    """One sample's weight gradient, however small."""
+    """One sample's weight gradient by the library, however small."""
     write: float
     """A number of a weight gradient, written, squared and summed."""
+    product: float
+    """A multiply-add of the native loops."""
+    tile: float
+    """A number of a tile in the Winograd domain, made from pixels."""
+    back: float
+    """A number of the weight gradient in the Winograd domain, brought back."""
+    pack: float
+    """A number of the pixels, transposed for the Gram matrix."""
+    shift: float
+    """A number of the Gram matrix added into A."""
+
+
+class CudaRates(NamedTuple):
+    """Price of each kind of work on CUDA, in multiply-adds of the direct route."""
+
     gram: float
     """A multiply-add of the Gram matrix (a batched matrix product)."""
     form: float
@@ -28,36 +59,53 @@ class Rates(NamedTuple):
     """A number of the pixels' Gram matrix added into A."""
 
 
-RATES = {
-    # Read off all conv shapes of ResNet-18/34/50 and ResNeXt-50, batch 8, 2 cores, torch 2.14.1, where one unit was
-    # about 6 ps: of 32 shapes 29 get their fastest route, the others one at most 1.35 times slower.
-    "cpu": Rates(call=8e6, write=80, gram=1.7, form=2, unfold=80, shift=16),
-    # Not measured on a GPU: arithmetic counts, memory traffic charged as on the CPU, no gradient written.
-    "cuda": Rates(call=0, write=0, gram=1, form=1, unfold=16, shift=4),
-}
+CPU_RATES = CpuRates(call=8e6, write=80, product=1, tile=4, back=4, pack=40, shift=3)
+# Not measured on a GPU: arithmetic counts, memory traffic charged as on the CPU, no gradient written.
+CUDA_RATES = CudaRates(gram=1, form=1, unfold=16, shift=4)
 
 
 def route_cost(route: Route, conv: ConvGeometry, device_type: str) -> float:
     """Return the cost of one sample by `route`, in multiply-adds of the direct route.
 
-    With Q output locations, P weights a filter, M padded pixels and G groups:
+    With Q output locations, P weights a filter, M padded pixels, G groups, K = kH·kW, and S phases of the stride:
 
-    - direct: C_out·P·Q, and C_out·P numbers written
+    - direct: C_out·P·Q, and C_out·P numbers written (CPU)
+    - winograd: C_out·P/K·36·T for T = ⌈H_out/4⌉·⌈W_out/4⌉ tiles, which have 36·T·(C_in + C_out) numbers
     - gram: G·Q²·P for UᵀU, Q²·C_out for the form, G·P·Q numbers unfolded
-    - shifted_gram: M²·C_in for the pixels, Q²·C_out for the form, G·kH·kW·Q² numbers added
+    - shifted_gram, CPU: half of S·Q²·C_in for the pixels and of Q²·C_out for the form, G·K·Q²/2 numbers added
+    - shifted_gram, CUDA: M²·C_in for the pixels, Q²·C_out for the form, G·K·Q² numbers added
 
     Args:
-        route: one of `ROUTES`.
+        route: one of `available_routes`.
         conv: sizes of the layer.
         device_type: ``"cpu"`` or ``"cuda"``.
 
     Returns:
         A positive number; only its order among the routes matters.
     """
-    rates = RATES[device_type]
+    return _cuda_cost(route, conv) if device_type == "cuda" else _cpu_cost(route, conv)
+
+
+def _cpu_cost(route: Route, conv: ConvGeometry) -> float:
+    rates, weights = CPU_RATES, conv.filters * conv.patch_size
     if route == "direct":
-        weights = conv.filters * conv.patch_size
         return rates.call + weights * (conv.positions + rates.write)
+    # The native loops work on whole vectors of channels and filters.
+    channels, filters = (conv.groups * -(-n // 32) * 32 for n in (conv.group_channels, conv.group_filters))
+    if route == "winograd":
+        tiles = -(-conv.out_size[0] // 4) * -(-conv.out_size[1] // 4)
+        pairs = channels * filters / conv.groups
+        return 36 * (rates.product * tiles * pairs + rates.back * pairs + rates.tile * tiles * (channels + filters))
+    phases = min(conv.stride[0], conv.kernel[0]) * min(conv.stride[1], conv.kernel[1])
+    products = conv.positions**2 / 2 * (phases * conv.channels + filters)
+    shifts = conv.groups * conv.kernel[0] * conv.kernel[1] * conv.positions**2 / 2
+    return rates.product * products + rates.pack * phases * conv.positions * conv.channels + rates.shift * shifts
+
+
+def _cuda_cost(route: Route, conv: ConvGeometry) -> float:
+    rates = CUDA_RATES
+    if route == "direct":
+        return conv.filters * conv.patch_size * conv.positions
     form = rates.form * conv.positions**2 * conv.filters
     if route == "gram":
         unfolded = conv.groups * conv.patch_size * conv.positions
@@ -68,5 +116,5 @@ def route_cost(route: Route, conv: ConvGeometry, device_type: str) -> float:
 
 
 def choose_route(conv: ConvGeometry, device_type: str) -> Route:
-    """Return the cheapest route by `route_cost`; a tie goes to the first of `ROUTES`."""
-    return min(ROUTES, key=lambda route: route_cost(route, conv, device_type))
+    """Return the cheapest available route by `route_cost`; a tie goes to the first of `ROUTES`."""
+    return min(available_routes(conv, device_type), key=lambda route: route_cost(route, conv, device_type))

@@ -16,6 +16,7 @@ from ._progress import progress_bar
 from .data import Batch, Preprocess, as_task, batches, check_labels, draw, read_labels
 from .embedding import Embedding, HeadInfo, ProbeInfo
 from .fisher import ESTIMATORS, Estimator, sum_fisher
+from .folding import fold
 from .head import HeadMethod, fit_head
 from .head import head_l2 as resolve_l2
 from .probe import Probe, load_probe
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from .data import Failure, Task, TaskSource
     from .data.loader import OnError
+    from .embedding import Layer
 
 PRIOR_SCALE = 2e-7
 """c = 2β with the authors' β = 1e-7: at the optimum of their robust objective a filter's precision is F + c/λ_l²."""
@@ -129,7 +131,7 @@ def fisher_embed(
     skipped: list[Failure] = []
     # Autocast of the caller's would narrow the gradients.
     with torch.autocast(place.type, enabled=False), _on_device(net.module, place):
-        features, labels, indices, first = _features(pictures, indices, on_error, skipped)
+        features, labels, indices, first, faster = _features(pictures, parts, indices, on_error, skipped)
         num_classes = check_labels(labels, who="fisher_embed")
         fitted = fit_head(
             features.to(place),
@@ -141,7 +143,7 @@ def fisher_embed(
             seed=seed,
         )
         with pictures.batches(indices, "Fisher") as loaded:
-            result = sum_fisher(net, parts, fitted, _same_as_before(loaded, first), estimator, seed)
+            result = sum_fisher(faster, parts, fitted, _same_as_before(loaded, first), estimator, seed)
     return Embedding(
         fisher=result.mean,
         prior=net.prior(parts, PRIOR_SCALE),
@@ -208,9 +210,10 @@ class _Pictures:
 
 
 def _features(
-    pictures: _Pictures, indices: Tensor, on_error: OnError, skipped: list[Failure]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return features ``[N, D]``, labels and indices ``[N]`` of the readable pictures, and the first picture."""
+    pictures: _Pictures, layers: Sequence[Layer], indices: Tensor, on_error: OnError, skipped: list[Failure]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Probe]:
+    """Return features ``[N, D]``, labels and indices ``[N]`` of the readable pictures, the first one, a faster probe."""
+    probe = pictures.probe
     features = torch.empty(len(indices), pictures.probe.feature_size)
     labels, kept = torch.empty_like(indices), torch.empty_like(indices)
     stop, first = 0, torch.empty(0)
@@ -218,10 +221,11 @@ def _features(
         for batch in loaded:
             if stop == 0:
                 first = batch.images[0].clone()
+                probe = fold(probe, layers, batch.images[:1])
             rows = slice(stop, stop := stop + len(batch.index))
-            features[rows] = pictures.probe.features(batch.images).float().cpu()
+            features[rows] = probe.features(batch.images).float().cpu()
             labels[rows], kept[rows] = batch.labels.cpu(), batch.index.cpu()
-    return features[:stop], labels[:stop], kept[:stop], first
+    return features[:stop], labels[:stop], kept[:stop], first, probe
 
 
 def _same_as_before(batches: Iterator[Batch], first: Tensor) -> Iterator[Batch]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .capture import capture
+from .folding import FoldedProbe, fold
 from .probe import check_eval, frozen
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def per_sample_fisher(
     """Return every picture's contribution to the Fisher, ``Σ_v ‖∂(v·logits_n)/∂w_o‖² / P``.
 
     Args:
-        probe: in eval mode; untouched.
+        probe: in eval mode; untouched. `folding.fold` gives a faster one.
         layers: as ``probe.layers()`` returns them.
         head: fitted to the task, on the probe's device.
         batch: preprocessed pictures on the probe's device.
@@ -126,12 +127,17 @@ def per_sample_fisher(
             row = captured.take().double()
             total = row if total is None else total.add_(row)
     assert total is not None
-    return total / _fan_in(layers, total.device)
+    return total * _unit(probe, layers, total)
 
 
-def _fan_in(layers: Sequence[Layer], device: torch.device) -> Tensor:
-    sizes = torch.tensor([layer.stop - layer.start for layer in layers])
-    return torch.tensor([layer.fan_in for layer in layers], dtype=torch.float64).repeat_interleave(sizes).to(device)
+def _unit(probe: Probe, layers: Sequence[Layer], like: Tensor) -> Tensor:
+    """Return what the captured squares are multiplied by: s² of a folded filter, over its number of weights; ``[K]``."""
+    unit = like.new_empty(layers[-1].stop)
+    scale = probe.scale if isinstance(probe, FoldedProbe) else {}
+    for layer in layers:
+        factor = scale[layer.name].double().square() if layer.name in scale else 1.0
+        unit[layer.start : layer.stop] = factor / layer.fan_in
+    return unit
 
 
 class FisherSum(NamedTuple):
@@ -173,6 +179,7 @@ def sum_fisher(
     """
     total, samples = torch.zeros(layers[-1].stop, dtype=torch.float64), 0
     for batch in batches:
+        probe = fold(probe, layers, batch.images[:1])
         total += per_sample_fisher(probe, layers, head, batch, estimator, seed).sum(0).cpu()
         samples += len(batch.index)
     if samples and not math.isfinite(float(total.sum())):

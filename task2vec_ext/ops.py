@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ._cpu import filter_grad_sq_cpu
 from ._cuda import filter_grad_sq_cuda
 from ._geometry import conv_geometry
-from ._routes import ROUTES, Route, choose_route
+from ._routes import ROUTES, Route, available_routes, choose_route
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +55,11 @@ def _dispatch(device_type: str, implementation: Any) -> Any:
         _check_dtype(input, device_type)
         _check_route(route)
         conv = conv_geometry(input, grad_output, weight_shape, stride, padding, dilation, groups)
+        if route != "auto" and route not in available_routes(conv, device_type):
+            raise ValueError(
+                f"filter_grad_sq: expected a route this layer can take on {device_type}, one of "
+                f"{available_routes(conv, device_type)}; got {route!r}."
+            )
         if conv.samples == 0:
             return _empty(input, 0, conv.filters)
         # Autocast would narrow the Gram matrices behind the kernels' back.
@@ -121,8 +126,8 @@ def filter_grad_sq(
 
     Args:
         input: the layer's input, ``[N, C_in, H, W]``; for a Linear layer ``[N, D_in]`` or ``[N, …, D_in]``. float32 or
-            float64 on the CPU; float32, float16 or bfloat16 on CUDA. Any strides (channels-last, slices): nothing is
-            copied to make it contiguous.
+            float64 on the CPU; float32, float16 or bfloat16 on CUDA. Any strides (slices too); channels-last is the
+            fastest.
         grad_output: gradient of the **summed** loss at the layer's output, ``[N, C_out, H_out, W_out]`` or ``[N, …,
             D_out]``; dtype and device of `input`.
         weight_shape: ``(C_out, C_in / groups, kH, kW)``, or ``(D_out, D_in)`` for a Linear layer.
@@ -131,9 +136,10 @@ def filter_grad_sq(
             first (`torch.nn.functional.pad`) and give 0.
         dilation: as in Conv2d.
         groups: as in Conv2d.
-        route: ``"direct"`` (form tiles of the gradient), ``"gram"`` or ``"shifted_gram"`` (quadratic form of the
-            patches' or the pixels' Gram matrix); ``"auto"`` takes the cheapest by `task2vec_ext._routes.route_cost`.
-            All give the same numbers to rounding.
+        route: ``"direct"`` (form the gradient piece by piece), ``"winograd"`` (the same in the Winograd domain; CPU, 3×3,
+            stride and dilation 1), ``"gram"`` (CUDA) or ``"shifted_gram"`` (quadratic form of the patches' or the
+            pixels' Gram matrix); ``"auto"`` takes the cheapest by `task2vec_ext._routes.route_cost`. All give the
+            same numbers to rounding.
 
     Returns:
         ``[N, C_out]``, on the device of `input`, float64 for float64 inputs and float32 otherwise (16-bit inputs are
@@ -145,10 +151,9 @@ def filter_grad_sq(
         NotImplementedError: If a derivative of the result is asked for.
 
     Note:
-        What is allocated beyond inputs and result is at most 64 MiB on the CPU and 256 MiB on CUDA, whatever the batch
-        (inside the direct route torch's own CPU convolution may unfold one sample besides, and does in float64); a
-        layer of which one output row of one sample is larger than that takes that row. The same inputs give the same
-        bits.
+        What is allocated beyond inputs and result does not grow with the batch: at most 64 MiB on the CPU's direct route
+        (where torch's own convolution may unfold one sample besides, and does in float64), about 8 MiB and copies of
+        one sample per thread on its other routes, 256 MiB on CUDA. The same inputs give the same bits.
 
     Source:
         Achille et al. 2019, §2 (diagonal of the Fisher, averaged per filter: divide by N·P); routes: the "ghost norm"

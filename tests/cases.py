@@ -1,10 +1,15 @@
 """The convolutions every test of the operator runs over, and how near is near enough."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from task2vec_ext import ops
+from task2vec_ext._geometry import ConvGeometry, conv_geometry
+from task2vec_ext._routes import available_routes
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,15 @@ class Case:
         out = self.conv().double()(x)
         delta = torch.randn(out.shape, generator=generator, dtype=torch.float64)
         return x.to(dtype), delta.to(dtype)
+
+    def geometry(self) -> ConvGeometry:
+        x, delta = self.tensors()
+        arguments = self.arguments()
+        if isinstance(arguments["padding"], str):
+            x, arguments["padding"] = ops._string_padding(
+                x, *(arguments[key] for key in ("padding", "weight_shape", "stride", "dilation"))
+            )
+        return conv_geometry(x, delta, **arguments)
 
     def arguments(self) -> dict:
         conv = self.conv()
@@ -65,7 +79,26 @@ CASES = [
     Case("many-filters-in-groups", 4, 140, (5, 5), (3, 3), options={"padding": 1, "groups": 2}),
     Case("unused-last-rows", 2, 3, (8, 8), (3, 3), options={"stride": 3}),
 ]
+# What the CPU's own loops must cut into blocks: channels, filters, tiles, strips of the Gram matrix.
+LARGE_CASES = [
+    Case("many-channels-and-filters", 70, 67, (9, 6), (3, 3), options={"padding": 1}),
+    Case("many-tiles", 65, 3, (36, 37), (3, 3), samples=1, options={"padding": 2}),
+    Case("many-strips", 2, 3, (64, 32), (3, 3), options={"padding": 1}),
+    Case("many-strips-in-phases", 2, 35, (90, 70), (3, 2), samples=1, options={"padding": 1, "stride": 2}),
+]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def every_case_and_route(device_type: str, cases: Sequence[Case] = CASES) -> pytest.MarkDecorator:
+    """Parametrize `case` and `route` with what the routes of a device can do."""
+    return pytest.mark.parametrize(
+        ("case", "route"),
+        [
+            pytest.param(case, route, id=f"{case.name}-{route}")
+            for case in cases
+            for route in available_routes(case.geometry(), device_type)
+        ],
+    )
 
 # Relative to the largest value of the result. Worst measured over all cases and routes, times a margin of about 5.
 TOLERANCE = {
