@@ -82,18 +82,19 @@ void filter_grad_sq_gram(const float* gram,           // [N, groups, row_pixels,
 
 // ---- filter_grad_sq on the CPU (T = float or double; threads are OpenMP's) ----------------------------------------
 
-// Direct route for 3×3, stride 1, dilation 1 in the Winograd domain: a quarter of the multiplications.
+// Direct route: blocks of g_n in the cache, squared and summed there.
 template <class T>
-void filter_grad_sq_winograd(Array4 input,        // [N, groups·group_channels, H, W]
-                             Array4 grad_output,  // [N, groups·group_filters, H_out, W_out]
-                             const Conv& conv,
-                             T* out);  // [N, groups·group_filters]
+void filter_grad_sq_direct(Array4 input,        // [N, groups·group_channels, H, W]
+                           Array4 grad_output,  // [N, groups·group_filters, H_out, W_out]
+                           const Conv& conv,
+                           T* out);  // [N, groups·group_filters]
+
+// The same for 3×3, stride 1, dilation 1 in the Winograd domain: a quarter of the multiplications.
+template <class T>
+void filter_grad_sq_winograd(Array4 input, Array4 grad_output, const Conv& conv, T* out);
 
 // ‖g_o‖² = δ_o A δ_oᵀ, A gathered from the Gram matrices of pixels as above; any stride and dilation.
 template <class T>
-void filter_grad_sq_shifted_gram(Array4 input,
-                                 Array4 grad_output,
-                                 const Conv& conv,
-                                 T* out);  // [N, groups·group_filters]
+void filter_grad_sq_shifted_gram(Array4 input, Array4 grad_output, const Conv& conv, T* out);
 
 }  // namespace task2vec

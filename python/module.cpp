@@ -51,6 +51,8 @@ void def_cpu_route(py::module_& m, const char* name, CpuRoute<T> route) {
 }
 
 void def_cpu(py::module_& m) {
+  def_cpu_route<float>(m, "filter_grad_sq_direct_f32", filter_grad_sq_direct<float>);
+  def_cpu_route<double>(m, "filter_grad_sq_direct_f64", filter_grad_sq_direct<double>);
   def_cpu_route<float>(m, "filter_grad_sq_winograd_f32", filter_grad_sq_winograd<float>);
   def_cpu_route<double>(m, "filter_grad_sq_winograd_f64", filter_grad_sq_winograd<double>);
   def_cpu_route<float>(m, "filter_grad_sq_shifted_gram_f32", filter_grad_sq_shifted_gram<float>);

@@ -1,4 +1,4 @@
-"""`filter_grad_sq` on the CPU: torch's own convolution, and the loops of ``csrc/cpu`` where it is not the fastest."""
+"""`filter_grad_sq` on the CPU: the loops of ``csrc/cpu``, and torch's own convolution for groups of few filters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import _C
+from ._routes import NARROW_GROUP_FILTERS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
     from ._routes import Route
 
 WORKSPACE_BYTES = 64 << 20
-"""What the direct route may allocate beyond inputs and result (torch's own convolution, inside it, may unfold one sample
-besides: it does so in float64). One group's weight gradient, if larger than this, takes that much instead."""
+"""What the library's convolution may be asked to return at once; one group's weight gradient, if larger, is more."""
 
 _NATIVE = {
+    ("direct", torch.float32): _C.filter_grad_sq_direct_f32,
+    ("direct", torch.float64): _C.filter_grad_sq_direct_f64,
     ("winograd", torch.float32): _C.filter_grad_sq_winograd_f32,
     ("winograd", torch.float64): _C.filter_grad_sq_winograd_f64,
     ("shifted_gram", torch.float32): _C.filter_grad_sq_shifted_gram_f32,
@@ -28,8 +30,8 @@ _NATIVE = {
 
 def filter_grad_sq_cpu(input: Tensor, grad_output: Tensor, conv: ConvGeometry, route: Route) -> Tensor:
     """Return ``[N, C_out]`` in the dtype of `input` by the given route."""
-    if route == "direct":
-        return _direct(input, grad_output, conv)
+    if route == "direct" and conv.group_filters < NARROW_GROUP_FILTERS:
+        return _narrow(input, grad_output, conv)
     out = input.new_empty((conv.samples, conv.filters))
     _NATIVE[route, input.dtype](
         input.data_ptr(),
@@ -42,31 +44,21 @@ def filter_grad_sq_cpu(input: Tensor, grad_output: Tensor, conv: ConvGeometry, r
     return out
 
 
-def _direct(input: Tensor, grad_output: Tensor, conv: ConvGeometry) -> Tensor:
+def _narrow(input: Tensor, grad_output: Tensor, conv: ConvGeometry) -> Tensor:
     """One sample at a time through the library's weight gradient, squared and forgotten."""
     out = input.new_empty((conv.samples, conv.filters))
-    weight_bytes = conv.patch_size * input.element_size()  # of one filter
-    if conv.groups == 1:
-        step = max(1, WORKSPACE_BYTES // weight_bytes)  # filters at once
-        blocks = [(slice(None), slice(o, o + step), 1) for o in range(0, conv.filters, step)]
-    else:
-        step = max(1, WORKSPACE_BYTES // (weight_bytes * conv.group_filters))  # groups at once
-        blocks = [
-            (
-                slice(g * conv.group_channels, (g + step) * conv.group_channels),
-                slice(g * conv.group_filters, (g + step) * conv.group_filters),
-                min(step, conv.groups - g),
-            )
-            for g in range(0, conv.groups, step)
-        ]
+    group_bytes = conv.group_filters * conv.patch_size * input.element_size()
+    step = max(1, WORKSPACE_BYTES // group_bytes)  # groups at once
     for n in range(conv.samples):
-        for channels, filters, groups in blocks:
-            delta = grad_output[n : n + 1, filters]
+        for first in range(0, conv.groups, step):
+            groups = min(step, conv.groups - first)
+            channels = slice(first * conv.group_channels, (first + groups) * conv.group_channels)
+            filters = slice(first * conv.group_filters, (first + groups) * conv.group_filters)
             gradient = torch.ops.aten.convolution_backward(
-                delta,
+                grad_output[n : n + 1, filters],
                 input[n : n + 1, channels],
                 # Only its shape is read: one number, expanded.
-                input.new_empty(1).expand(delta.shape[1], conv.group_channels, *conv.kernel),
+                input.new_empty(1).expand(groups * conv.group_filters, conv.group_channels, *conv.kernel),
                 None,
                 conv.stride,
                 conv.padding,

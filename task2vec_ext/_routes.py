@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 Route = Literal["direct", "winograd", "gram", "shifted_gram"]
 ROUTES: tuple[Route, ...] = get_args(Route)
 
+NARROW_GROUP_FILTERS = 16
+"""Groups of fewer filters than this would leave the direct route's tiles mostly empty: they have their own way, torch's
+convolution on the CPU, a kernel on CUDA."""
+
 
 def available_routes(conv: ConvGeometry, device_type: str) -> tuple[Route, ...]:
     """Return the routes that `conv` can take on a device type.
@@ -28,14 +32,12 @@ def available_routes(conv: ConvGeometry, device_type: str) -> tuple[Route, ...]:
 
 
 class CpuRates(NamedTuple):
-    """Price of each kind of work on a CPU, in multiply-adds of the direct route on a large layer."""
+    """Price of each kind of work on a CPU, in multiply-adds of the native loops."""
 
     call: float
-    """One sample's weight gradient by the library, however small."""
-    write: float
-    """A number of a weight gradient, written, squared and summed."""
-    product: float
-    """A multiply-add of the native loops."""
+    """One sample's weight gradient by the library (narrow groups), however small."""
+    narrow: float
+    """A multiply-add of it."""
     tile: float
     """A number of a tile in the Winograd domain, made from pixels."""
     back: float
@@ -59,7 +61,9 @@ class CudaRates(NamedTuple):
     """A number of the pixels' Gram matrix added into A."""
 
 
-CPU_RATES = CpuRates(call=8e6, write=80, product=1, tile=4, back=4, pack=40, shift=3)
+# Read off 32 conv shapes of ResNet-18/34/50, ResNeXt-50 and the tiny probe, batch 8, channels-last, 2 cores with
+# AVX-512, where a unit was about 6 ps: all get their fastest route.
+CPU_RATES = CpuRates(call=8e6, narrow=3, tile=4, back=4, pack=40, shift=3)
 # Not measured on a GPU: arithmetic counts, memory traffic charged as on the CPU, no gradient written.
 CUDA_RATES = CudaRates(gram=1, form=1, unfold=16, shift=4)
 
@@ -69,7 +73,7 @@ def route_cost(route: Route, conv: ConvGeometry, device_type: str) -> float:
 
     With Q output locations, P weights a filter, M padded pixels, G groups, K = kH·kW, and S phases of the stride:
 
-    - direct: C_out·P·Q, and C_out·P numbers written (CPU)
+    - direct: C_out·P·Q
     - winograd: C_out·P/K·36·T for T = ⌈H_out/4⌉·⌈W_out/4⌉ tiles, which have 36·T·(C_in + C_out) numbers
     - gram: G·Q²·P for UᵀU, Q²·C_out for the form, G·P·Q numbers unfolded
     - shifted_gram, CPU: half of S·Q²·C_in for the pixels and of Q²·C_out for the form, G·K·Q²/2 numbers added
@@ -87,19 +91,25 @@ def route_cost(route: Route, conv: ConvGeometry, device_type: str) -> float:
 
 
 def _cpu_cost(route: Route, conv: ConvGeometry) -> float:
-    rates, weights = CPU_RATES, conv.filters * conv.patch_size
-    if route == "direct":
-        return rates.call + weights * (conv.positions + rates.write)
+    rates, product = CPU_RATES, conv.filters * conv.patch_size * conv.positions
+    if route == "direct" and conv.group_filters < NARROW_GROUP_FILTERS:
+        return rates.call + rates.narrow * product
     # The native loops work on whole vectors of channels and filters.
-    channels, filters = (conv.groups * -(-n // 32) * 32 for n in (conv.group_channels, conv.group_filters))
+    channels, filters = (conv.groups * _whole_vectors(n) for n in (conv.group_channels, conv.group_filters))
+    if route == "direct":
+        return filters * _whole_vectors(conv.patch_size) * conv.positions
     if route == "winograd":
         tiles = -(-conv.out_size[0] // 4) * -(-conv.out_size[1] // 4)
         pairs = channels * filters / conv.groups
-        return 36 * (rates.product * tiles * pairs + rates.back * pairs + rates.tile * tiles * (channels + filters))
+        return 36 * (tiles * pairs + rates.back * pairs + rates.tile * tiles * (channels + filters))
     phases = min(conv.stride[0], conv.kernel[0]) * min(conv.stride[1], conv.kernel[1])
     products = conv.positions**2 / 2 * (phases * conv.channels + filters)
     shifts = conv.groups * conv.kernel[0] * conv.kernel[1] * conv.positions**2 / 2
-    return rates.product * products + rates.pack * phases * conv.positions * conv.channels + rates.shift * shifts
+    return products + rates.pack * phases * conv.positions * conv.channels + rates.shift * shifts
+
+
+def _whole_vectors(count: int) -> int:
+    return -(-count // 32) * 32
 
 
 def _cuda_cost(route: Route, conv: ConvGeometry) -> float:

@@ -212,7 +212,7 @@ class _Pictures:
 def _features(
     pictures: _Pictures, layers: Sequence[Layer], indices: Tensor, on_error: OnError, skipped: list[Failure]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Probe]:
-    """Return features ``[N, D]``, labels and indices ``[N]`` of the readable pictures, the first one, a faster probe."""
+    """Return features ``[N, D]``, labels and indices ``[N]`` of readable pictures, the first one, a faster probe."""
     probe = pictures.probe
     features = torch.empty(len(indices), pictures.probe.feature_size)
     labels, kept = torch.empty_like(indices), torch.empty_like(indices)

@@ -131,7 +131,7 @@ def per_sample_fisher(
 
 
 def _unit(probe: Probe, layers: Sequence[Layer], like: Tensor) -> Tensor:
-    """Return what the captured squares are multiplied by: s² of a folded filter, over its number of weights; ``[K]``."""
+    """Return what captured squares are multiplied by, ``[K]``: s² of a folded filter, over its number of weights."""
     unit = like.new_empty(layers[-1].stop)
     scale = probe.scale if isinstance(probe, FoldedProbe) else {}
     for layer in layers:

@@ -136,10 +136,10 @@ def filter_grad_sq(
             first (`torch.nn.functional.pad`) and give 0.
         dilation: as in Conv2d.
         groups: as in Conv2d.
-        route: ``"direct"`` (form the gradient piece by piece), ``"winograd"`` (the same in the Winograd domain; CPU, 3×3,
-            stride and dilation 1), ``"gram"`` (CUDA) or ``"shifted_gram"`` (quadratic form of the patches' or the
-            pixels' Gram matrix); ``"auto"`` takes the cheapest by `task2vec_ext._routes.route_cost`. All give the
-            same numbers to rounding.
+        route: ``"direct"`` (form the gradient piece by piece), ``"winograd"`` (the same in the Winograd domain; on the
+            CPU, 3×3, stride and dilation 1), ``"gram"`` (on CUDA) or ``"shifted_gram"`` (quadratic form of the patches'
+            or the pixels' Gram matrix); ``"auto"`` takes the cheapest by `task2vec_ext._routes.route_cost`. All give
+            the same numbers to rounding.
 
     Returns:
         ``[N, C_out]``, on the device of `input`, float64 for float64 inputs and float32 otherwise (16-bit inputs are
@@ -151,9 +151,9 @@ def filter_grad_sq(
         NotImplementedError: If a derivative of the result is asked for.
 
     Note:
-        What is allocated beyond inputs and result does not grow with the batch: at most 64 MiB on the CPU's direct route
-        (where torch's own convolution may unfold one sample besides, and does in float64), about 8 MiB and copies of
-        one sample per thread on its other routes, 256 MiB on CUDA. The same inputs give the same bits.
+        What is allocated beyond inputs and result does not grow with the batch: about 8 MiB and copies of one sample a
+        thread on the CPU (groups of few filters: torch's own convolution, one sample at a time), 256 MiB on CUDA. The
+        same inputs give the same bits.
 
     Source:
         Achille et al. 2019, §2 (diagonal of the Fisher, averaged per filter: divide by N·P); routes: the "ghost norm"

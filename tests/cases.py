@@ -100,6 +100,7 @@ def every_case_and_route(device_type: str, cases: Sequence[Case] = CASES) -> pyt
         ],
     )
 
+
 # Relative to the largest value of the result. Worst measured over all cases and routes, times a margin of about 5.
 TOLERANCE = {
     torch.float64: 1e-13,  # measured 1.2e-15 … 6e-15, sums of at most a few thousand products

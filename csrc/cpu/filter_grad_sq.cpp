@@ -1,6 +1,6 @@
 // The CPU's own routes. Compiled once per instruction set, into the namespace TASK2VEC_ISA.
 //
-// Both read channels-last: a vector holds neighbouring channels or filters of one pixel. A sample in another layout is
+// All read channels-last: a vector holds neighbouring channels or filters of one pixel. A sample in another layout is
 // first copied so, on its own.
 #include "filter_grad_sq.h"
 
@@ -19,7 +19,7 @@ namespace {
 template <class T>
 struct Scratch {
   static constexpr size_t kKept = 1 << 21;  // numbers a buffer
-  std::vector<T> buffers[5];
+  std::vector<T> buffers[6];
 
   T* get(int slot, ptrdiff_t count) {
     constexpr ptrdiff_t kSlack = 2 * kColumns<T>;  // a vector at the end may reach beyond it
@@ -42,7 +42,7 @@ template <class T>
 T* scratch(int slot, ptrdiff_t count) {
   return thread_scratch<T>.get(slot, count);
 }
-enum Slot { kInput, kGradOutput, kLeft, kRight, kProduct };
+enum Slot { kInput, kGradOutput, kLeft, kRight, kProduct, kPadded, kSlots };
 
 // One sample with its channels side by side.
 template <class T>
@@ -75,6 +75,122 @@ Image<T> channels_last(const T* data,
           copy[(int64_t{h} * width + w) * pitch + c] =
               c < channels ? data[c * stride[0] + h * stride[1] + w * stride[2]] : T(0);
   return {copy, width * pitch, pitch, channels, height, width};
+}
+
+// ---- direct: any convolution ------------------------------------------------------------------------------------
+//
+// g[o,p] = Σ_q δ[q,o]·patch[q,p], p = (kh, kw, i): a block of filters and columns stays in the cache while the output's
+// rows pass by. Pointwise layers read their input where it lies; others unfold a few rows at a time.
+
+constexpr int kDirectFilters = 256, kDirectColumns = 512;  // of g held at once
+constexpr int kDirectDepth = 128;                          // locations between two visits of a tile of g
+
+// The sample with its zero padding, so that no window leaves it.
+template <class T>
+Image<T> padded(const Image<T>& x, int padding_h, int padding_w) {
+  const int height = x.height + 2 * padding_h, width = x.width + 2 * padding_w;
+  const ptrdiff_t row = ptrdiff_t{width} * x.channels;
+  T* const copy = scratch<T>(kPadded, height * row);
+  std::fill(copy, copy + height * row, T(0));
+  for (int h = 0; h < x.height; ++h) {
+    T* to = copy + (h + padding_h) * row + ptrdiff_t{padding_w} * x.channels;
+    for (int w = 0; w < x.width; ++w, to += x.channels) std::copy_n(x.at(h, w), x.channels, to);
+  }
+  return {copy, row, x.channels, x.channels, height, width};
+}
+
+// A run of a patch's columns that lie side by side in the image.
+struct Run {
+  ptrdiff_t from;  // relative to the window's first pixel
+  int to, count;
+};
+
+// The runs of columns [first, last), last − first ≤ kColumns.
+template <class T>
+int runs_of(const Image<T>& x, const Conv& conv, int first, int last, Run* runs) {
+  // Where windows have no holes, a window's row is one run of memory; else a pixel is.
+  const int length = (conv.dilation_w == 1 ? conv.kernel_w : 1) * x.channels, in_row = conv.kernel_w * x.channels / length;
+  int count = 0;
+  for (int p = first; p < last; p += runs[count - 1].count) {
+    const int run = p / length, offset = p % length;
+    runs[count++] = {run / in_row * conv.dilation_h * x.stride_h + run % in_row * conv.dilation_w * x.stride_w + offset,
+                     p - first, std::min(length - offset, last - p)};
+  }
+  return count;
+}
+
+template <class T>
+void direct_route(const CpuTask<T>& task) {
+  const Conv& conv = task.conv;
+  const bool pointwise = conv.kernel_h == 1 && conv.kernel_w == 1 && conv.padding_h == 0 && conv.padding_w == 0;
+  auto x = channels_last(task.input, task.input_stride, conv.group_channels, conv.height, conv.width, pointwise, kInput);
+  if (!pointwise) x = padded(x, conv.padding_h, conv.padding_w);
+  const auto delta =
+      channels_last(task.grad_output, task.grad_stride, task.filters, conv.out_height, conv.out_width, true, kGradOutput);
+  const int patch = conv.patch_size(), column_blocks = (patch + kDirectColumns - 1) / kDirectColumns;
+  const int block = static_cast<int>(round_up((patch + column_blocks - 1) / column_blocks, kColumns<T>)), rows = std::max(1, kDirectDepth / conv.out_width);
+  const ptrdiff_t depth = ptrdiff_t{rows} * conv.out_width;
+  const ptrdiff_t g_pitch = block;
+  T* const g = scratch<T>(kProduct, round_up(std::min(kDirectFilters, task.filters), kRows) * g_pitch);
+  // Both operands in the order they are read: in place, rows a power of two apart would share a few cache sets.
+  T* const left = scratch<T>(kLeft, depth * round_up(kDirectFilters, kRows));  // [filters / kRows][depth][kRows]
+  T* const right = scratch<T>(kRight, depth * kColumns<T>);                    // [depth][kColumns]
+
+  std::fill(task.out, task.out + task.filters, T(0));
+  for (int p0 = 0; p0 < patch; p0 += block)
+    for (int o0 = 0; o0 < task.filters; o0 += kDirectFilters) {
+      const int p1 = std::min(p0 + block, patch), o1 = std::min(o0 + kDirectFilters, task.filters);
+      for (int h0 = 0; h0 < conv.out_height; h0 += rows) {
+        const int h1 = std::min(h0 + rows, conv.out_height);
+        const ptrdiff_t locations = ptrdiff_t{h1 - h0} * conv.out_width;
+        for (int h = h0; h < h1; ++h)
+          for (int w = 0; w < conv.out_width; ++w) {
+            const T* from = delta.at(h, w) + o0;
+            T* to = left + (ptrdiff_t{h - h0} * conv.out_width + w) * kRows;
+            for (int o = o0; o < o1; o += kRows, from += kRows, to += depth * kRows)
+              std::memcpy(to, from, kRows * sizeof(T));
+          }
+        for (int p = p0; p < p1; p += kColumns<T>) {
+          Run runs[kColumns<T>];
+          const int run_count = runs_of(x, conv, p, std::min(p + kColumns<T>, p1), runs);
+          const bool whole = runs[0].count == kColumns<T>;
+          T* to = right;
+          for (int h = h0; h < h1; ++h)
+            for (int w = 0; w < conv.out_width; ++w, to += kColumns<T>) {
+              const T* const window = x.at(int64_t{h} * conv.stride_h, int64_t{w} * conv.stride_w);
+              if (whole) {
+                for (int j = 0; j < 2; ++j) store(to + j * kLanes<T>, load(window + runs[0].from + j * kLanes<T>));
+                continue;
+              }
+              // Whole vectors: what is too much is overwritten by the next run, or by the next location.
+              for (const Run* run = runs; run < runs + run_count; ++run)
+                for (int c = 0; c < run->count; c += kLanes<T>) store(to + run->to + c, load(window + run->from + c));
+            }
+          for (int o = o0; o < o1; o += kRows) {
+            T* const sums = g + (o - o0) * g_pitch + (p - p0);
+            const T* const a = left + (o - o0) * depth;
+            Tile<T> tile;
+            if (h0)
+              for (int r = 0; r < kRows; ++r)
+                for (int j = 0; j < 2; ++j) tile.sums[r][j] = load(sums + r * g_pitch + j * kLanes<T>);
+            tile.accumulate([a](int r, ptrdiff_t k) { return a[k * kRows + r]; }, right, kColumns<T>, locations);
+            for (int r = 0; r < kRows; ++r)
+              for (int j = 0; j < 2; ++j) store(sums + r * g_pitch + j * kLanes<T>, tile.sums[r][j]);
+          }
+        }
+      }
+      for (int o = o0; o < o1; ++o) {
+        const T* const row = g + (o - o0) * g_pitch;
+        Vector<T> total = {};
+        int p = 0;
+        for (; p + kLanes<T> <= p1 - p0; p += kLanes<T>) total += load(row + p) * load(row + p);
+        if (p < p1 - p0) {
+          const Vector<T> rest = load_some(row + p, p1 - p0 - p);
+          total += rest * rest;
+        }
+        task.out[o] += sum<T>(total);
+      }
+    }
 }
 
 // ---- Winograd: 3×3, stride 1 -----------------------------------------------------------------------------------
@@ -432,6 +548,8 @@ void shifted_gram_route(const CpuTask<T>& task) {
 }  // namespace
 
 namespace TASK2VEC_ISA {
+void direct(const CpuTask<float>& task) { direct_route(task), thread_scratch<float>.trim(); }
+void direct(const CpuTask<double>& task) { direct_route(task), thread_scratch<double>.trim(); }
 void winograd(const CpuTask<float>& task) { winograd_route(task), thread_scratch<float>.trim(); }
 void winograd(const CpuTask<double>& task) { winograd_route(task), thread_scratch<double>.trim(); }
 void shifted_gram(const CpuTask<float>& task) { shifted_gram_route(task), thread_scratch<float>.trim(); }

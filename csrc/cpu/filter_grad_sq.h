@@ -17,6 +17,8 @@ struct CpuTask {
 // One copy per instruction set; filter_grad_sq_dispatch.cpp takes the best that the processor has.
 #define TASK2VEC_CPU_ROUTES(isa)                \
   namespace isa {                               \
+  void direct(const CpuTask<float>& task);      \
+  void direct(const CpuTask<double>& task);     \
   void winograd(const CpuTask<float>& task);    \
   void winograd(const CpuTask<double>& task);   \
   void shifted_gram(const CpuTask<float>& task);  \

@@ -16,7 +16,7 @@ using Route = void (*)(const CpuTask<T>&);
 
 template <class T>
 struct Routes {
-  Route<T> winograd, shifted_gram;
+  Route<T> direct, winograd, shifted_gram;
 };
 
 template <class T>
@@ -26,11 +26,11 @@ const Routes<T>& routes() {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-      return {avx512::winograd, avx512::shifted_gram};
+      return {avx512::direct, avx512::winograd, avx512::shifted_gram};
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
-      return {avx2::winograd, avx2::shifted_gram};
+      return {avx2::direct, avx2::winograd, avx2::shifted_gram};
 #endif
-    return {baseline::winograd, baseline::shifted_gram};
+    return {baseline::direct, baseline::winograd, baseline::shifted_gram};
   }();
   return best;
 }
@@ -82,6 +82,11 @@ void run(Route<T> route, Array4 input, Array4 grad_output, const Conv& conv, T* 
 }  // namespace
 
 template <class T>
+void filter_grad_sq_direct(Array4 input, Array4 grad_output, const Conv& conv, T* out) {
+  run(routes<T>().direct, input, grad_output, conv, out);
+}
+
+template <class T>
 void filter_grad_sq_winograd(Array4 input, Array4 grad_output, const Conv& conv, T* out) {
   run(routes<T>().winograd, input, grad_output, conv, out);
 }
@@ -91,6 +96,8 @@ void filter_grad_sq_shifted_gram(Array4 input, Array4 grad_output, const Conv& c
   run(routes<T>().shifted_gram, input, grad_output, conv, out);
 }
 
+template void filter_grad_sq_direct(Array4, Array4, const Conv&, float*);
+template void filter_grad_sq_direct(Array4, Array4, const Conv&, double*);
 template void filter_grad_sq_winograd(Array4, Array4, const Conv&, float*);
 template void filter_grad_sq_winograd(Array4, Array4, const Conv&, double*);
 template void filter_grad_sq_shifted_gram(Array4, Array4, const Conv&, float*);
