@@ -5,6 +5,8 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <string>
+#include <vector>
 
 namespace task2vec {
 
@@ -81,6 +83,13 @@ void filter_grad_sq_gram(const float* gram,           // [N, groups, row_pixels,
                          Place at);
 
 // ---- filter_grad_sq on the CPU (T = float or double; threads are OpenMP's) ----------------------------------------
+
+// The loops are compiled for several instruction sets; the first of those that the processor has is used, or another.
+std::vector<std::string> instruction_sets();
+void use_instruction_set(const std::string& name);
+
+// The most bytes that the threads' buffers held together since the last call: they are kept between calls.
+int64_t scratch_peak();
 
 // Direct route: blocks of g_n in the cache, squared and summed there.
 template <class T>

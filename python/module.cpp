@@ -51,6 +51,9 @@ void def_cpu_route(py::module_& m, const char* name, CpuRoute<T> route) {
 }
 
 void def_cpu(py::module_& m) {
+  m.def("instruction_sets", instruction_sets);
+  m.def("use_instruction_set", use_instruction_set);
+  m.def("scratch_peak", scratch_peak);
   def_cpu_route<float>(m, "filter_grad_sq_direct_f32", filter_grad_sq_direct<float>);
   def_cpu_route<double>(m, "filter_grad_sq_direct_f64", filter_grad_sq_direct<double>);
   def_cpu_route<float>(m, "filter_grad_sq_winograd_f32", filter_grad_sq_winograd<float>);

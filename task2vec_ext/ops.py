@@ -151,9 +151,10 @@ def filter_grad_sq(
         NotImplementedError: If a derivative of the result is asked for.
 
     Note:
-        What is allocated beyond inputs and result does not grow with the batch: about 8 MiB and copies of one sample a
-        thread on the CPU (groups of few filters: torch's own convolution, one sample at a time), 256 MiB on CUDA. The
-        same inputs give the same bits.
+        What is allocated beyond inputs and result does not grow with the batch: at most 16 MiB and copies of one sample a
+        thread on the CPU (groups of few filters: torch's own convolution, one sample at a time), 256 MiB on CUDA; a
+        Gram route forced on a large map takes what one output row of the Gram matrix needs. The same inputs give the
+        same bits.
 
     Source:
         Achille et al. 2019, §2 (diagonal of the Fisher, averaged per filter: divide by N·P); routes: the "ghost norm"

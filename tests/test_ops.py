@@ -4,7 +4,7 @@ from cases import CASES, LARGE_CASES, TOLERANCE, Case, assert_near, every_case, 
 from torch.nn import functional as F
 
 import task2vec_ext
-from task2vec_ext import _cpu, filter_grad_sq, reference
+from task2vec_ext import _C, _cpu, filter_grad_sq, reference
 
 CPU_ROUTES = ("direct", "winograd", "shifted_gram")
 every_route = pytest.mark.parametrize("route", CPU_ROUTES)
@@ -17,6 +17,18 @@ def test_every_route_equals_autograd_at_batch_size_one(case, route, dtype):
     actual = filter_grad_sq(*case.tensors(dtype), **case.arguments(), route=route)
     assert actual.dtype == dtype
     assert_near(actual, oracle(case), TOLERANCE[dtype])
+
+
+@every_case_and_route("cpu", CASES + LARGE_CASES)
+@pytest.mark.parametrize("name", _C.instruction_sets())
+def test_every_instruction_set_that_this_processor_has(case, route, name):
+    x, delta = case.tensors(torch.float32)
+    try:
+        _C.use_instruction_set(name)
+        actual = filter_grad_sq(x, delta, **case.arguments(), route=route)
+    finally:
+        _C.use_instruction_set(_C.instruction_sets()[0])
+    assert_near(actual, oracle(case), TOLERANCE[torch.float32])
 
 
 @every_case

@@ -18,21 +18,31 @@ namespace {
 // layers that need their own copy of a large sample, go back when the task is done.
 template <class T>
 struct Scratch {
-  static constexpr size_t kKept = 1 << 21;  // numbers a buffer
+  static constexpr size_t kKept = 1 << 20;  // numbers a buffer
   std::vector<T> buffers[6];
 
   T* get(int slot, ptrdiff_t count) {
     constexpr ptrdiff_t kSlack = 2 * kColumns<T>;  // a vector at the end may reach beyond it
     std::vector<T>& buffer = buffers[slot];
     if (buffer.size() < static_cast<size_t>(count + kSlack)) {
-      buffer.clear();  // nothing in it is worth moving
+      release(buffer);  // nothing in it is worth moving
       buffer.resize(static_cast<size_t>(count + kSlack));
+      count_scratch(static_cast<int64_t>(buffer.size() * sizeof(T)));
     }
     return buffer.data();
   }
   void trim() {
     for (std::vector<T>& buffer : buffers)
-      if (buffer.size() > kKept) std::vector<T>().swap(buffer);
+      if (buffer.size() > kKept) release(buffer);
+  }
+  ~Scratch() {
+    for (std::vector<T>& buffer : buffers) release(buffer);
+  }
+
+ private:
+  static void release(std::vector<T>& buffer) {
+    count_scratch(-static_cast<int64_t>(buffer.size() * sizeof(T)));
+    std::vector<T>().swap(buffer);
   }
 };
 template <class T>
@@ -109,7 +119,8 @@ struct Run {
 template <class T>
 int runs_of(const Image<T>& x, const Conv& conv, int first, int last, Run* runs) {
   // Where windows have no holes, a window's row is one run of memory; else a pixel is.
-  const int length = (conv.dilation_w == 1 ? conv.kernel_w : 1) * x.channels, in_row = conv.kernel_w * x.channels / length;
+  const int length = (conv.dilation_w == 1 ? conv.kernel_w : 1) * x.channels,
+            in_row = conv.kernel_w * x.channels / length;
   int count = 0;
   for (int p = first; p < last; p += runs[count - 1].count) {
     const int run = p / length, offset = p % length;
@@ -123,12 +134,14 @@ template <class T>
 void direct_route(const CpuTask<T>& task) {
   const Conv& conv = task.conv;
   const bool pointwise = conv.kernel_h == 1 && conv.kernel_w == 1 && conv.padding_h == 0 && conv.padding_w == 0;
-  auto x = channels_last(task.input, task.input_stride, conv.group_channels, conv.height, conv.width, pointwise, kInput);
+  auto x =
+      channels_last(task.input, task.input_stride, conv.group_channels, conv.height, conv.width, pointwise, kInput);
   if (!pointwise) x = padded(x, conv.padding_h, conv.padding_w);
-  const auto delta =
-      channels_last(task.grad_output, task.grad_stride, task.filters, conv.out_height, conv.out_width, true, kGradOutput);
+  const auto delta = channels_last(task.grad_output, task.grad_stride, task.filters, conv.out_height, conv.out_width,
+                                   true, kGradOutput);
   const int patch = conv.patch_size(), column_blocks = (patch + kDirectColumns - 1) / kDirectColumns;
-  const int block = static_cast<int>(round_up((patch + column_blocks - 1) / column_blocks, kColumns<T>)), rows = std::max(1, kDirectDepth / conv.out_width);
+  const int block = static_cast<int>(round_up((patch + column_blocks - 1) / column_blocks, kColumns<T>)),
+            rows = std::max(1, kDirectDepth / conv.out_width);
   const ptrdiff_t depth = ptrdiff_t{rows} * conv.out_width;
   const ptrdiff_t g_pitch = block;
   T* const g = scratch<T>(kProduct, round_up(std::min(kDirectFilters, task.filters), kRows) * g_pitch);
@@ -196,13 +209,13 @@ void direct_route(const CpuTask<T>& task) {
 // ---- Winograd: 3×3, stride 1 -----------------------------------------------------------------------------------
 //
 // g[k] = Σ_j δ[j]·x[k+j], k = 0…2, for four δ at a time: F(3, 4), six multiplications instead of twelve, 36 instead of
-// 144 in two dimensions, at the points 0, ±1, ±2, ∞. In that domain the weight gradient is 36 matrix products over tiles,
-// g̃_ξ[o,i] = Σ_t δ̃_ξ[t,o]·x̃_ξ[t,i]; it is brought back, squared and summed once a sample, not once a tile.
+// 144 in two dimensions, at the points 0, ±1, ±2, ∞. In that domain the weight gradient is 36 matrix products over
+// tiles, g̃_ξ[o,i] = Σ_t δ̃_ξ[t,o]·x̃_ξ[t,i]; it is brought back, squared and summed once a sample, not once a tile.
 //
 // Source: Lavin & Gray 2016 (arXiv 1509.09308), the same six points with the operands' parts exchanged.
 
 constexpr int kTile = 4, kPoints = 6, kDomain = kPoints * kPoints;
-constexpr int kBlockWidth = 64;              // filters and channels brought back together
+constexpr int kBlockWidth = 64;               // filters and channels brought back together
 constexpr ptrdiff_t kBlockNumbers = 1 << 18;  // of transformed tiles held at once, a side
 
 template <class V>
@@ -267,7 +280,8 @@ void transform_tiles(const Image<T>& image,
       for (int h = 0; h < kSize; ++h)
         for (int w = 0; w < kSize; ++w) {
           const T* pixel = image.at(top + h, left + w) + c;
-          const bool hit = inside || (top + h >= 0 && top + h < image.height && left + w >= 0 && left + w < image.width);
+          const bool hit =
+              inside || (top + h >= 0 && top + h < image.height && left + w >= 0 && left + w < image.width);
           pixels[h * kSize + w] = !hit ? V{} : count == kLanes<T> ? load(pixel) : load_some(pixel, count);
         }
 #pragma GCC unroll 6
@@ -288,9 +302,10 @@ template <class T>
 void winograd_route(const CpuTask<T>& task) {
   using V = Vector<T>;
   const Conv& conv = task.conv;
-  const auto x = channels_last(task.input, task.input_stride, conv.group_channels, conv.height, conv.width, false, kInput);
-  const auto delta =
-      channels_last(task.grad_output, task.grad_stride, task.filters, conv.out_height, conv.out_width, false, kGradOutput);
+  const auto x =
+      channels_last(task.input, task.input_stride, conv.group_channels, conv.height, conv.width, false, kInput);
+  const auto delta = channels_last(task.grad_output, task.grad_stride, task.filters, conv.out_height, conv.out_width,
+                                   false, kGradOutput);
   const int tiles_w = (conv.out_width + kTile - 1) / kTile, tiles = (conv.out_height + kTile - 1) / kTile * tiles_w;
 
   // A cache line more than a plane needs: planes a power of two apart would compete for the same cache sets.
@@ -321,8 +336,7 @@ void winograd_route(const CpuTask<T>& task) {
           transform_tiles<T, 6>(x, conv.padding_h, conv.padding_w, 0, conv.group_channels, tiles_w, 0, tiles, v,
                                 v_pitch, v_plane, transform_input<V>);
         if (!whole || i0 == 0)
-          transform_tiles<T, 4>(delta, 0, 0, o0, o0 + o_count, tiles_w, t0, t1, d, o_pitch, d_plane,
-                                transform_grad<V>);
+          transform_tiles<T, 4>(delta, 0, 0, o0, o0 + o_count, tiles_w, t0, t1, d, o_pitch, d_plane, transform_grad<V>);
         for (int xi = 0; xi < kDomain; ++xi)
           for (int i = 0; i < i_count; i += kColumns<T>)
             for (int o = 0; o < o_count; o += kRows) {
@@ -362,9 +376,9 @@ void winograd_route(const CpuTask<T>& task) {
 
 // ---- shifted Gram: any stride and dilation ---------------------------------------------------------------------
 //
-// ‖g_o‖² = δ_o A δ_oᵀ with A[q,q'] = Σ_r ⟨x[q·s+r], x[q'·s+r]⟩ over the window's elements r. Elements whose offset is equal
-// modulo the stride s meet the same pixels, those of one *phase* of the image, and in a phase the stride is one: with G
-// the Gram matrix of a phase's pixels, A[q,q'] = Σ_phases Σ_r G[q+r, q'+r].
+// ‖g_o‖² = δ_o A δ_oᵀ with A[q,q'] = Σ_r ⟨x[q·s+r], x[q'·s+r]⟩ over the window's elements r. Elements whose offset is
+// equal modulo the stride s meet the same pixels, those of one *phase* of the image, and in a phase the stride is one:
+// with G the Gram matrix of a phase's pixels, A[q,q'] = Σ_phases Σ_r G[q+r, q'+r].
 //
 // Pixels and locations are numbered on one grid, so wide that no window leaves its row: then a window's element is one
 // offset, and a row of A is a sum of shifted rows of G. A and G are symmetric: only q' ≥ q is computed.
@@ -388,17 +402,17 @@ inline Taps taps_of(int phase, int kernel, int stride, int padding, int dilation
 // Pixels of one phase, those that some window meets, and where their part of G lies.
 struct Phase {
   Taps h, w;
-  int first_h, first_w;                    // the phase's first pixel in the image
-  int top, bottom, left, right;            // rows [top, bottom) and columns [left, right) of the phase
-  int pitch;                               // of the grid
-  ptrdiff_t first_column, last_column;     // of the grid, that hold pixels
-  ptrdiff_t row_pitch, offset;             // of G
+  int first_h, first_w;                 // the phase's first pixel in the image
+  int top, bottom, left, right;         // rows [top, bottom) and columns [left, right) of the phase
+  int pitch;                            // of the grid
+  ptrdiff_t first_column, last_column;  // of the grid, that hold pixels
+  ptrdiff_t row_pitch, offset;          // of G
 
   // Of pixel (0, 0) of the phase, which may itself be outside.
   ptrdiff_t grid(int i, int j) const { return ptrdiff_t{i - h.lowest} * pitch + (j - w.lowest); }
 };
 
-constexpr ptrdiff_t kGramNumbers = 1 << 20;  // of G held at once, unless one row of one strip needs more
+constexpr ptrdiff_t kGramNumbers = 1 << 19;  // of G held at once, unless one row of one strip needs more
 
 // G of the phase's pixels that the output rows [h0, h1) meet, against all that follow them on the grid.
 template <class T>
@@ -438,16 +452,18 @@ void gram_of_pixels(const Image<T>& x, const Conv& conv, const Phase& phase, int
       for (int r = 0; r < kRows; ++r)
         for (int j = 0; j < 2; ++j) store(out + r * phase.row_pitch + c + j * kLanes<T>, tile.sums[r][j]);
     }
-    for (int r = 0; r < kRows; ++r) std::fill(out + r * phase.row_pitch + count, out + (r + 1) * phase.row_pitch - origin, T(0));
+    for (int r = 0; r < kRows; ++r)
+      std::fill(out + r * phase.row_pitch + count, out + (r + 1) * phase.row_pitch - origin, T(0));
   }
 }
 
 template <class T>
 void shifted_gram_route(const CpuTask<T>& task) {
   const Conv& conv = task.conv;
-  const auto x = channels_last(task.input, task.input_stride, conv.group_channels, conv.height, conv.width, false, kInput);
-  const auto delta =
-      channels_last(task.grad_output, task.grad_stride, task.filters, conv.out_height, conv.out_width, true, kGradOutput);
+  const auto x =
+      channels_last(task.input, task.input_stride, conv.group_channels, conv.height, conv.width, false, kInput);
+  const auto delta = channels_last(task.grad_output, task.grad_stride, task.filters, conv.out_height, conv.out_width,
+                                   true, kGradOutput);
 
   std::vector<Phase> phases;
   for (int a = 0; a < conv.stride_h; ++a)
@@ -502,7 +518,8 @@ void shifted_gram_route(const CpuTask<T>& task) {
     const int locations = (h1 - h0) * conv.out_width;
     for (int q0 = 0; q0 < locations; q0 += kRows) {
       const int rows = std::min(kRows, locations - q0), first_row = h0 + q0 / conv.out_width;
-      const ptrdiff_t start = ptrdiff_t{first_row} * pitch, stop = ptrdiff_t{conv.out_height - 1} * pitch + conv.out_width;
+      const ptrdiff_t start = ptrdiff_t{first_row} * pitch,
+                      stop = ptrdiff_t{conv.out_height - 1} * pitch + conv.out_width;
       for (int r = 0; r < kRows; ++r) {
         T* const row = a + r * a_pitch;
         std::fill(row + start, row + stop, T(0));

@@ -14,13 +14,16 @@ struct CpuTask {
   T* out;  // [filters]
 };
 
+// Told by every thread of what it takes (or, negative, gives back), in bytes.
+void count_scratch(int64_t change);
+
 // One copy per instruction set; filter_grad_sq_dispatch.cpp takes the best that the processor has.
-#define TASK2VEC_CPU_ROUTES(isa)                \
-  namespace isa {                               \
-  void direct(const CpuTask<float>& task);      \
-  void direct(const CpuTask<double>& task);     \
-  void winograd(const CpuTask<float>& task);    \
-  void winograd(const CpuTask<double>& task);   \
+#define TASK2VEC_CPU_ROUTES(isa)                  \
+  namespace isa {                                 \
+  void direct(const CpuTask<float>& task);        \
+  void direct(const CpuTask<double>& task);       \
+  void winograd(const CpuTask<float>& task);      \
+  void winograd(const CpuTask<double>& task);     \
   void shifted_gram(const CpuTask<float>& task);  \
   void shifted_gram(const CpuTask<double>& task); \
   }

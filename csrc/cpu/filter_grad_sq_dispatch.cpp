@@ -4,35 +4,70 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <exception>
+#include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "filter_grad_sq.h"
 
 namespace task2vec {
 namespace {
 
+std::atomic<int64_t> scratch_now{0}, scratch_most{0};
+
 template <class T>
 using Route = void (*)(const CpuTask<T>&);
 
-template <class T>
-struct Routes {
-  Route<T> direct, winograd, shifted_gram;
+struct InstructionSet {
+  const char* name;
+  bool supported;
+  struct {
+    Route<float> direct, winograd, shifted_gram;
+  } f32;
+  struct {
+    Route<double> direct, winograd, shifted_gram;
+  } f64;
 };
 
-template <class T>
-const Routes<T>& routes() {
-  static const Routes<T> best = []() -> Routes<T> {
+#define TASK2VEC_ROUTES(isa) {isa::direct, isa::winograd, isa::shifted_gram}
+#define TASK2VEC_ISA_ENTRY(isa, supported) {#isa, supported, TASK2VEC_ROUTES(isa), TASK2VEC_ROUTES(isa)}
+
+// Best first.
+const std::vector<InstructionSet>& all_instruction_sets() {
+  static const std::vector<InstructionSet> all = [] {
 #ifdef TASK2VEC_X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-      return {avx512::direct, avx512::winograd, avx512::shifted_gram};
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
-      return {avx2::direct, avx2::winograd, avx2::shifted_gram};
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                    __builtin_cpu_supports("bmi2");
+    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vl");
+    return std::vector<InstructionSet>{TASK2VEC_ISA_ENTRY(avx512, v4), TASK2VEC_ISA_ENTRY(avx2, v3),
+                                       TASK2VEC_ISA_ENTRY(baseline, true)};
+#else
+    return std::vector<InstructionSet>{TASK2VEC_ISA_ENTRY(baseline, true)};
 #endif
-    return {baseline::direct, baseline::winograd, baseline::shifted_gram};
   }();
-  return best;
+  return all;
+}
+
+const InstructionSet* first_supported() {
+  const auto& all = all_instruction_sets();
+  return &*std::find_if(all.begin(), all.end(), [](const InstructionSet& isa) { return isa.supported; });
+}
+
+std::atomic<const InstructionSet*> chosen{nullptr};
+
+template <class T>
+const auto& routes() {
+  const InstructionSet* isa = chosen;
+  if (!isa) chosen = isa = first_supported();
+  if constexpr (sizeof(T) == sizeof(float))
+    return isa->f32;
+  else
+    return isa->f64;
 }
 
 int thread_count() {
@@ -80,6 +115,31 @@ void run(Route<T> route, Array4 input, Array4 grad_output, const Conv& conv, T* 
 }
 
 }  // namespace
+
+void count_scratch(int64_t change) {
+  const int64_t now = scratch_now += change;
+  int64_t most = scratch_most;
+  while (most < now && !scratch_most.compare_exchange_weak(most, now)) {
+  }
+}
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const InstructionSet& isa : all_instruction_sets())
+    if (isa.supported) names.push_back(isa.name);
+  return names;
+}
+
+void use_instruction_set(const std::string& name) {
+  for (const InstructionSet& isa : all_instruction_sets())
+    if (isa.supported && isa.name == name) {
+      chosen = &isa;
+      return;
+    }
+  throw std::invalid_argument("task2vec_ext: this processor has no instruction set called " + name);
+}
+
+int64_t scratch_peak() { return scratch_most.exchange(scratch_now); }
 
 template <class T>
 void filter_grad_sq_direct(Array4 input, Array4 grad_output, const Conv& conv, T* out) {
