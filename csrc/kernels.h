@@ -80,6 +80,56 @@ void filter_grad_sq_gram(const float* gram,           // [N, groups, row_pixels,
                          float* out,  // [N, groups·group_filters]
                          Place at);
 
+// ---- distances: d_sym(a,b) = 1 − Σ r·q / √(Σ r² · Σ q²),  r = a/(a+b), q = b/(a+b), sums over the filters -----------
+
+// Two passes over out. The fast one, in float32, from Σ r and Σ r² alone (Σ r·q = Σ r − Σ r², Σ q² = Σ 1 − 2 Σ r + Σ r²),
+// writes what it is sure of to 1e-6; the exact one, in float64, whatever is negative. Fill out with −1 before.
+// symmetric: b is a; pairs j > i are computed and written twice.
+
+// Of what the fast pass is sure. Exponents are those after all entries were multiplied by 2**shift.
+struct SymFast {
+  static constexpr int kMostExponent = 60;    // above the largest entry: a product of two sums is a float32
+  static constexpr int kLeastExponent = -36;  // below the least entry that is not 0: 26 bits above a dead filter's
+  static constexpr int kDeadExponent = -62;   // stands for 0 in a denominator
+  // Least mean of q² and of r²: the float32 errors are divided by them.
+  static constexpr double kLeastOther = 1. / 16, kLeastNumerator = 1. / (1 << 20);
+  static constexpr double kLeastDistance = 1e-3;  // what is small is exact: near neighbours, and 0 for equal rows
+};
+
+// Powers of two that bring two rows, each below 2**exponent, to one scale in which sums and squares are float64. d_sym is
+// at its limit long before a ratio of 2**400.
+struct PairScale {
+  int a, b;
+};
+inline PairScale pair_scale(int64_t exponent_a, int64_t exponent_b) {
+  constexpr int64_t kMaxGap = 400, kMost = 1000;  // 2**1000: rows that are subnormal throughout are normal then
+  const auto one = [=](int64_t own, int64_t other) {
+    const int64_t gap = other > own ? other - own : 0;
+    const int64_t scale = -own - (gap < kMaxGap ? gap : kMaxGap);
+    return static_cast<int>(scale < kMost ? scale : kMost);
+  };
+  return {one(exponent_a, exponent_b), one(exponent_b, exponent_a)};
+}
+
+void sym_distances_fast(const double* a,  // [A, K], none negative, no row all zero
+                        const double* b,  // [B, K]
+                        int64_t count_a,
+                        int64_t count_b,
+                        int64_t filters,
+                        int shift,  // 2**shift times the largest entry of both is in [½, 1) · 2**kMostExponent
+                        bool symmetric,
+                        double* out);  // [A, B]
+
+void sym_distances_exact(const double* a,            // [A, K]
+                         const double* b,            // [B, K]
+                         const int64_t* exponent_a,  // [A], each row's largest entry is in [½, 1) · 2**exponent
+                         const int64_t* exponent_b,  // [B]
+                         int64_t count_a,
+                         int64_t count_b,
+                         int64_t filters,
+                         bool symmetric,
+                         double* out);  // [A, B]
+
 // ---- on the CPU ------------------------------------------------------------------------------------------
 
 // A[m,q,q'] = Σ_{r∈window} gram[m, pixel(q,r), pixel(q',r)]: the Gram matrix of patches from that of pixels.

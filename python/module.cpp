@@ -41,6 +41,22 @@ void def_cpu(py::module_& m) {
                        int gram_width, int out_width) {
         return GramWindow{kernel[0], kernel[1], stride[0], stride[1], dilation[0], dilation[1], gram_width, out_width};
       }));
+  m.def(
+      "sym_distances_fast",
+      [](uintptr_t a, uintptr_t b, std::array<int64_t, 2> counts, int64_t filters, int shift, bool symmetric,
+         uintptr_t out) {
+        sym_distances_fast(ptr<const double>(a), ptr<const double>(b), counts[0], counts[1], filters, shift, symmetric,
+                           ptr<double>(out));
+      },
+      nogil());
+  m.def(
+      "sym_distances_exact",
+      [](uintptr_t a, uintptr_t b, uintptr_t exponent_a, uintptr_t exponent_b, std::array<int64_t, 2> counts,
+         int64_t filters, bool symmetric, uintptr_t out) {
+        sym_distances_exact(ptr<const double>(a), ptr<const double>(b), ptr<const int64_t>(exponent_a),
+                            ptr<const int64_t>(exponent_b), counts[0], counts[1], filters, symmetric, ptr<double>(out));
+      },
+      nogil());
   def_window_sum<float>(m, "window_sum_f32");
   def_window_sum<double>(m, "window_sum_f64");
 }

@@ -23,3 +23,14 @@ def window_sum_f32(
 def window_sum_f64(
     gram: int, out: int, matrices: int, positions: Sequence[int], pixels: Sequence[int], window: GramWindow
 ) -> None: ...
+def sym_distances_fast(a: int, b: int, counts: Sequence[int], filters: int, shift: int, symmetric: bool, out: int) -> None: ...
+def sym_distances_exact(
+    a: int,
+    b: int,
+    exponent_a: int,
+    exponent_b: int,
+    counts: Sequence[int],
+    filters: int,
+    symmetric: bool,
+    out: int,
+) -> None: ...
