@@ -82,8 +82,8 @@ void filter_grad_sq_gram(const float* gram,           // [N, groups, row_pixels,
 
 // ---- distances: d_sym(a,b) = 1 − Σ r·q / √(Σ r² · Σ q²),  r = a/(a+b), q = b/(a+b), sums over the filters -----------
 
-// Two passes over out. The fast one, in float32, from Σ r and Σ r² alone (Σ r·q = Σ r − Σ r², Σ q² = Σ 1 − 2 Σ r + Σ r²),
-// writes what it is sure of to 1e-6; the exact one, in float64, whatever is negative. Fill out with −1 before.
+// Two passes over out. The fast one, in float32, from Σ r and Σ r² alone (Σ r·q = Σ r − Σ r², Σ q² = Σ 1 − 2 Σ r + Σ
+// r²), writes what it is sure of to 1e-6; the exact one, in float64, whatever is negative. Fill out with −1 before.
 // symmetric: b is a; pairs j > i are computed and written twice.
 
 // Of what the fast pass is sure. Exponents are those after all entries were multiplied by 2**shift.
@@ -95,21 +95,6 @@ struct SymFast {
   static constexpr double kLeastOther = 1. / 16, kLeastNumerator = 1. / (1 << 20);
   static constexpr double kLeastDistance = 1e-3;  // what is small is exact: near neighbours, and 0 for equal rows
 };
-
-// Powers of two that bring two rows, each below 2**exponent, to one scale in which sums and squares are float64. d_sym is
-// at its limit long before a ratio of 2**400.
-struct PairScale {
-  int a, b;
-};
-inline PairScale pair_scale(int64_t exponent_a, int64_t exponent_b) {
-  constexpr int64_t kMaxGap = 400, kMost = 1000;  // 2**1000: rows that are subnormal throughout are normal then
-  const auto one = [=](int64_t own, int64_t other) {
-    const int64_t gap = other > own ? other - own : 0;
-    const int64_t scale = -own - (gap < kMaxGap ? gap : kMaxGap);
-    return static_cast<int>(scale < kMost ? scale : kMost);
-  };
-  return {one(exponent_a, exponent_b), one(exponent_b, exponent_a)};
-}
 
 void sym_distances_fast(const double* a,  // [A, K], none negative, no row all zero
                         const double* b,  // [B, K]
@@ -129,6 +114,32 @@ void sym_distances_exact(const double* a,            // [A, K]
                          int64_t filters,
                          bool symmetric,
                          double* out);  // [A, B]
+
+// The same on a GPU, where the caller has sorted the rows by their mean.
+struct SymRows {
+  const float* numerators;  // [count, K], times 2**shift
+  const float* others;      // [count, K], the same with 2**kDeadExponent for 0
+  const float* mean;        // [count]
+  int64_t count;
+};
+void sym_distances_fast(const SymRows& a,
+                        const SymRows& b,
+                        int64_t filters,
+                        bool symmetric,
+                        const float* live,  // [A, B] filters that are not dead in both; null: all
+                        double* out,        // [A, B]
+                        Place at);
+
+void sym_distances_exact(const double* a,            // [A, K]
+                         const double* b,            // [B, K]
+                         const int64_t* exponent_a,  // [A]
+                         const int64_t* exponent_b,  // [B]
+                         int64_t count_a,
+                         int64_t count_b,
+                         int64_t filters,
+                         bool symmetric,
+                         double* out,  // [A, B]
+                         Place at);
 
 // ---- on the CPU ------------------------------------------------------------------------------------------
 

@@ -23,7 +23,9 @@ def window_sum_f32(
 def window_sum_f64(
     gram: int, out: int, matrices: int, positions: Sequence[int], pixels: Sequence[int], window: GramWindow
 ) -> None: ...
-def sym_distances_fast(a: int, b: int, counts: Sequence[int], filters: int, shift: int, symmetric: bool, out: int) -> None: ...
+def sym_distances_fast(
+    a: int, b: int, counts: Sequence[int], filters: int, shift: int, symmetric: bool, out: int
+) -> None: ...
 def sym_distances_exact(
     a: int,
     b: int,

@@ -1,12 +1,12 @@
 // d_sym on the CPU. The fast pass: tiles of pairs that stay in the cache, float32 lanes, one division for two pairs
 // (division is what d_sym costs). The exact pass: float64 throughout, for the pairs that the fast one leaves open.
+#include "../pairwise.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <numeric>
 #include <vector>
-
-#include "../kernels.h"
 
 namespace task2vec {
 namespace {
@@ -137,12 +137,13 @@ struct Code {
   PairSums (*pair_sums)(const double*, const double*, int64_t, double, double);
 };
 
-#define TASK2VEC_CODE(name, attribute, bytes)                                                                       \
-  attribute void ratio_sums_##name(const float* const* x, const float* const* y, int filters, RatioSums* sums) {    \
-    ratio_sums<bytes>(x, y, filters, sums);                                                                         \
-  }                                                                                                                 \
-  attribute PairSums pair_sums_##name(const double* a, const double* b, int64_t filters, double scale_a, double scale_b) { \
-    return pair_sums<bytes>(a, b, filters, scale_a, scale_b);                                                       \
+#define TASK2VEC_CODE(name, attribute, bytes)                                                                    \
+  attribute void ratio_sums_##name(const float* const* x, const float* const* y, int filters, RatioSums* sums) { \
+    ratio_sums<bytes>(x, y, filters, sums);                                                                      \
+  }                                                                                                              \
+  attribute PairSums pair_sums_##name(const double* a, const double* b, int64_t filters, double scale_a,         \
+                                      double scale_b) {                                                          \
+    return pair_sums<bytes>(a, b, filters, scale_a, scale_b);                                                    \
   }
 
 TASK2VEC_CODE(baseline, , 16)
@@ -234,18 +235,6 @@ double live_in_either(const Rows& a, int64_t s, const Rows& b, int64_t t) {
   return static_cast<double>(a.filters - dead);
 }
 
-double distance_of(double rr, double qq, double rq) {
-  return std::min(1.0, std::max(0.0, 1.0 - rq / std::sqrt(rr * qq)));
-}
-
-// d_sym from Σ r and Σ r², or −1 where they do not say it to 1e-6.
-double sure_distance(const RatioSums& sums, double live) {
-  const double r = sums[0], rr = sums[1], qq = live - 2 * r + rr;
-  if (!(qq >= SymFast::kLeastOther * live && rr >= SymFast::kLeastNumerator * live)) return -1;
-  const double d = distance_of(rr, qq, r - rr);
-  return d >= SymFast::kLeastDistance ? d : -1;
-}
-
 // Σ r, Σ r² of a tile of pairs; ranks count rows by their mean.
 void tile_sums(const Rows& above, int64_t first, const Rows& below, int64_t other, bool upper, RatioSums* sums) {
   std::fill_n(&sums[0][0], 2 * kTile * kTile, 0.0);
@@ -294,7 +283,8 @@ void sym_distances_fast(const double* a,
         for (int64_t j = other; j < std::min(below.count, other + kTile); ++j) {
           const int64_t s = above.order[i], t = below.order[j];
           if ((symmetric && j <= i) || !above.sure[s] || !below.sure[t]) continue;
-          const double d = sure_distance(sums[(i - first) * kTile + (j - other)], live_in_either(above, s, below, t));
+          const RatioSums& sum = sums[(i - first) * kTile + (j - other)];
+          const double d = sure_distance(sum[0], sum[1], live_in_either(above, s, below, t));
           out[swap ? t * count_b + s : s * count_b + t] = d;
           if (symmetric) out[t * count_b + s] = d;
         }
@@ -322,9 +312,8 @@ void sym_distances_exact(const double* a,
         double& d = out[i * count_b + j];
         if (d >= 0) continue;
         const PairScale scale = pair_scale(exponent_a[i], exponent_b[j]);
-        const PairSums sums = code().pair_sums(a + i * filters, b + j * filters, filters, std::ldexp(1.0, scale.a),
-                                               std::ldexp(1.0, scale.b));
-        d = distance_of(sums.rr, sums.qq, sums.rq);
+        const PairSums sums = code().pair_sums(a + i * filters, b + j * filters, filters, scale.a, scale.b);
+        d = sym_distance(sums.rr, sums.qq, sums.rq);
         if (symmetric) out[j * count_b + i] = d;
       }
   }
