@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kPairTile = 64, kPairSide = 16,
               kPairEach = kPairTile / kPairSide;  // pairs, threads and pairs of a thread along one side
-constexpr int kPairSlice = 32;  // filters in shared memory, and float32 additions in a row: more would round too often
+constexpr int kPairSlice = 32, kPairRun = 8;  // filters in shared memory; float32 additions in a row (cpu/pairwise.cpp)
 constexpr int kPairWarps = 8;
 
 #ifndef __CUDACC__
@@ -42,28 +42,30 @@ __global__ void __launch_bounds__(kPairSide* kPairSide)
       y[k][i] = inside && other + i < below.count ? below.others[(other + i) * filters + filter + k] : 1.f;
     }
     __syncthreads();
-    float r[kPairEach][kPairEach] = {}, rr[kPairEach][kPairEach] = {};
-    for (int k = 0; k < kPairSlice; ++k) {
-      float own[kPairEach], to[kPairEach];
+    for (int first_k = 0; first_k < kPairSlice; first_k += kPairRun) {
+      float r[kPairEach][kPairEach] = {}, rr[kPairEach][kPairEach] = {};
+      for (int k = first_k; k < first_k + kPairRun; ++k) {
+        float own[kPairEach], to[kPairEach];
 #pragma unroll
-      for (int l = 0; l < kPairEach; ++l) own[l] = x[k][row + l * kPairSide], to[l] = y[k][column + l * kPairSide];
+        for (int l = 0; l < kPairEach; ++l) own[l] = x[k][row + l * kPairSide], to[l] = y[k][column + l * kPairSide];
+#pragma unroll
+        for (int i = 0; i < kPairEach; ++i)
+#pragma unroll
+          for (int j = 0; j < kPairEach; j += 2) {
+            const float s0 = own[i] + to[j], s1 = own[i] + to[j + 1];
+            const float shared = __fdividef(own[i], s0 * s1);
+            const float r0 = shared * s1, r1 = shared * s0;
+            r[i][j] += r0;
+            rr[i][j] += r0 * r0;
+            r[i][j + 1] += r1;
+            rr[i][j + 1] += r1 * r1;
+          }
+      }
 #pragma unroll
       for (int i = 0; i < kPairEach; ++i)
 #pragma unroll
-        for (int j = 0; j < kPairEach; j += 2) {
-          const float s0 = own[i] + to[j], s1 = own[i] + to[j + 1];
-          const float shared = __fdividef(own[i], s0 * s1);
-          const float r0 = shared * s1, r1 = shared * s0;
-          r[i][j] += r0;
-          rr[i][j] += r0 * r0;
-          r[i][j + 1] += r1;
-          rr[i][j + 1] += r1 * r1;
-        }
+        for (int j = 0; j < kPairEach; ++j) r_total[i][j] += r[i][j], rr_total[i][j] += rr[i][j];
     }
-#pragma unroll
-    for (int i = 0; i < kPairEach; ++i)
-#pragma unroll
-      for (int j = 0; j < kPairEach; ++j) r_total[i][j] += r[i][j], rr_total[i][j] += rr[i][j];
     __syncthreads();
   }
 

@@ -13,9 +13,9 @@ namespace {
 
 constexpr int kTile = 128, kSlice = 512;     // rows and filters of a tile: 256 kB for either side, within an L2 cache
 constexpr int kNumerators = 4, kOthers = 2;  // pairs whose sums are in registers: 16 of AVX-512's 32
-constexpr int kRun = 32;                     // float32 additions in a row; a longer run would round too often
-constexpr int kPad = 16;                     // filters in the widest vector
-constexpr int kExactTile = 16;               // rows of a tile of the exact pass, read as they lie
+constexpr int kRun = 8;         // float32 additions in a row: with 32, equal ratios all round the same way, to 4e-6
+constexpr int kPad = 16;        // filters in the widest vector
+constexpr int kExactTile = 16;  // rows of a tile of the exact pass, read as they lie
 
 // ---- lanes: compiler vectors where there are any, so that one source serves every instruction set ------------
 
@@ -63,9 +63,10 @@ TASK2VEC_INLINE void ratio_sums(const float* const* x,  // [kNumerators][filters
   using V = typename Lanes<float, bytes>::type;
   constexpr int kLanes = sizeof(V) / sizeof(float);
   const float *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3], *y0 = y[0], *y1 = y[1];
+  V total[kNumerators][kOthers][2] = {};
   for (int first = 0; first < filters; first += kRun * kLanes) {
     const int last = std::min(filters, first + kRun * kLanes);
-    V r[kNumerators][kOthers] = {}, rr[kNumerators][kOthers] = {};
+    V run[kNumerators][kOthers][2] = {};
     for (int k = first; k < last; k += kLanes) {
       V other0, other1;
       load(other0, y0 + k);
@@ -76,24 +77,31 @@ TASK2VEC_INLINE void ratio_sums(const float* const* x,  // [kNumerators][filters
         const V s0 = numerator + other0, s1 = numerator + other1;
         const V shared = numerator / (s0 * s1);
         const V r0 = shared * s1, r1 = shared * s0;
-        r[i][0] += r0;
-        rr[i][0] += r0 * r0;
-        r[i][1] += r1;
-        rr[i][1] += r1 * r1;
+        run[i][0][0] += r0;
+        run[i][0][1] += r0 * r0;
+        run[i][1][0] += r1;
+        run[i][1][1] += r1 * r1;
       };
       add(0, x0);
       add(1, x1);
       add(2, x2);
       add(3, x3);
     }
-#pragma GCC unroll 4  // or the sums would not stay in registers
+#pragma GCC unroll 4  // here and below, or the sums of a run would not stay in registers
     for (int i = 0; i < kNumerators; ++i)
 #pragma GCC unroll 4
       for (int j = 0; j < kOthers; ++j) {
-        sums[i * kTile + j][0] += sum_of<float, bytes>(r[i][j]);
-        sums[i * kTile + j][1] += sum_of<float, bytes>(rr[i][j]);
+        total[i][j][0] += run[i][j][0];
+        total[i][j][1] += run[i][j][1];
       }
   }
+#pragma GCC unroll 4
+  for (int i = 0; i < kNumerators; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kOthers; ++j) {
+      sums[i * kTile + j][0] += sum_of<float, bytes>(total[i][j][0]);
+      sums[i * kTile + j][1] += sum_of<float, bytes>(total[i][j][1]);
+    }
 }
 
 struct PairSums {
