@@ -92,7 +92,7 @@ struct SymFast {
   static constexpr int kLeastExponent = -36;  // below the least entry that is not 0: 26 bits above a dead filter's
   static constexpr int kDeadExponent = -62;   // stands for 0 in a denominator
   // Least mean of q² and of r²: the float32 errors are divided by them.
-  static constexpr double kLeastOther = 0.2, kLeastNumerator = 1. / (1 << 20);
+  static constexpr double kLeastOther = 0.24, kLeastNumerator = 1. / (1 << 20);
   static constexpr double kLeastDistance = 1e-3;  // what is small is exact: near neighbours, and 0 for equal rows
 };
 

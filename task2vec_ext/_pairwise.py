@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FAST_FROM = 1 << 28
-"""Pairs × filters from which the float32 pass comes first: below, float64 throughout takes some hundredths of a second."""
+"""Pairs × filters from which the float32 pass comes first: below, float64 takes hundredths of a second throughout."""
 
 # struct SymFast (csrc/kernels.h)
 _MOST_EXPONENT = 60
