@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kTile = 128, kSlice = 256;     // rows and filters of a tile: 128 kB for either side, within an L2 cache
 constexpr int kNumerators = 4, kOthers = 2;  // pairs whose sums are in registers: 16 of AVX-512's 32
-constexpr int kRun = 4;         // float32 additions in a row: with 32, equal ratios all round the same way, to 4e-6
+constexpr int kRun = 8;         // float32 additions in a row: with 32, equal ratios all round the same way, to 4e-6
 constexpr int kPad = 16;        // filters in the widest vector
 constexpr int kExactTile = 16;  // rows of a tile of the exact pass, read as they lie
 
