@@ -82,6 +82,67 @@ void filter_grad_sq_gram(const float* gram,           // [N, groups, row_pixels,
                          float* out,  // [N, groups·group_filters]
                          Place at);
 
+// ---- distances: d_sym(a,b) = 1 − Σ r·q / √(Σ r² · Σ q²),  r = a/(a+b), q = b/(a+b), sums over the filters -----------
+
+// Two passes over out. The fast one, in float32, from Σ r and Σ r² alone (Σ r·q = Σ r − Σ r², Σ q² = Σ 1 − 2 Σ r + Σ
+// r²), writes what it is sure of to 1e-6; the exact one, in float64, whatever is negative. Fill out with −1 before.
+// symmetric: b is a; pairs j > i are computed and written twice.
+
+// Of what the fast pass is sure. Exponents are those after all entries were multiplied by 2**shift.
+struct SymFast {
+  static constexpr int kMostExponent = 60;    // above the largest entry: a product of two sums is a float32
+  static constexpr int kLeastExponent = -36;  // below the least entry that is not 0: 26 bits above a dead filter's
+  static constexpr int kDeadExponent = -62;   // stands for 0 in a denominator
+  // Least mean of q² and of r²: the float32 errors are divided by them.
+  static constexpr double kLeastOther = 0.24, kLeastNumerator = 1. / (1 << 20);
+  static constexpr double kLeastDistance = 1e-3;  // what is small is exact: near neighbours, and 0 for equal rows
+};
+
+void sym_distances_fast(const double* a,  // [A, K], none negative, no row all zero
+                        const double* b,  // [B, K]
+                        int64_t count_a,
+                        int64_t count_b,
+                        int64_t filters,
+                        int shift,  // 2**shift times the largest entry of both is in [½, 1) · 2**kMostExponent
+                        bool symmetric,
+                        double* out);  // [A, B]
+
+void sym_distances_exact(const double* a,            // [A, K]
+                         const double* b,            // [B, K]
+                         const int64_t* exponent_a,  // [A], each row's largest entry is in [½, 1) · 2**exponent
+                         const int64_t* exponent_b,  // [B]
+                         int64_t count_a,
+                         int64_t count_b,
+                         int64_t filters,
+                         bool symmetric,
+                         double* out);  // [A, B]
+
+// The same on a GPU, where the caller has sorted the rows by their mean.
+struct SymRows {
+  const float* numerators;  // [count, K], times 2**shift
+  const float* others;      // [count, K], the same with 2**kDeadExponent for 0
+  const float* mean;        // [count]
+  int64_t count;
+};
+void sym_distances_fast(const SymRows& a,
+                        const SymRows& b,
+                        int64_t filters,
+                        bool symmetric,
+                        const float* live,  // [A, B] filters that are not dead in both; null: all
+                        double* out,        // [A, B]
+                        Place at);
+
+void sym_distances_exact(const double* a,            // [A, K]
+                         const double* b,            // [B, K]
+                         const int64_t* exponent_a,  // [A]
+                         const int64_t* exponent_b,  // [B]
+                         int64_t count_a,
+                         int64_t count_b,
+                         int64_t filters,
+                         bool symmetric,
+                         double* out,  // [A, B]
+                         Place at);
+
 // ---- filter_grad_sq on the CPU (T = float or double; threads are OpenMP's) ----------------------------------------
 
 // The loops are compiled for several instruction sets; the first of those that the processor has is used, or another.

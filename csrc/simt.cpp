@@ -2,3 +2,4 @@
 #include "filter_grad_sq_direct.cu"
 #include "filter_grad_sq_gram.cu"
 #include "filter_grad_sq_narrow.cu"
+#include "pairwise.cu"

@@ -60,6 +60,22 @@ void def_cpu(py::module_& m) {
   def_cpu_route<double>(m, "filter_grad_sq_winograd_f64", filter_grad_sq_winograd<double>);
   def_cpu_route<float>(m, "filter_grad_sq_shifted_gram_f32", filter_grad_sq_shifted_gram<float>);
   def_cpu_route<double>(m, "filter_grad_sq_shifted_gram_f64", filter_grad_sq_shifted_gram<double>);
+  m.def(
+      "sym_distances_fast",
+      [](uintptr_t a, uintptr_t b, std::array<int64_t, 2> counts, int64_t filters, int shift, bool symmetric,
+         uintptr_t out) {
+        sym_distances_fast(ptr<const double>(a), ptr<const double>(b), counts[0], counts[1], filters, shift, symmetric,
+                           ptr<double>(out));
+      },
+      nogil());
+  m.def(
+      "sym_distances_exact",
+      [](uintptr_t a, uintptr_t b, uintptr_t exponent_a, uintptr_t exponent_b, std::array<int64_t, 2> counts,
+         int64_t filters, bool symmetric, uintptr_t out) {
+        sym_distances_exact(ptr<const double>(a), ptr<const double>(b), ptr<const int64_t>(exponent_a),
+                            ptr<const int64_t>(exponent_b), counts[0], counts[1], filters, symmetric, ptr<double>(out));
+      },
+      nogil());
 }
 #endif
 
@@ -70,6 +86,27 @@ void def_cuda(py::module_& m) {
                        int gram_width, int out_width) {
         return GramWindow{kernel[0], kernel[1], stride[0], stride[1], dilation[0], dilation[1], gram_width, out_width};
       }));
+  using Rows = std::array<uintptr_t, 3>;  // numerators, others, mean
+  m.def(
+      "sym_distances_fast_cuda",
+      [](Rows a, Rows b, std::array<int64_t, 2> counts, int64_t filters, bool symmetric, uintptr_t live, uintptr_t out,
+         int device, uintptr_t stream) {
+        const auto rows = [](const Rows& r, int64_t count) {
+          return SymRows{ptr<const float>(r[0]), ptr<const float>(r[1]), ptr<const float>(r[2]), count};
+        };
+        sym_distances_fast(rows(a, counts[0]), rows(b, counts[1]), filters, symmetric, ptr<const float>(live),
+                           ptr<double>(out), {device, ptr<void>(stream)});
+      },
+      nogil());
+  m.def(
+      "sym_distances_exact_cuda",
+      [](uintptr_t a, uintptr_t b, uintptr_t exponent_a, uintptr_t exponent_b, std::array<int64_t, 2> counts,
+         int64_t filters, bool symmetric, uintptr_t out, int device, uintptr_t stream) {
+        sym_distances_exact(ptr<const double>(a), ptr<const double>(b), ptr<const int64_t>(exponent_a),
+                            ptr<const int64_t>(exponent_b), counts[0], counts[1], filters, symmetric, ptr<double>(out),
+                            {device, ptr<void>(stream)});
+      },
+      nogil());
   m.def(
       "filter_grad_sq_direct",
       [](uintptr_t input, Strides input_strides, uintptr_t grad_output, Strides grad_strides, int scalar,

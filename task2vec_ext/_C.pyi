@@ -43,3 +43,16 @@ def filter_grad_sq_shifted_gram_f32(
 def filter_grad_sq_shifted_gram_f64(
     input: int, input_strides: Sequence[int], grad_output: int, grad_strides: Sequence[int], conv: Conv, out: int
 ) -> None: ...
+def sym_distances_fast(
+    a: int, b: int, counts: Sequence[int], filters: int, shift: int, symmetric: bool, out: int
+) -> None: ...
+def sym_distances_exact(
+    a: int,
+    b: int,
+    exponent_a: int,
+    exponent_b: int,
+    counts: Sequence[int],
+    filters: int,
+    symmetric: bool,
+    out: int,
+) -> None: ...

@@ -29,8 +29,11 @@ d_sym, so ``"sym"`` here; its ``kl`` takes the larger direction filter by filter
   variance (as its variational embeddings have it), so ``kl``, ``asymmetric_kl``, ``jsd``, ``correlation`` and
   ``normalized_cosine`` need embeddings with a prior.
 
-All in float64 on the CPU. Beyond float64 copies of the embeddings and the result the workspace stays under
-32 MB, whatever T and K. Same input, same bits.
+All in float64, and the result on the CPU; but ``sym``, ``asym`` and their scaled twins of many embeddings (2**28
+pairs × filters and more) take d_sym in float32 where that is right to 1e-6, and in float64 elsewhere: distances
+under 1e-3, embeddings of very different scale. Beyond a float64 copy of the embeddings (and for those kinds a
+float32 one, or two where filters are dead) and the result the workspace stays under 32 MB, whatever T and K. Those
+kinds of plain tensors on a GPU are computed there. Same input, same bits, on any number of threads.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeGuard
 import torch
 from torch import Tensor
 
+from ._pairwise import sym_distances
 from .embedding import Embedding, check_comparable
 
 DistanceKind = Literal[
@@ -108,6 +112,7 @@ class _Rule:
     symmetric: bool = True
     needs_prior: bool = False
     minus_trivial: bool = False  # subtract α times the source's distance to its own prior
+    sym_of: Callable[[_Tasks], Tensor] | None = None  # [T, K] whose d_sym it is: native code takes all pairs at once
 
 
 def distance_matrix(embeddings: Embeddings, kind: DistanceKind = "sym", *, alpha: float = 0.15) -> Tensor:
@@ -132,15 +137,18 @@ def distance_matrix(embeddings: Embeddings, kind: DistanceKind = "sym", *, alpha
     who = "distance_matrix"
     rule = _rule(kind, alpha, who)
     tasks = _gather(embeddings, kind, who)
-    vectors = rule.prepare(tasks)
-    count = len(tasks.names)
-    result = torch.zeros(count, count, dtype=torch.float64)
-    for row in range(count):
-        # The lower triangle is a copy of the upper one: half the work, and symmetric to the bit.
-        start = row + 1 if rule.symmetric else 0
-        result[row, start:] = _row(rule, vectors.row(row), vectors.rows(slice(start, None)))
-    if rule.symmetric:
-        result += result.T.clone()
+    if rule.sym_of:
+        result = sym_distances(rule.sym_of(tasks)).cpu()
+    else:
+        vectors = rule.prepare(tasks)
+        count = len(tasks.names)
+        result = torch.zeros(count, count, dtype=torch.float64)
+        for row in range(count):
+            # The lower triangle is a copy of the upper one: half the work, and symmetric to the bit.
+            start = row + 1 if rule.symmetric else 0
+            result[row, start:] = _row(rule, vectors.row(row), vectors.rows(slice(start, None)))
+        if rule.symmetric:
+            result += result.T.clone()
     return result - alpha * _trivial_distances(tasks, rule) if rule.minus_trivial else result
 
 
@@ -171,8 +179,12 @@ def cross_distances(a: Embeddings, b: Embeddings, kind: DistanceKind = "sym", *,
             f"{who}: expected a and b with equally many filters, got {list(sources.fisher.shape)} and "
             f"{list(targets.fisher.shape)}; embed both with the same probe and settings."
         )
-    vectors, others = rule.prepare(sources), rule.prepare(targets)
-    result = torch.stack([_row(rule, vectors.row(row), others) for row in range(len(sources.names))])
+    if rule.sym_of:
+        values = rule.sym_of(sources)
+        result = sym_distances(values, rule.sym_of(targets).to(values.device)).cpu()
+    else:
+        vectors, others = rule.prepare(sources), rule.prepare(targets)
+        result = torch.stack([_row(rule, vectors.row(row), others) for row in range(len(sources.names))])
     return result - alpha * _trivial_distances(sources, rule) if rule.minus_trivial else result
 
 
@@ -206,7 +218,8 @@ def _gather(embeddings: Embeddings, kind: DistanceKind, who: str) -> _Tasks:
             f"{type(embeddings).__name__}; the kinds that take a plain [T, K] tensor are {without}."
         )
     else:
-        fisher = torch.as_tensor(embeddings, dtype=torch.float64, device="cpu").detach()
+        device = embeddings.device if isinstance(embeddings, Tensor) and _RULES[kind].sym_of else "cpu"
+        fisher = torch.as_tensor(embeddings, dtype=torch.float64, device=device).detach()
         if fisher.dim() != 2 or fisher.numel() == 0:
             raise ValueError(
                 f"{who}: expected one or more embeddings, or a tensor of shape [T, K] with T and K >= 1; "
@@ -218,8 +231,8 @@ def _gather(embeddings: Embeddings, kind: DistanceKind, who: str) -> _Tasks:
 
 
 def _check_rows(values: Tensor, at_least: float, names: list[str], message: str) -> None:
-    for name, row in zip(names, values, strict=True):
-        low, high = (float(bound) for bound in torch.aminmax(row))  # both NaN where the row has one
+    bounds = torch.stack(torch.aminmax(values, dim=1), 1)  # both NaN where the row has one
+    for name, (low, high) in zip(names, bounds.tolist(), strict=True):
         if not (low >= at_least and 0 < high < math.inf):
             raise ValueError(f"{message}; {name} has entries from {low:g} to {high:g}.")
 
@@ -241,7 +254,7 @@ def _normalised(values: Tensor) -> _Vectors:
     """Take the power of two out of each row, so that its largest entry is in [½, 1); exact."""
     exponent = torch.frexp(values.amax(dim=1)).exponent.to(torch.int64)
     half = exponent // 2  # in two steps, because 2**1074 is no float64
-    scaled = values * _power_of_two(-half)[:, None] * _power_of_two(half - exponent)[:, None]
+    scaled = (values * _power_of_two(-half)[:, None]).mul_(_power_of_two(half - exponent)[:, None])
     return _Vectors(scaled, exponent)
 
 
@@ -249,9 +262,17 @@ def _fisher(tasks: _Tasks) -> _Vectors:
     return _normalised(tasks.fisher)
 
 
-def _unit_mean_fisher(tasks: _Tasks) -> _Vectors:
+def _plain(tasks: _Tasks) -> Tensor:
+    return tasks.fisher
+
+
+def _unit_mean(tasks: _Tasks) -> Tensor:
     values = _normalised(tasks.fisher).values
-    return _normalised(values / values.mean(dim=1, keepdim=True))
+    return values.div_(values.mean(dim=1, keepdim=True))
+
+
+def _unit_mean_fisher(tasks: _Tasks) -> _Vectors:
+    return _normalised(_unit_mean(tasks))
 
 
 def _log_precision(tasks: _Tasks) -> _Vectors:
@@ -384,10 +405,12 @@ def _half_mean(sums: Tensor, K: int) -> Tensor:
 
 
 _RULES: dict[DistanceKind, _Rule] = {
-    "sym": _Rule(_fisher, _sym_sums, _sym_finish),
-    "sym_scaled": _Rule(_unit_mean_fisher, _sym_sums, _sym_finish),
-    "asym": _Rule(_fisher, _sym_sums, _sym_finish, needs_prior=True, minus_trivial=True),
-    "asym_scaled": _Rule(_unit_mean_fisher, _sym_sums, _sym_finish, needs_prior=True, minus_trivial=True),
+    "sym": _Rule(_fisher, _sym_sums, _sym_finish, sym_of=_plain),
+    "sym_scaled": _Rule(_unit_mean_fisher, _sym_sums, _sym_finish, sym_of=_unit_mean),
+    "asym": _Rule(_fisher, _sym_sums, _sym_finish, needs_prior=True, minus_trivial=True, sym_of=_plain),
+    "asym_scaled": _Rule(
+        _unit_mean_fisher, _sym_sums, _sym_finish, needs_prior=True, minus_trivial=True, sym_of=_unit_mean
+    ),
     "cosine": _Rule(_unit_fisher, _squared_difference, _half_sum),
     "normalized_cosine": _Rule(_unit_relative_variance, _squared_difference, _half_sum, needs_prior=True),
     "correlation": _Rule(_unit_centred_variance, _squared_difference, _half_sum, needs_prior=True),
