@@ -11,10 +11,10 @@
 namespace task2vec {
 namespace {
 
-constexpr int kTile = 128, kSlice = 256;     // rows and filters of a tile: 128 kB for either side, within an L2 cache
+constexpr int kTile = 128, kSlice = 1024;    // rows and filters of a tile: half a megabyte for either side
 constexpr int kNumerators = 4, kOthers = 2;  // pairs whose sums are in registers: 16 of AVX-512's 32
-constexpr int kRun = 8;         // float32 additions in a row: with 32, equal ratios all round the same way, to 4e-6
-constexpr int kPad = 16;        // filters in the widest vector
+constexpr int kRun = 16;  // float32 additions in a row: longer, and equal ratios, which all round the same way, show
+constexpr int kPad = 16;  // filters in the widest vector
 constexpr int kExactTile = 16;  // rows of a tile of the exact pass, read as they lie
 
 // ---- lanes: compiler vectors where there are any, so that one source serves every instruction set ------------
@@ -176,38 +176,42 @@ const Code& code() {
 
 // ---- the fast pass ---------------------------------------------------------------------------------------
 
-// Rows in float32, times a power of two, padded to whole vectors.
+// Rows in float32, times a power of two, sorted by their mean and cut into slices: what a tile reads is one run of
+// memory.
 struct Rows {
-  int64_t count, filters, padded, stride;
-  std::vector<float> numerators;  // [count, stride]; 0 where a filter is dead and in the padding
-  std::vector<float> others;      // [count, stride]; there 2**kDeadExponent, so that no sum is 0; empty: numerators
+  int64_t count, filters, slices;
+  std::vector<float> numerators;  // [slices, count, kSlice]; 0 where a filter is dead and in the padding
+  std::vector<float> others;      // the same; there 2**kDeadExponent, so that no sum is 0; empty: numerators
   std::vector<double> mean;       // [count]
   std::vector<char> sure;         // [count] no entry is too small beside the largest of all
   std::vector<uint64_t> dead;     // [count, words] a bit a filter; empty where none is dead
   std::vector<int64_t> order;     // rows by mean
 
   int64_t words() const { return (filters + 63) / 64; }
-  const float* numerator(int64_t rank) const { return &numerators[order[rank] * stride]; }
-  const float* other(int64_t rank) const { return &(others.empty() ? numerators : others)[order[rank] * stride]; }
+  int64_t start(int64_t slice, int64_t rank) const { return (slice * count + rank) * kSlice; }
+  const float* numerator(int64_t slice, int64_t rank) const { return &numerators[start(slice, rank)]; }
+  const float* other(int64_t slice, int64_t rank) const {
+    return &(others.empty() ? numerators : others)[start(slice, rank)];
+  }
+  int padded(int64_t slice) const {
+    const int64_t left = std::min<int64_t>(kSlice, filters - slice * kSlice);
+    return static_cast<int>((left + kPad - 1) / kPad * kPad);
+  }
 };
 
 Rows rows_of(const double* values, int64_t count, int64_t filters, double scale) {
-  Rows rows{count, filters, (filters + kPad - 1) / kPad * kPad, 0, {}, {}, {}, {}, {}, {}};
-  rows.stride = rows.padded + (rows.padded % 256 == 0 ? kPad : 0);  // or the rows would share a few sets of the cache
-  rows.numerators.resize(count * rows.stride);
+  Rows rows{count, filters, (filters + kSlice - 1) / kSlice, {}, {}, {}, {}, {}, {}};
   rows.mean.resize(count), rows.sure.resize(count), rows.order.resize(count);
   const float least = std::ldexp(1.f, SymFast::kLeastExponent), dead = std::ldexp(1.f, SymFast::kDeadExponent);
   bool any_dead = false;
 #pragma omp parallel for schedule(static) reduction(|| : any_dead)
   for (int64_t t = 0; t < count; ++t) {
     const double* from = values + t * filters;
-    float* to = &rows.numerators[t * rows.stride];
     float total = 0;
     int unsure = 0, zeros = 0;
 #pragma omp simd reduction(+ : total, unsure, zeros)
     for (int64_t k = 0; k < filters; ++k) {
       const float value = static_cast<float>(from[k] * scale);
-      to[k] = value;
       total += value;
       zeros += from[k] == 0;
       unsure += value < least;
@@ -216,22 +220,27 @@ Rows rows_of(const double* values, int64_t count, int64_t filters, double scale)
     rows.sure[t] = unsure == zeros;
     any_dead = any_dead || zeros > 0;
   }
-  if (any_dead || rows.padded > filters) {
-    rows.others.resize(rows.numerators.size());
-    rows.dead.assign(any_dead ? count * rows.words() : 0, 0);
-#pragma omp parallel for schedule(static)
-    for (int64_t t = 0; t < count; ++t) {
-      for (int64_t k = 0; k < rows.padded; ++k) {
-        const float value = rows.numerators[t * rows.stride + k];
-        rows.others[t * rows.stride + k] = value > 0 ? value : dead;
-      }
-      for (int64_t k = 0; any_dead && k < filters; ++k)
-        rows.dead[t * rows.words() + k / 64] |= uint64_t{values[t * filters + k] == 0} << (k % 64);
-    }
-  }
   std::iota(rows.order.begin(), rows.order.end(), 0);
   std::sort(rows.order.begin(), rows.order.end(),
             [&](int64_t s, int64_t t) { return std::pair(rows.mean[s], s) < std::pair(rows.mean[t], t); });
+
+  rows.numerators.resize(rows.slices * count * kSlice);
+  if (any_dead || filters % kPad) rows.others.resize(rows.numerators.size());
+  if (any_dead) rows.dead.assign(count * rows.words(), 0);
+#pragma omp parallel for schedule(static)
+  for (int64_t rank = 0; rank < count; ++rank) {
+    const int64_t t = rows.order[rank];
+    const double* from = values + t * filters;
+    for (int64_t slice = 0; slice < rows.slices; ++slice, from += kSlice) {
+      const int64_t first = rows.start(slice, rank), live = std::min<int64_t>(kSlice, filters - slice * kSlice);
+      for (int64_t k = 0; k < live; ++k) rows.numerators[first + k] = static_cast<float>(from[k] * scale);
+      if (!rows.others.empty())
+        for (int64_t k = 0; k < kSlice; ++k)
+          rows.others[first + k] = rows.numerators[first + k] > 0 ? rows.numerators[first + k] : dead;
+    }
+    for (int64_t k = 0; any_dead && k < filters; ++k)
+      rows.dead[t * rows.words() + k / 64] |= uint64_t{values[t * filters + k] == 0} << (k % 64);
+  }
   return rows;
 }
 
@@ -247,15 +256,14 @@ double live_in_either(const Rows& a, int64_t s, const Rows& b, int64_t t) {
 void tile_sums(const Rows& above, int64_t first, const Rows& below, int64_t other, bool upper, RatioSums* sums) {
   std::fill_n(&sums[0][0], 2 * kTile * kTile, 0.0);
   const int64_t end_above = std::min(above.count, first + kTile), end_below = std::min(below.count, other + kTile);
-  for (int64_t filter = 0; filter < above.padded; filter += kSlice)
+  for (int64_t slice = 0; slice < above.slices; ++slice)
     for (int64_t i = first; i < end_above; i += kNumerators)
       for (int64_t j = other; j < end_below; j += kOthers) {
         if (upper && j + kOthers - 1 <= i) continue;
         const float *x[kNumerators], *y[kOthers];  // past the end the last row again; nobody reads its sums
-        for (int64_t l = 0; l < kNumerators; ++l) x[l] = above.numerator(std::min(i + l, end_above - 1)) + filter;
-        for (int64_t l = 0; l < kOthers; ++l) y[l] = below.other(std::min(j + l, end_below - 1)) + filter;
-        code().ratio_sums(x, y, static_cast<int>(std::min<int64_t>(kSlice, above.padded - filter)),
-                          sums + (i - first) * kTile + (j - other));
+        for (int64_t l = 0; l < kNumerators; ++l) x[l] = above.numerator(slice, std::min(i + l, end_above - 1));
+        for (int64_t l = 0; l < kOthers; ++l) y[l] = below.other(slice, std::min(j + l, end_below - 1));
+        code().ratio_sums(x, y, above.padded(slice), sums + (i - first) * kTile + (j - other));
       }
 }
 
