@@ -17,7 +17,7 @@ every_dtype = pytest.mark.parametrize(
 )
 
 
-def run(x, delta, arguments, route, multiprocessors=1):
+def run(x, delta, arguments, route, multiprocessors=1, tensor_cores=True):
     """`filter_grad_sq` as on a GPU, with the emulated kernels."""
     from task2vec_ext import _simt
 
@@ -27,7 +27,7 @@ def run(x, delta, arguments, route, multiprocessors=1):
     conv = conv_geometry(
         x, delta, arguments["weight_shape"], stride, padding, arguments["dilation"], arguments["groups"]
     )
-    return _cuda.filter_grad_sq_cuda(x, delta, conv, route, _cuda.Runtime(_simt, 0, 0, multiprocessors))
+    return _cuda.filter_grad_sq_cuda(x, delta, conv, route, _cuda.Runtime(_simt, 0, 0, multiprocessors, tensor_cores))
 
 
 @every_case
