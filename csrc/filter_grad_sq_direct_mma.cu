@@ -83,13 +83,16 @@ struct Plan {
   }
 };
 
-// Whether 16 bytes at a time can be read: sizes are those of the axes n, c, h, w.
+// Whether load_pixels may take 16 bytes at a time; sizes are those of the axes n, c, h, w.
 template <class T>
-bool by_vectors(const Array4& array, const std::array<int64_t, 4>& size) {
+bool by_vectors(const Array4& array, const std::array<int64_t, 4>& size, int64_t groups) {
   constexpr int kVectorSize = 16 / sizeof(T);
-  bool aligned = reinterpret_cast<uintptr_t>(array.data) % 16 == 0 && array.stride[1] == 1;
+  bool aligned =
+      reinterpret_cast<uintptr_t>(array.data) % 16 == 0 && array.stride[1] == 1 && size[1] / groups % kVectorSize == 0;
   for (int axis : {0, 2, 3}) aligned = aligned && (size[axis] == 1 || array.stride[axis] % kVectorSize == 0);
-  return aligned;
+  int64_t last = size[1] - 1;  // offset of an image's last number
+  for (int axis : {2, 3}) last += (size[axis] - 1) * array.stride[axis];
+  return aligned && last < int64_t{1} << 31;
 }
 
 // Calls f with the shape that suits the window.
@@ -148,11 +151,10 @@ void filter_grad_sq_direct_mma(Array4 input,
   };
   with_scalar(scalar, [&](auto zero) {
     using T = decltype(zero);
-    constexpr int kVectorSize = 16 / sizeof(T);
     const bool vector =
-        by_vectors<T>(input, {conv.samples, conv.groups * conv.group_channels, conv.height, conv.width}) &&
-        by_vectors<T>(grad_output, {conv.samples, conv.groups * conv.group_filters, conv.out_height, conv.out_width}) &&
-        (conv.groups == 1 || (conv.group_channels % kVectorSize == 0 && conv.group_filters % kVectorSize == 0));
+        by_vectors<T>(input, {conv.samples, conv.groups * conv.group_channels, conv.height, conv.width}, conv.groups) &&
+        by_vectors<T>(grad_output, {conv.samples, conv.groups * conv.group_filters, conv.out_height, conv.out_width},
+                      conv.groups);
     with_shape(conv, [&](auto shape) {
       if (vector)
         launch(zero, shape, std::true_type{});

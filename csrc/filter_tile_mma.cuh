@@ -102,12 +102,14 @@ struct Pixels {
   int channels;       // that exist
   int top, left, rows, columns, step_h, step_w;
 
-  // The first channel of the rectangle's pixel (row, column), or null outside.
-  __device__ __forceinline__ const T* at(int row, int column) const {
-    const int h = top + row * step_h, w = left + column * step_w;
-    const bool inside = row < rows && static_cast<unsigned>(h) < static_cast<unsigned>(height) &&
-                        static_cast<unsigned>(w) < static_cast<unsigned>(width);
-    return inside ? origin + h * stride_h + w * stride_w : nullptr;
+  __device__ __forceinline__ bool exists(int row, int column) const {  // & for &&: no branches
+    return (row < rows) & (static_cast<unsigned>(top + row * step_h) < static_cast<unsigned>(height)) &
+           (static_cast<unsigned>(left + column * step_w) < static_cast<unsigned>(width));
+  }
+  template <class Offset>
+  __device__ __forceinline__ Offset offset(int row, int column) const {
+    return (top + row * step_h) * static_cast<Offset>(stride_h) +
+           (left + column * step_w) * static_cast<Offset>(stride_w);
   }
 };
 
@@ -134,40 +136,67 @@ __device__ __forceinline__ void load_pixels(T* tile, const Pixels<Source>& pixel
     static_assert(std::is_same_v<T, Source>);
     constexpr int kVectorSize = 16 / sizeof(T), kLanes = kChannels / kVectorSize, kAtOnce = kThreads / kLanes;
     const int c = thread % kLanes * kVectorSize;
-    const int left = pixels.channels - c;
-    const int bytes = (left < 0 ? 0 : left < kVectorSize ? left : kVectorSize) * static_cast<int>(sizeof(T));
+    const bool channel_exists = c < pixels.channels;
     PixelWalk walk(first + thread / kLanes, pixels.columns);
 #pragma unroll 1
     for (int pixel = thread / kLanes; pixel < tile_rows; pixel += kAtOnce, walk.advance(kAtOnce)) {
-      const T* source = bytes > 0 ? pixels.at(walk.row, walk.column) : nullptr;
-      copy_async<16>(tile + pixel * kPitch + c, source ? source + c : pixels.origin, source ? bytes : 0);
+      const bool exists = channel_exists & pixels.exists(walk.row, walk.column);
+      const int offset = pixels.template offset<int>(walk.row, walk.column) + c;
+      copy_async<16>(tile + pixel * kPitch + c, pixels.origin + (exists ? offset : 0), !exists);
     }
   } else {
-    const auto load = [&](int pixel, const Source* source, int c) {
-      const bool exists = source && c < pixels.channels;
-      const Source* from = exists ? source + c * pixels.stride_c : pixels.origin;
+    const auto load = [&](int pixel, const PixelWalk& walk, int c) {
+      const bool exists = c < pixels.channels && pixels.exists(walk.row, walk.column);
+      const int64_t offset = exists ? pixels.template offset<int64_t>(walk.row, walk.column) + c * pixels.stride_c : 0;
+      const Source* source = pixels.origin + offset;
       if constexpr (std::is_same_v<Source, float>)
-        copy_async<4>(tile + pixel * kPitch + c, from, exists ? 4 : 0);
+        copy_async<4>(tile + pixel * kPitch + c, source, !exists);
       else if constexpr (std::is_same_v<T, Source>)
-        tile[pixel * kPitch + c] = exists ? *from : T{};
+        tile[pixel * kPitch + c] = exists ? *source : T{};
       else
-        tile[pixel * kPitch + c] = exists ? to_float(*from) : 0.f;
+        tile[pixel * kPitch + c] = exists ? to_float(*source) : 0.f;
     };
     const int warp = thread / 32, lane = thread % 32;
     if (pixels.stride_c == 1) {  // lanes along whichever is contiguous
       PixelWalk walk(first + warp, pixels.columns);
 #pragma unroll 1
-      for (int pixel = warp; pixel < tile_rows; pixel += kWarps, walk.advance(kWarps)) {
-        const Source* source = pixels.at(walk.row, walk.column);
-        for (int c = lane; c < kChannels; c += 32) load(pixel, source, c);
-      }
+      for (int pixel = warp; pixel < tile_rows; pixel += kWarps, walk.advance(kWarps))
+        for (int c = lane; c < kChannels; c += 32) load(pixel, walk, c);
     } else {
       PixelWalk walk(first + lane, pixels.columns);
 #pragma unroll 1
-      for (int pixel = lane; pixel < tile_rows; pixel += 32, walk.advance(32)) {
-        const Source* source = pixels.at(walk.row, walk.column);
-        for (int c = warp; c < kChannels; c += kWarps) load(pixel, source, c);
-      }
+      for (int pixel = lane; pixel < tile_rows; pixel += 32, walk.advance(32))
+        for (int c = warp; c < kChannels; c += kWarps) load(pixel, walk, c);
+    }
+  }
+}
+
+// ---- multiplying -----------------------------------------------------------------------------------------
+
+// A warp's share of one slice: product[m][(chunk, tap)] += δ·B of 16 filters and 8 columns each.
+template <class Shape, class T>
+__device__ __forceinline__ void multiply(float (&product)[kWarpFilters / 16][Shape::kChunks * Shape::kTaps][4],
+                                         const T* delta_tile,    // [depth, kFilterPitch], from the warp's filters on
+                                         const T* column_tile,   // [tile_rows, kChannelPitch], from its channels on
+                                         const int* row_offset,  // [depth]
+                                         const int (&tap_offset)[Shape::kTaps],
+                                         int depth) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll 1  // a second copy would want more registers than there are
+  for (int k = 0; k < depth; k += kMmaDepth<T>) {
+    uint32_t a[kWarpFilters / 16][4];
+#pragma unroll
+    for (int m = 0; m < kWarpFilters / 16; ++m)
+      load_a<Shape::kFilterPitch>(a[m], delta_tile + k * Shape::kFilterPitch + m * 16, lane);
+    const T* row[kRowsOfB<T>];
+#pragma unroll
+    for (int j = 0; j < kRowsOfB<T>; ++j) row[j] = column_tile + row_offset[k + row_of_b<T>(lane, j)];
+#pragma unroll
+    for (int c = 0; c < Shape::kChunks * Shape::kTaps; ++c) {
+      uint32_t b[2];
+      load_b<T>(b, row, tap_offset[c % Shape::kTaps] + c / Shape::kTaps * 8, lane);
+#pragma unroll
+      for (int m = 0; m < kWarpFilters / 16; ++m) mma<T>(product[m][c], a[m], b);
     }
   }
 }
@@ -262,25 +291,15 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     for (int slice = 0; slice < slices.count(); ++slice) {
       copies_wait<Shape::kStages - 2>();
       __syncthreads();  // everyone's copies are here, and everyone is done with the stage that is filled next
-      bring_in();
-      if (!live) continue;
-      const T* const delta_tile = stages + slice % Shape::kStages * stage_size + warp_filter;
-      const T* const column_tile = stages + slice % Shape::kStages * stage_size + delta_size + warp_channel;
-#pragma unroll 1  // a second copy would want more registers than there are
-      for (int k = 0; k < slices.depth; k += kMmaDepth<T>) {
-        uint32_t a[kFilterTiles][4];
-#pragma unroll
-        for (int m = 0; m < kFilterTiles; ++m)
-          load_a<Shape::kFilterPitch>(a[m], delta_tile + k * Shape::kFilterPitch + m * 16, lane);
-        const T* row[kRowsOfB<T>];
-#pragma unroll
-        for (int j = 0; j < kRowsOfB<T>; ++j) row[j] = column_tile + row_offset[k + row_of_b<T>(lane, j)];
-#pragma unroll
-        for (int c = 0; c < kChunks * kTaps; ++c) {
-          uint32_t b[2];
-          load_b<T>(b, row, tap_offset[c % kTaps] + c / kTaps * 8, lane);
-#pragma unroll
-          for (int m = 0; m < kFilterTiles; ++m) mma<T>(product[m][c], a[m], b);
+      // Half of the warps multiply first, so that a scheduler's tensor core is not idle while addresses are computed.
+#pragma unroll 1
+      for (int turn = 0; turn < 2; ++turn) {
+        if (turn == warp * 2 / Shape::kWarps) {
+          bring_in();
+        } else if (live) {
+          const T* const stage = stages + slice % Shape::kStages * stage_size;
+          multiply<Shape>(product, stage + warp_filter, stage + delta_size + warp_channel, row_offset, tap_offset,
+                          slices.depth);
         }
       }
     }

@@ -17,18 +17,25 @@ constexpr int kMmaDepth = 32 / sizeof(T);
 
 // ---- asynchronous copies ---------------------------------------------------------------------------------
 
-// Copies `valid` (0 … kBytes) bytes and fills up with zeros. Nothing is there before copies_wait and a barrier.
+// Copies kBytes, or zeros without reading anything. Nothing is there before copies_wait and a barrier.
 template <int kBytes>
-__device__ __forceinline__ void copy_async(void* shared, const void* global, int valid) {
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool zeros) {
 #ifdef __CUDACC__
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   if constexpr (kBytes == 16)  // past L1: that memory is the tile's
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(valid) : "memory");
+    asm volatile(
+        "{ .reg .pred zeros; setp.ne.b32 zeros, %2, 0; cp.async.cg.shared.global [%0], [%1], 16, zeros; }" ::"r"(
+            address),
+        "l"(global), "r"(static_cast<int>(zeros))
+        : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(global), "n"(kBytes), "r"(valid)
-                 : "memory");
+    asm volatile(
+        "{ .reg .pred zeros; setp.ne.b32 zeros, %2, 0; cp.async.ca.shared.global [%0], [%1], %3, zeros; }" ::"r"(
+            address),
+        "l"(global), "r"(static_cast<int>(zeros)), "n"(kBytes)
+        : "memory");
 #else
-  simt::copy_async(shared, global, kBytes, valid);
+  simt::copy_async(shared, global, kBytes, zeros);
 #endif
 }
 

@@ -63,7 +63,8 @@ enum class State { ready, at_block_barrier, at_warp_barrier, done };
 struct Copy {  // of copy_async, on its way
   void* shared;
   const void* global;
-  int bytes, valid;
+  int bytes;
+  bool zeros;
   unsigned group;
 };
 struct Fiber {
@@ -213,11 +214,11 @@ inline void require_alignment(const void* p, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(p) % bytes) throw std::logic_error("simt: misaligned address");
 }
 // The bytes arrive when they are waited for, and not a moment earlier.
-inline void copy_async(void* shared, const void* global, int bytes, int valid) {
+inline void copy_async(void* shared, const void* global, int bytes, bool zeros) {
   require_alignment(shared, bytes), require_alignment(global, bytes);
   Fiber& f = block.fibers[block.current];
   std::memset(shared, kPoison, bytes);
-  f.copies.push_back({shared, global, bytes, valid, f.group});
+  f.copies.push_back({shared, global, bytes, zeros, f.group});
 }
 inline void copies_commit() { ++block.fibers[block.current].group; }
 inline void copies_wait(unsigned pending) {
@@ -225,8 +226,10 @@ inline void copies_wait(unsigned pending) {
   auto arrived = [&](const Copy& copy) { return copy.group + pending < f.group; };
   for (const Copy& copy : f.copies) {
     if (!arrived(copy)) continue;
-    std::memset(copy.shared, 0, copy.bytes);
-    std::memcpy(copy.shared, copy.global, copy.valid);
+    if (copy.zeros)
+      std::memset(copy.shared, 0, copy.bytes);
+    else
+      std::memcpy(copy.shared, copy.global, copy.bytes);
   }
   f.copies.erase(std::remove_if(f.copies.begin(), f.copies.end(), arrived), f.copies.end());
 }
