@@ -21,6 +21,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -182,7 +183,9 @@ inline void run_block(const std::function<void()>& body) {
 inline void launch(dim3 grid, dim3 block_dim, size_t shared_bytes, const std::function<void()>& body) {
   gridDim = grid, blockDim = block_dim;
   block.shared_bytes = shared_bytes;
-  block.shared.reset(static_cast<unsigned char*>(std::aligned_alloc(128, (shared_bytes + 127) / 128 * 128)));
+  void* shared = nullptr;
+  if (posix_memalign(&shared, 16, shared_bytes)) throw std::bad_alloc();
+  block.shared.reset(static_cast<unsigned char*>(shared));
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) blockIdx = dim3(x, y, z), run_block(body);

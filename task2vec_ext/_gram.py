@@ -48,7 +48,7 @@ class GramMatrix(Protocol):
     """The Gram matrix of two strips."""
 
     def __call__(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return leftᵀ·right, ``[n, groups, M_I, M_J]``; left ``[n, groups, D, M_I]``, right ``[n, groups, D, M_J]``."""
+        """Return leftᵀ·right ``[n, groups, M_I, M_J]``; left ``[n, groups, D, M_I]``, right ``[n, groups, D, M_J]``."""
         ...
 
 

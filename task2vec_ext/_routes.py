@@ -32,8 +32,10 @@ RATES = {
     # Read off all conv shapes of ResNet-18/34/50 and ResNeXt-50, batch 8, 2 cores, torch 2.14.1, where one unit was
     # about 6 ps: of 32 shapes 29 get their fastest route, the others one at most 1.35 times slower.
     "cpu": Rates(call=8e6, write=80, gram=1.7, form=2, unfold=80, shift=16),
-    # Not measured on a GPU: arithmetic counts, memory traffic charged as on the CPU, no gradient written.
-    "cuda": Rates(call=0, write=0, gram=1, form=1, unfold=16, shift=4),
+    # Not measured on a GPU: from an H100's data sheet, if TF32 products ran at half its peak, about 8 fs each. The form
+    # is TF32 where 16-bit inputs double the others' rate. An unfolded number is 4 to 8 bytes of memory traffic at
+    # 3 TB/s; a shifted one is a load from L2, and a ninth (3×3) of a number of the Gram matrix, written and read.
+    "cuda": Rates(call=0, write=0, gram=1, form=2, unfold=200, shift=100),
 }
 
 
