@@ -92,7 +92,7 @@ bool by_vectors(const Array4& array, const std::array<int64_t, 4>& size, int64_t
   for (int axis : {0, 2, 3}) aligned = aligned && (size[axis] == 1 || array.stride[axis] % kVectorSize == 0);
   int64_t last = size[1] - 1;  // offset of an image's last number
   for (int axis : {2, 3}) last += (size[axis] - 1) * array.stride[axis];
-  return aligned && last < int64_t{1} << 31;
+  return aligned && last < int64_t{1} << 30;  // and a slice may reach over the image's edge
 }
 
 // Calls f with the shape that suits the window.

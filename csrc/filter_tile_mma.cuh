@@ -4,13 +4,15 @@
 // q is cut into slices, rectangles of output locations; shared memory holds a few of them, one being used while the
 // next ones arrive (cp.async). A column is a (channel, tap): B[q, (i, r)] = tile[row(q) + row(r)][i], so that all taps
 // of a 3×3 window read the same pixels, which are brought in once with their border. That keeps the operands' traffic
-// below what the L2 cache delivers: 64 filters × 9 taps × 64 channels need a quarter of the bytes that a tile of a
-// plain matrix product of 128 × 128 would. The Gram routes have one tap.
+// below what the L2 cache delivers: a tile of 64 filters × (9 taps × 64 channels) does 94 multiply-adds for every
+// 16-bit byte of 28 × 4 locations with their border, 128 × 128 of a plain matrix product 32. One tap is such a product:
+// 1×1 convolutions, and the Gram routes.
 //
 // A warp takes 64 filters and 64 or 72 columns: with fewer, shared memory would be the limit. Accumulation is float32
 // in a fixed order: the same bits every run.
 #pragma once
 #include <algorithm>
+#include <utility>
 
 #include "launch.h"
 #include "mma.cuh"
@@ -74,8 +76,9 @@ Slices cut(int out_height, int out_width, int device, TileRows tile_rows) {
   constexpr int kLongest = std::min<int>(kMaxSlice, Shape::kSliceBytes / static_cast<int>(sizeof(T)));
   Slices best{};
   int64_t best_cost = 0;
-  for (int across = static_cast<int>(ceil_div(out_width, kLongest)); across <= out_width; ++across) {
+  for (int across = static_cast<int>(ceil_div(out_width, kLongest)), last = 0; across <= out_width; ++across) {
     const int width = static_cast<int>(ceil_div(out_width, across));
+    if (std::exchange(last, width) == width) continue;
     for (int height = 1; height <= out_height && height * width <= kLongest; ++height) {
       Slices slices{height, width, static_cast<int>(ceil_div(out_height, height)),
                     static_cast<int>(ceil_div(out_width, width))};
@@ -83,9 +86,11 @@ Slices cut(int out_height, int out_width, int device, TileRows tile_rows) {
       slices.depth = static_cast<int>(ceil_div(height * width, kMmaDepth<T>)) * kMmaDepth<T>;
       slices.tile_rows = static_cast<int>(std::min<int64_t>(rows, 1 << 20));  // far too many, and no overflow
       if (rows >= 1 << 20 || shared_bytes<Shape, T>(slices) > limit) continue;
-      // A row brought in was taken to cost as much as one tap of a location; not measured on a GPU.
-      const int64_t cost = int64_t{slices.count()} * (slices.depth * Shape::kTaps + slices.depth + rows);
-      if (best.count() == 0 || cost < best_cost) best = slices, best_cost = cost;
+      // In multiply-adds of one filter and channel: a row brought in counts as one, the barrier of a slice as 16 (not
+      // measured on a GPU). Of equals the narrowest, where fewer rows of 8 locations go over an edge: at an edge two
+      // locations meet in one bank.
+      const int64_t cost = int64_t{slices.count()} * (slices.depth * Shape::kTaps + slices.depth + rows + 16);
+      if (best.count() == 0 || cost <= best_cost) best = slices, best_cost = cost;
     }
   }
   return best;
@@ -126,8 +131,8 @@ struct PixelWalk {
 };
 
 // tile[pixel][channel] of tile_rows pixels, row by row from the given one on: 0 where there is no such pixel or
-// channel. Ready after copies_wait and a barrier. kVector: channels are contiguous and everything is a multiple of 16
-// bytes.
+// channel. Ready after copies_wait and a barrier. kVector: channels are contiguous, everything is a multiple of 16
+// bytes, and offsets inside an image fit 32 bits.
 template <int kThreads, bool kVector, int kChannels, class T, class Source>
 __device__ __forceinline__ void load_pixels(T* tile, const Pixels<Source>& pixels, int tile_rows, int first = 0) {
   constexpr int kPitch = kChannels + kMmaPad, kWarps = kThreads / 32;
@@ -240,8 +245,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   block /= splits;
   const int first_filter = static_cast<int>(block % filter_tiles) * Shape::kFilters;  // in the group
   block /= filter_tiles;
-  const int g = static_cast<int>(block % static_cast<unsigned>(groups)),
-            n = static_cast<int>(block / static_cast<unsigned>(groups));
+  const int g = static_cast<int>(block % static_cast<unsigned>(groups));
+  const int n = static_cast<int>(block / static_cast<unsigned>(groups));
 
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int warp_filter = warp % Shape::kFilterWarps * kWarpFilters;
