@@ -4,15 +4,14 @@
 // q is cut into slices, rectangles of output locations; shared memory holds a few of them, one being used while the
 // next ones arrive (cp.async). A column is a (channel, tap): B[q, (i, r)] = tile[row(q) + row(r)][i], so that all taps
 // of a 3×3 window read the same pixels, which are brought in once with their border. That keeps the operands' traffic
-// below what the L2 cache delivers: a tile of 64 filters × (9 taps × 64 channels) does 94 multiply-adds for every
-// 16-bit byte of 28 × 4 locations with their border, 128 × 128 of a plain matrix product 32. One tap is such a product:
-// 1×1 convolutions, and the Gram routes.
+// below what the L2 cache delivers: in 16 bits, 64 filters × (9 taps × 64 channels) over slices of 28 × 4 locations
+// are 110 multiply-adds a byte, 128 × 128 of a plain matrix product 32. With one tap it is such a product: 1×1
+// convolutions, and the Gram routes.
 //
 // A warp takes 64 filters and 64 or 72 columns: with fewer, shared memory would be the limit. Accumulation is float32
 // in a fixed order: the same bits every run.
 #pragma once
 #include <algorithm>
-#include <utility>
 
 #include "launch.h"
 #include "mma.cuh"
@@ -76,16 +75,19 @@ Slices cut(int out_height, int out_width, int device, TileRows tile_rows) {
   constexpr int kLongest = std::min<int>(kMaxSlice, Shape::kSliceBytes / static_cast<int>(sizeof(T)));
   Slices best{};
   int64_t best_cost = 0;
-  for (int across = static_cast<int>(ceil_div(out_width, kLongest)), last = 0; across <= out_width; ++across) {
-    const int width = static_cast<int>(ceil_div(out_width, across));
-    if (std::exchange(last, width) == width) continue;
+  for (int width = std::min(out_width, kLongest); width > 0; --width) {
+    const int across = static_cast<int>(ceil_div(out_width, width));
+    if (ceil_div(out_width, across) < width) continue;  // as many narrower slices would do
     for (int height = 1; height <= out_height && height * width <= kLongest; ++height) {
-      Slices slices{height, width, static_cast<int>(ceil_div(out_height, height)),
-                    static_cast<int>(ceil_div(out_width, width))};
       const int64_t rows = tile_rows(height, width);
-      slices.depth = static_cast<int>(ceil_div(height * width, kMmaDepth<T>)) * kMmaDepth<T>;
-      slices.tile_rows = static_cast<int>(std::min<int64_t>(rows, 1 << 20));  // far too many, and no overflow
-      if (rows >= 1 << 20 || shared_bytes<Shape, T>(slices) > limit) continue;
+      if (rows > limit) continue;  // and the bytes below overflow no int
+      const Slices slices{height,
+                          width,
+                          static_cast<int>(ceil_div(out_height, height)),
+                          across,
+                          static_cast<int>(ceil_div(height * width, kMmaDepth<T>)) * kMmaDepth<T>,
+                          static_cast<int>(rows)};
+      if (shared_bytes<Shape, T>(slices) > limit) continue;
       // In multiply-adds of one filter and channel: a row brought in counts as one, the barrier of a slice as 16 (not
       // measured on a GPU). Of equals the narrowest, where fewer rows of 8 locations go over an edge: at an edge two
       // locations meet in one bank.
@@ -206,6 +208,30 @@ __device__ __forceinline__ void multiply(float (&product)[kWarpFilters / 16][Sha
   }
 }
 
+// row_sum[m][half] += Σ over a warp's columns of T² or T·weight: lane / 4 + 8·half of 16 filters. T is 0 for filters
+// and channels that do not exist.
+template <class Shape, class T>
+__device__ __forceinline__ void add_columns(
+    float (&row_sum)[kWarpFilters / 16][2],
+    const float (&product)[kWarpFilters / 16][Shape::kChunks * Shape::kTaps][4],
+    const T* weights,  // [kChannels, kFilterPitch], from the warp's first channel and filter on
+    int taps) {        // that exist
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int c = 0; c < Shape::kChunks * Shape::kTaps; ++c)
+#pragma unroll
+    for (int m = 0; m < kWarpFilters / 16; ++m)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float value = product[m][c][j];
+        const int filter = m * 16 + j / 2 * 8 + lane / 4, channel = c / Shape::kTaps * 8 + lane % 4 * 2 + j % 2;
+        if constexpr (Shape::kWeighted)
+          row_sum[m][j / 2] += value * weights[channel * Shape::kFilterPitch + filter];
+        else
+          row_sum[m][j / 2] += c % Shape::kTaps < taps ? value * value : 0.f;
+      }
+}
+
 // ---- the kernel ------------------------------------------------------------------------------------------
 
 // The sum over columns is of T² or, with Shape::kWeighted, of T times a weight. Columns must offer:
@@ -317,22 +343,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       copies_wait<0>();
       __syncthreads();
     }
-    // T is 0 for filters and channels that do not exist, and for a warp that is not live.
-#pragma unroll
-    for (int c = 0; c < kChunks * kTaps; ++c)
-#pragma unroll
-      for (int j = 0; j < 2; ++j)
-#pragma unroll
-        for (int m = 0; m < kFilterTiles; ++m)
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const float value = product[m][c][half * 2 + j];
-            if constexpr (Shape::kWeighted)
-              row_sum[m][half] += value * weights[(warp_channel + c * 8 + lane % 4 * 2 + j) * Shape::kFilterPitch +
-                                                  warp_filter + m * 16 + half * 8 + lane / 4];
-            else
-              row_sum[m][half] += c % kTaps < cursor.taps ? value * value : 0.f;
-          }
+    add_columns<Shape>(row_sum, product, weights + warp_channel * Shape::kFilterPitch + warp_filter, cursor.taps);
     if constexpr (Shape::kWeighted) __syncthreads();
   }
 

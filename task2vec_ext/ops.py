@@ -150,12 +150,13 @@ def filter_grad_sq(
         layer of which one output row of one sample is larger than that takes that row. The same inputs give the same
         bits.
 
-        On GPUs of compute capability 8.0 and later 16-bit inputs are multiplied on tensor cores, and float32 inputs
-        too if torch may do so for the convolution's own weight gradient: ``torch.backends.cudnn.conv.fp32_precision``
-        is ``"tf32"``, as it is by default (the older ``torch.backends.cudnn.allow_tf32`` sets it). TF32 keeps 10 bits
-        behind the point: results are then off by up to 2⁻⁹ of the largest; ``"ieee"`` keeps float32. Sums are float32.
-        16-bit inputs lose nothing in the direct route, but up to 2⁻¹⁰ in the Gram routes, where the Gram matrix is
-        rounded to TF32. Channels-last tensors whose channels (of a group) are a multiple of 16 bytes are read fastest.
+        On GPUs of compute capability 8.0 and later 16-bit inputs are multiplied on tensor cores (in the direct route:
+        where a group has at least 8 channels and 16 filters), and so are float32 inputs if torch may do that for the
+        convolution's own weight gradient: ``torch.backends.cudnn.conv.fp32_precision`` is ``"tf32"``, as it is by
+        default; the older ``torch.backends.cudnn.allow_tf32`` sets it, ``"ieee"`` keeps float32. TF32 has 10 bits
+        behind the point, so results are off by about 2⁻¹⁰ of the largest, more where sums cancel. 16-bit inputs lose
+        nothing in the direct route and as much in the Gram routes, which round the Gram matrix to TF32. Sums are
+        float32. Channels-last tensors whose channels (of a group) are a multiple of 16 bytes are read fastest.
 
     Source:
         Achille et al. 2019, §2 (diagonal of the Fisher, averaged per filter: divide by N·P); routes: the "ghost norm"
