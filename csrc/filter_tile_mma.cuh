@@ -284,39 +284,48 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
                              ? columns.row(thread / slices.width, thread % slices.width, slices) * Shape::kChannelPitch
                              : 0;
 
+  // Slices are brought in ahead of their use, over the end of a column tile too, unless its weights need the room.
+  int tile = split, next_tile = split, next_h = 0, next_w = 0, next_stage = 0;
+  auto next_cursor = columns.cursor(n, g, split);
+  const auto bring_in = [&] {
+    if (Shape::kWeighted ? next_tile == tile : next_tile < column_tiles) {
+      T* const stage = stages + next_stage * stage_size;
+      const Pixels<Delta> pixels{delta.plane(n, int64_t{g} * group_filters + first_filter),
+                                 delta.stride_c,
+                                 delta.stride_h,
+                                 delta.stride_w,
+                                 out_height,
+                                 out_width,
+                                 group_filters - first_filter,
+                                 next_h,
+                                 next_w,
+                                 slices.height,
+                                 slices.width,
+                                 1,
+                                 1};
+      load_pixels<Shape::kThreads, Columns::kVectorDelta, Shape::kFilters>(stage, pixels, slices.depth);
+      columns.fill(stage + delta_size, next_cursor, next_h, next_w, slices);
+      next_stage = next_stage + 1 == Shape::kStages ? 0 : next_stage + 1;
+      next_w += slices.width;
+      if (next_w >= out_width) next_w = 0, next_h += slices.height;
+      if (next_h >= out_height) {
+        next_h = 0, next_tile += splits;
+        if (next_tile < column_tiles) next_cursor = columns.cursor(n, g, next_tile);
+      }
+    }
+    copies_commit();  // empty at the end, so that the count below holds
+  };
+
   float row_sum[kFilterTiles][2] = {};  // filters lane / 4 and lane / 4 + 8 of 16
-  for (int tile = split; tile < column_tiles; tile += splits) {
+  int stage_in_use = 0;
+  for (; tile < column_tiles; tile += splits) {
     const auto cursor = columns.cursor(n, g, tile);
     int tap_offset[kTaps];
 #pragma unroll
     for (int r = 0; r < kTaps; ++r) tap_offset[r] = columns.tap_row(cursor, r) * Shape::kChannelPitch;
     const bool live = warp_channel < cursor.channels && first_filter + warp_filter < group_filters;
-
-    int next = 0, next_h = 0, next_w = 0;  // slice to bring in
-    const auto bring_in = [&] {
-      if (next < slices.count()) {
-        T* const stage = stages + next % Shape::kStages * stage_size;
-        const Pixels<Delta> pixels{delta.plane(n, int64_t{g} * group_filters + first_filter),
-                                   delta.stride_c,
-                                   delta.stride_h,
-                                   delta.stride_w,
-                                   out_height,
-                                   out_width,
-                                   group_filters - first_filter,
-                                   next_h,
-                                   next_w,
-                                   slices.height,
-                                   slices.width,
-                                   1,
-                                   1};
-        load_pixels<Shape::kThreads, Columns::kVectorDelta, Shape::kFilters>(stage, pixels, slices.depth);
-        columns.fill(stage + delta_size, cursor, next_h, next_w, slices);
-        ++next, next_w += slices.width;
-        if (next_w >= out_width) next_w = 0, next_h += slices.height;
-      }
-      copies_commit();  // empty at the end, so that the count below holds
-    };
-    for (int j = 0; j < Shape::kStages - 1; ++j) bring_in();
+    if (Shape::kWeighted || tile == split)
+      for (int j = 0; j < Shape::kStages - 1; ++j) bring_in();
 
     float product[kFilterTiles][kChunks * kTaps][4] = {};
     for (int slice = 0; slice < slices.count(); ++slice) {
@@ -328,16 +337,17 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
         if (turn == warp * 2 / Shape::kWarps) {
           bring_in();
         } else if (live) {
-          const T* const stage = stages + slice % Shape::kStages * stage_size;
+          const T* const stage = stages + stage_in_use * stage_size;
           multiply<Shape>(product, stage + warp_filter, stage + delta_size + warp_channel, row_offset, tap_offset,
                           slices.depth);
         }
       }
+      stage_in_use = stage_in_use + 1 == Shape::kStages ? 0 : stage_in_use + 1;
     }
-    __syncthreads();  // everyone is done with the stages
 
     T* const weights = stages;
     if constexpr (Shape::kWeighted) {
+      __syncthreads();  // everyone is done with the stages
       columns.weights(weights, cursor, n, int64_t{g} * group_filters + first_filter, group_filters - first_filter);
       copies_commit();
       copies_wait<0>();
@@ -348,6 +358,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   }
 
   // The 4 lanes of a quad share their filters, then the warps that stand side by side, in order.
+  __syncthreads();  // everyone is done with the stages
   float (*const sums)[Shape::kFilters] = reinterpret_cast<float (*)[Shape::kFilters]>(stages);  // [kChannelWarps]
 #pragma unroll
   for (int m = 0; m < kFilterTiles; ++m)
