@@ -1,6 +1,7 @@
 // Epilogue of the Gram routes: the quadratic form δ A δᵀ, A gathered from the Gram matrix while tiles are loaded, so
 // that neither A nor δA is ever written.
 #include "filter_tile.cuh"
+#include "filter_tile_mma.cuh"
 
 namespace task2vec {
 namespace {
@@ -40,6 +41,59 @@ struct GramColumns {
   }
 };
 
+using GramShape = MatrixShape<true>;
+
+// The same columns for tensor cores: the tile [q, q'] of A is gathered into shared memory.
+template <class T>
+struct GramMmaColumns {
+  using Operand = float;  // A is float32, and every 16-bit δ is a TF32 number
+  static constexpr bool kVectorDelta = false;
+  struct Cursor {
+    typename GramColumns<T>::Column mine;  // the column that this thread gathers
+    int channels, taps, first;             // columns q' from the tile's first one on; 1; that first one
+  };
+
+  GramColumns<T> gram;
+  int out_height, column_count;
+
+  __device__ __forceinline__ Cursor cursor(int64_t n, int64_t g, int tile) const {
+    const int first = tile * GramShape::kChannels, mine = first + static_cast<int>(threadIdx.x) % GramShape::kChannels;
+    return {gram.column(n, g, mine < column_count ? mine : 0), column_count - first, 1, first};
+  }
+  __device__ __forceinline__ void fill(float* tile, const Cursor& cursor, int oh, int ow, const Slices& slices) const {
+    constexpr int kAtOnce = GramShape::kThreads / GramShape::kChannels;
+    const int thread = static_cast<int>(threadIdx.x), column = thread % GramShape::kChannels;
+    PixelWalk walk(thread / GramShape::kChannels, slices.width);
+#pragma unroll 1
+    for (int q = thread / GramShape::kChannels; q < slices.tile_rows; q += kAtOnce, walk.advance(kAtOnce)) {
+      const int h = oh + walk.row, w = ow + walk.column;
+      const bool exists =
+          column < cursor.channels && walk.row < slices.height && h < out_height && w < gram.window.out_width;
+      tile[q * GramShape::kChannelPitch + column] = exists ? gram.at(cursor.mine, h, w) : 0.f;
+    }
+  }
+  __device__ __forceinline__ int row(int h, int w, const Slices& slices) const { return h * slices.width + w; }
+  __device__ __forceinline__ int tap_row(const Cursor&, int) const { return 0; }
+  __device__ __forceinline__ void weights(float* tile, const Cursor& cursor, int64_t n, int64_t o, int filters) const {
+    const View4<T>& delta = gram.delta;
+    const int width = gram.window.out_width;
+    const Pixels<T> locations{delta.plane(n, o),
+                              delta.stride_c,
+                              delta.stride_h,
+                              delta.stride_w,
+                              column_count / width,
+                              width,
+                              filters,
+                              0,
+                              0,
+                              column_count / width,
+                              width,
+                              1,
+                              1};
+    load_pixels<GramShape::kThreads, false, GramShape::kFilters>(tile, locations, GramShape::kChannels, cursor.first);
+  }
+};
+
 }  // namespace
 
 void filter_grad_sq_gram(const float* gram,
@@ -54,12 +108,24 @@ void filter_grad_sq_gram(const float* gram,
                          int row_pixels,
                          int column_pixels,
                          const GramWindow& window,
+                         bool tensor_cores,
                          float* out,
                          Place at) {
   if (samples == 0) return;
   with_scalar(scalar, [&](auto zero) {
     using T = decltype(zero);
     const GramColumns<T> columns{gram, View4<T>(grad_output_columns), groups, row_pixels, column_pixels, window};
+    if (tensor_cores) {
+      const int out_height = row_positions / window.out_width;
+      const Slices slices = cut<GramShape, float>(out_height, window.out_width, at.device, [](int height, int width) {
+        return ceil_div(height * width, kMmaDepth<float>) * kMmaDepth<float>;
+      });
+      const GramMmaColumns<T> mma_columns{columns, out_height, column_positions};
+      launch_mma_tile<GramShape>(View4<T>(grad_output_rows), mma_columns, slices, samples, groups, group_filters,
+                                 out_height, window.out_width,
+                                 static_cast<int>(ceil_div(column_positions, GramShape::kChannels)), 1, out, at);
+      return;
+    }
     launch_filter_tile(View4<T>(grad_output_rows), columns, samples, groups, group_filters, row_positions,
                        window.out_width, column_positions, 1, out, at);
   });

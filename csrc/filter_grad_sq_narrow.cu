@@ -53,7 +53,7 @@ void filter_grad_sq_narrow(Array4 input, Array4 grad_output, Scalar scalar, cons
     using T = decltype(zero);
     const dim3 grid = grid_of(ceil_div(conv.samples * conv.groups * conv.group_filters, kWarps));
     DeviceGuard guard(at.device);
-    SIMT_LAUNCH((filter_grad_sq_narrow_kernel<T>), grid, dim3(kWarps * 32), stream_of(at), View4<T>(input),
+    SIMT_LAUNCH((filter_grad_sq_narrow_kernel<T>), grid, dim3(kWarps * 32), 0, stream_of(at), View4<T>(input),
                 View4<T>(grad_output), conv, out);
     check(cudaGetLastError());
   });

@@ -142,7 +142,7 @@ void launch_filter_tile(View4<Delta> delta,
   const int filter_tiles = static_cast<int>(ceil_div(group_filters, kTileFilters));
   const dim3 grid = grid_of(samples * groups * filter_tiles * splits);
   DeviceGuard guard(at.device);
-  SIMT_LAUNCH((filter_tile_kernel<Delta, Columns>), grid, dim3(kTileThreads), stream_of(at), delta, columns,
+  SIMT_LAUNCH((filter_tile_kernel<Delta, Columns>), grid, dim3(kTileThreads), 0, stream_of(at), delta, columns,
               group_filters, filter_tiles, groups, positions, out_width, column_count, splits, out);
   check(cudaGetLastError());
 }

@@ -49,6 +49,18 @@ void filter_grad_sq_direct(Array4 input,        // [N, groups·group_channels, H
                            float* partial,  // [N, splits, groups·group_filters]
                            Place at);
 
+// The same on tensor cores, of sm_80 and later: products of float16, bfloat16, or float32 rounded to TF32; sums in
+// float32. Tiles of filters and of columns of one group, or {0, 0} where the window is too large for shared memory;
+// block (n, split) covers the column tiles split, split + splits, ….
+std::array<int, 2> filter_grad_sq_direct_mma_tiles(Scalar scalar, const Conv& conv, int device);
+void filter_grad_sq_direct_mma(Array4 input,
+                               Array4 grad_output,
+                               Scalar scalar,
+                               const Conv& conv,
+                               int splits,
+                               float* partial,  // [N, splits, groups·group_filters]
+                               Place at);
+
 // The same for groups of few filters (depthwise, ResNeXt): one warp a filter, no tile that would stay empty.
 void filter_grad_sq_narrow(Array4 input,
                            Array4 grad_output,
@@ -79,7 +91,8 @@ void filter_grad_sq_gram(const float* gram,           // [N, groups, row_pixels,
                          int row_pixels,
                          int column_pixels,
                          const GramWindow& window,
-                         float* out,  // [N, groups·group_filters]
+                         bool tensor_cores,  // δ·A in TF32 (sm_80 and later)
+                         float* out,         // [N, groups·group_filters]
                          Place at);
 
 // ---- distances: d_sym(a,b) = 1 − Σ r·q / √(Σ r² · Σ q²),  r = a/(a+b), q = b/(a+b), sums over the filters -----------

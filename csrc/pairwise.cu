@@ -128,7 +128,8 @@ void sym_distances_fast(const SymRows& a,
                         Place at) {
   const dim3 grid = grid_of(ceil_div(a.count, kPairTile) * ceil_div(b.count, kPairTile));
   DeviceGuard guard(at.device);
-  SIMT_LAUNCH(sym_fast_kernel, grid, dim3(kPairSide * kPairSide), stream_of(at), a, b, filters, symmetric, live, out);
+  SIMT_LAUNCH(sym_fast_kernel, grid, dim3(kPairSide * kPairSide), 0, stream_of(at), a, b, filters, symmetric, live,
+              out);
   check(cudaGetLastError());
 }
 
@@ -144,7 +145,7 @@ void sym_distances_exact(const double* a,
                          Place at) {
   const dim3 grid = grid_of(ceil_div(count_a * count_b, kPairWarps));
   DeviceGuard guard(at.device);
-  SIMT_LAUNCH(sym_exact_kernel, grid, dim3(kPairWarps * 32), stream_of(at), a, b, exponent_a, exponent_b, count_a,
+  SIMT_LAUNCH(sym_exact_kernel, grid, dim3(kPairWarps * 32), 0, stream_of(at), a, b, exponent_a, exponent_b, count_a,
               count_b, filters, symmetric, out);
   check(cudaGetLastError());
 }

@@ -1,6 +1,7 @@
 // Input types: all arithmetic is float32, whatever the arrays hold.
 #pragma once
 #include <stdexcept>
+#include <type_traits>
 
 #include "kernels.h"
 #include "simt.h"

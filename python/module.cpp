@@ -116,6 +116,20 @@ void def_cuda(py::module_& m) {
       },
       nogil());
   m.def(
+      "filter_grad_sq_direct_mma_tiles",
+      [](int scalar, const Conv& conv, int device) {
+        return filter_grad_sq_direct_mma_tiles(Scalar{scalar}, conv, device);
+      },
+      nogil());
+  m.def(
+      "filter_grad_sq_direct_mma",
+      [](uintptr_t input, Strides input_strides, uintptr_t grad_output, Strides grad_strides, int scalar,
+         const Conv& conv, int splits, uintptr_t partial, int device, uintptr_t stream) {
+        filter_grad_sq_direct_mma({ptr<const void>(input), input_strides}, {ptr<const void>(grad_output), grad_strides},
+                                  Scalar{scalar}, conv, splits, ptr<float>(partial), {device, ptr<void>(stream)});
+      },
+      nogil());
+  m.def(
       "filter_grad_sq_narrow",
       [](uintptr_t input, Strides input_strides, uintptr_t grad_output, Strides grad_strides, int scalar,
          const Conv& conv, uintptr_t out, int device, uintptr_t stream) {
@@ -127,10 +141,10 @@ void def_cuda(py::module_& m) {
       "filter_grad_sq_gram",
       [](uintptr_t gram, uintptr_t rows, Strides row_strides, uintptr_t columns, Strides column_strides, int scalar,
          int64_t samples, int64_t groups, int group_filters, std::array<int, 2> positions, std::array<int, 2> pixels,
-         const GramWindow& window, uintptr_t out, int device, uintptr_t stream) {
+         const GramWindow& window, bool tensor_cores, uintptr_t out, int device, uintptr_t stream) {
         filter_grad_sq_gram(ptr<const float>(gram), {ptr<const void>(rows), row_strides},
                             {ptr<const void>(columns), column_strides}, Scalar{scalar}, samples, groups, group_filters,
-                            positions[0], positions[1], pixels[0], pixels[1], window, ptr<float>(out),
+                            positions[0], positions[1], pixels[0], pixels[1], window, tensor_cores, ptr<float>(out),
                             {device, ptr<void>(stream)});
       },
       nogil());

@@ -44,6 +44,14 @@ class QuadraticForm(Protocol):
         ...
 
 
+class GramMatrix(Protocol):
+    """The Gram matrix of two strips."""
+
+    def __call__(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return leftᵀ·right ``[n, groups, M_I, M_J]``; left ``[n, groups, D, M_I]``, right ``[n, groups, D, M_J]``."""
+        ...
+
+
 def gram_route(
     input: Tensor,
     grad_output: Tensor,
@@ -53,17 +61,22 @@ def gram_route(
     quadratic_form: QuadraticForm,
     workspace_bytes: int,
     dtype: torch.dtype,
+    gram_matrix: GramMatrix | None = None,
 ) -> Tensor:
-    """Return ``[N, C_out]`` by the Gram route or, if `shifted`, by the shifted one, computed in `dtype`."""
+    """Return ``[N, C_out]`` by the Gram route or, if `shifted`, by the shifted one.
+
+    `dtype` is that of the matrices whose product is the Gram matrix; sums are kept in no less than float32.
+    """
+    gram_matrix = gram_matrix or _full_float32
+    accumulated = torch.promote_types(dtype, torch.float32)
     window = _window(conv, shifted)
-    samples, height = _largest_block(conv, shifted, workspace_bytes // dtype.itemsize)
-    out = input.new_zeros((conv.samples, conv.filters), dtype=dtype)
+    samples, height = _largest_block(conv, shifted, workspace_bytes // accumulated.itemsize)
+    out = input.new_zeros((conv.samples, conv.filters), dtype=accumulated)
 
     def add_pair(batch: slice, left: Tensor, rows: slice, columns: slice) -> None:
         # A function of its own, so that one pair's matrices are gone before the next one's are made.
         right = left if columns == rows else _columns(input[batch], conv, columns, shifted, dtype)
-        with _full_float32(input.device.type):
-            gram = left.transpose(-1, -2) @ right  # [n, groups, M_I, M_J]
+        gram = gram_matrix(left, right)  # [n, groups, M_I, M_J]
         form = quadratic_form(gram, grad_output[batch, :, rows], grad_output[batch, :, columns], window)
         out[batch] += form if columns == rows else 2 * form
 
@@ -78,14 +91,19 @@ def gram_route(
     return out.clamp_(min=0)
 
 
+def _full_float32(left: Tensor, right: Tensor) -> Tensor:
+    with matmul_precision(left.device.type, "ieee"):
+        return left.transpose(-1, -2) @ right
+
+
 @contextmanager
-def _full_float32(device_type: str) -> Iterator[None]:
-    """Keep a user's TF32 setting out of the Gram matrix: the routes would no longer agree with each other."""
+def matmul_precision(device_type: str, precision: str) -> Iterator[None]:
+    """Set what float32 matrix products may round to; a user's own setting is for the user's own products."""
     # Per backend: torch's older, global switch raises once a user has touched one of these.
     backends: Any = torch.backends  # not all of it is annotated
     settings = backends.cuda.matmul if device_type == "cuda" else backends.mkldnn.matmul
     before = settings.fp32_precision
-    settings.fp32_precision = "ieee"
+    settings.fp32_precision = precision
     try:
         yield
     finally:

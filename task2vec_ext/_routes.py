@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 Route = Literal["direct", "winograd", "gram", "shifted_gram"]
 ROUTES: tuple[Route, ...] = get_args(Route)
+CPU_ROUTES: tuple[Route, ...] = ("direct", "winograd", "shifted_gram")
+CUDA_ROUTES: tuple[Route, ...] = ("direct", "gram", "shifted_gram")
 
 NARROW_GROUP_FILTERS = 16
 """Groups of fewer filters than this would leave the direct route's tiles mostly empty: they have their own way, torch's
@@ -26,9 +28,9 @@ def available_routes(conv: ConvGeometry, device_type: str) -> tuple[Route, ...]:
         Some of `ROUTES`, in their order.
     """
     if device_type == "cuda":
-        return "direct", "gram", "shifted_gram"
+        return CUDA_ROUTES
     plain = conv.kernel == (3, 3) and conv.stride == (1, 1) and conv.dilation == (1, 1)
-    return ("direct", "winograd", "shifted_gram") if plain else ("direct", "shifted_gram")
+    return tuple(route for route in CPU_ROUTES if plain or route != "winograd")
 
 
 class CpuRates(NamedTuple):
@@ -64,8 +66,10 @@ class CudaRates(NamedTuple):
 # Read off 32 conv shapes of ResNet-18/34/50, ResNeXt-50 and the tiny probe, batch 8, channels-last, 2 cores with
 # AVX-512, where a unit was about 6 ps: all get their fastest route.
 CPU_RATES = CpuRates(call=8e6, narrow=3, tile=4, back=4, pack=40, shift=3)
-# Not measured on a GPU: arithmetic counts, memory traffic charged as on the CPU, no gradient written.
-CUDA_RATES = CudaRates(gram=1, form=1, unfold=16, shift=4)
+# Not measured on a GPU: from an H100's data sheet, if TF32 products ran at half its peak, about 8 fs each. The form is
+# TF32 where 16-bit inputs double the others' rate. An unfolded number is 4 to 8 bytes of memory traffic at 3 TB/s; a
+# shifted one is a load from L2, and a ninth (3×3) of a number of the Gram matrix, written and read.
+CUDA_RATES = CudaRates(gram=1, form=2, unfold=200, shift=100)
 
 
 def route_cost(route: Route, conv: ConvGeometry, device_type: str) -> float:

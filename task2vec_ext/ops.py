@@ -139,7 +139,7 @@ def filter_grad_sq(
         route: ``"direct"`` (form the gradient piece by piece), ``"winograd"`` (the same in the Winograd domain; on the
             CPU, 3×3, stride and dilation 1), ``"gram"`` (on CUDA) or ``"shifted_gram"`` (quadratic form of the patches'
             or the pixels' Gram matrix); ``"auto"`` takes the cheapest by `task2vec_ext._routes.route_cost`. All give
-            the same numbers to rounding.
+            the same numbers to rounding (Note).
 
     Returns:
         ``[N, C_out]``, on the device of `input`, float64 for float64 inputs and float32 otherwise (16-bit inputs are
@@ -151,10 +151,18 @@ def filter_grad_sq(
         NotImplementedError: If a derivative of the result is asked for.
 
     Note:
-        What is allocated beyond inputs and result does not grow with the batch: at most 16 MiB and copies of one sample a
-        thread on the CPU (groups of few filters: torch's own convolution, one sample at a time), 256 MiB on CUDA; a
+        What is allocated beyond inputs and result does not grow with the batch: at most 16 MiB and copies of one sample
+        a thread on the CPU (groups of few filters: torch's own convolution, one sample at a time), 256 MiB on CUDA; a
         Gram route forced on a large map takes what one output row of the Gram matrix needs. The same inputs give the
         same bits.
+
+        On GPUs of compute capability 8.0 and later 16-bit inputs are multiplied on tensor cores (in the direct route:
+        where a group has at least 8 channels and 16 filters), and so are float32 inputs if torch may do that for the
+        convolution's own weight gradient: ``torch.backends.cudnn.conv.fp32_precision`` is ``"tf32"``, as it is by
+        default; the older ``torch.backends.cudnn.allow_tf32`` sets it, ``"ieee"`` keeps float32. TF32 has 10 bits
+        behind the point, so results are off by about 2⁻¹⁰ of the largest, more where sums cancel. 16-bit inputs lose
+        nothing in the direct route and as much in the Gram routes, which round the Gram matrix to TF32. Sums are
+        float32. Channels-last tensors whose channels (of a group) are a multiple of 16 bytes are read fastest.
 
     Source:
         Achille et al. 2019, §2 (diagonal of the Fisher, averaged per filter: divide by N·P); routes: the "ghost norm"

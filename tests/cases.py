@@ -110,6 +110,38 @@ TOLERANCE = {
     torch.bfloat16: 3e-6,
 }
 
+# Wide enough for vectors of 16 bytes, and ragged: what the tensor-core tiles (csrc/filter_tile_mma.cuh) are cut from.
+TENSOR_CORE_CASES = [
+    Case("conv3x3-p1-wide", 16, 24, (12, 13), (3, 3), options={"padding": 1}),
+    Case("conv3x3-s2-p1-wide", 16, 24, (13, 12), (3, 3), options={"padding": 1, "stride": 2}),
+    Case("conv3x3-two-tiles-of-channels-and-filters", 72, 80, (13, 11), (3, 3), options={"padding": 1}),
+    Case("conv3x3-many-slices", 8, 16, (24, 31), (3, 3), samples=1, options={"padding": 1}),
+    Case("conv3x3-dilated-wide", 8, 16, (12, 11), (3, 3), options={"padding": 3, "dilation": 3}),
+    Case("conv3x3-g2-wide", 32, 48, (6, 7), (3, 3), options={"padding": 1, "groups": 2}),
+    Case("conv5x5-three-tiles-of-taps", 8, 16, (9, 9), (5, 5), options={"padding": 2}),
+    Case("conv7x7-s2-p3-wide", 8, 16, (17, 15), (7, 7), options={"padding": 3, "stride": 2}),
+    Case("conv1x11-taps-in-one-row", 8, 16, (5, 14), (1, 11), options={"padding": (0, 4)}),
+    Case("conv11x1-taps-in-one-column", 8, 16, (14, 5), (11, 1), options={"padding": (4, 0)}),
+    Case("conv2x2-s3-gaps", 8, 16, (14, 13), (2, 2), options={"stride": 3}),
+    Case("conv1x1-two-tiles-of-channels-and-filters", 136, 144, (7, 9), (1, 1)),
+    Case("conv1x1-s2-wide", 16, 136, (15, 13), (1, 1), options={"stride": 2}),
+    Case("conv1x1-long-rows", 16, 16, (2, 150), (1, 1), samples=1),
+]
+
+
+def tolerance(dtype: torch.dtype, route: str, tensor_cores: bool) -> float:
+    """How near the CUDA kernels come to float64 with the same inputs, relative to the largest value of the result."""
+    if not tensor_cores:
+        return TOLERANCE[dtype]
+    if dtype == torch.float32:
+        # Each operand is off by up to 2^-11 (10 bits behind the point, to the nearest), a product by 2^-10, a
+        # square by 2^-9. Measured 9e-4.
+        return 2.0**-9
+    # The direct route multiplies 16-bit numbers exactly, but a tensor core cuts off what it adds up instead of rounding
+    # it: 2^-23 for each of up to 50 steps, doubled by the square. Not measured on a GPU; the emulation rounds.
+    # The Gram routes round A to TF32: 2^-11 and a margin of 2, for entries of A that cancel. Measured 3e-4.
+    return 2.0**-15 if route == "direct" else 2.0**-10
+
 
 def assert_near(actual: Tensor, expected: Tensor, relative: float) -> None:
     """Assert that no entry is off by more than `relative` times the largest expected entry."""

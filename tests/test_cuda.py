@@ -2,73 +2,174 @@
 
 import pytest
 import torch
-from cases import CASES, TOLERANCE, assert_near, every_case, oracle
+from cases import CASES, TENSOR_CORE_CASES, TOLERANCE, Case, assert_near, every_case, oracle, tolerance
 from torch.nn import functional as F
 
 from task2vec_ext import filter_grad_sq, reference
-from task2vec_ext._routes import ROUTES
+from task2vec_ext._routes import CUDA_ROUTES
 
 pytestmark = pytest.mark.cuda
 
-every_route = pytest.mark.parametrize("route", ROUTES)
+PRECISIONS = {
+    "f32": (torch.float32, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+    "f16": (torch.float16, "ieee"),
+    "bf16": (torch.bfloat16, "ieee"),
+}
+LAYOUTS = {"channels-first": torch.contiguous_format, "channels-last": torch.channels_last}
+SIMPLE, WIDE = CASES[0], TENSOR_CORE_CASES[0]
+# The reference takes no other; autograd does.
+NUMERIC_PADDING = [case for case in CASES + TENSOR_CORE_CASES if not isinstance(case.arguments()["padding"], str)]
+# A ResNet's own sizes: several stages of slices, more blocks than multiprocessors.
+LARGE = [
+    Case("resnet-conv3x3-56", 64, 64, (56, 56), (3, 3), samples=160, options={"padding": 1}),
+    Case("resnet-conv3x3-s2-28", 128, 256, (28, 28), (3, 3), samples=40, options={"padding": 1, "stride": 2}),
+    Case("resnet-conv1x1-14", 1024, 256, (14, 14), (1, 1), samples=8),
+    Case("resnet-stem", 3, 64, (224, 224), (7, 7), samples=2, options={"padding": 3, "stride": 2}),
+]
+
+every_route = pytest.mark.parametrize("route", CUDA_ROUTES)
+every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+
+
+@pytest.fixture(params=PRECISIONS.values(), ids=PRECISIONS)
+def dtype(request):
+    """The inputs' dtype, with torch's precision for convolutions set as the id says."""
+    dtype, precision = request.param
+    settings = torch.backends.cudnn.conv
+    before = settings.fp32_precision
+    settings.fp32_precision = precision
+    yield dtype
+    settings.fp32_precision = before
+
+
+def bound(dtype, route):
+    """How near float64 a result must come with the precision set."""
+    rounds = dtype != torch.float32 or torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return tolerance(dtype, route, rounds and torch.cuda.get_device_capability() >= (8, 0))
+
+
+def on_gpu(case, dtype, layout=torch.contiguous_format, device="cuda"):
+    return tuple(t.to(device, memory_format=layout) for t in case.tensors(dtype))
+
+
+def exact(x, delta, arguments):
+    """float64 on the CPU, from the very numbers that the GPU gets."""
+    return reference.filter_grad_sq(x.cpu().double(), delta.cpu().double(), **arguments)
 
 
 @every_case
 @every_route
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["f32", "f16", "bf16"])
-def test_every_route_equals_the_reference(case, route, dtype):
-    x, delta = case.tensors(dtype)
-    exact = oracle(case) if dtype == torch.float32 else None
-    arguments = case.arguments()
-    if exact is None:
-        if isinstance(arguments["padding"], str):
-            pytest.skip("string padding is compared in float32")
-        exact = reference.filter_grad_sq(x.double(), delta.double(), **arguments)
-    actual = filter_grad_sq(x.cuda(), delta.cuda(), **arguments, route=route)
+@pytest.mark.parametrize("dtype", [PRECISIONS["f32"], PRECISIONS["tf32"]], ids=["f32", "tf32"], indirect=True)
+def test_every_route_equals_autograd_at_batch_size_one(case, route, dtype):
+    actual = filter_grad_sq(*on_gpu(case, dtype), **case.arguments(), route=route)
     assert actual.dtype == torch.float32
-    assert_near(actual.cpu(), exact, TOLERANCE[dtype])
+    assert_near(actual.cpu(), oracle(case), bound(dtype, route))
+
+
+@pytest.mark.parametrize("case", NUMERIC_PADDING, ids=lambda case: case.name)
+@every_layout
+@every_route
+def test_every_route_equals_the_reference(case, layout, route, dtype):
+    x, delta = on_gpu(case, dtype, layout)
+    actual = filter_grad_sq(x, delta, **case.arguments(), route=route)
+    assert actual.dtype == torch.float32
+    assert_near(actual.cpu(), exact(x, delta, case.arguments()), bound(dtype, route))
+
+
+@pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)
+@every_layout
+def test_layers_of_a_resnet_equal_the_reference(case, layout, dtype):
+    x, delta = on_gpu(case, dtype, layout)
+    actual = filter_grad_sq(x, delta, **case.arguments(), route="direct")
+    chosen = range(0, case.samples, max(1, case.samples // 4))  # a few samples: float64 on the CPU takes its time
+    for n in chosen:
+        expected = exact(x[n : n + 1], delta[n : n + 1], case.arguments())
+        # Sums of thousands of products: 8 times what the small cases may be off.
+        assert_near(actual[n : n + 1].cpu(), expected, 8 * bound(dtype, "direct"))
 
 
 @every_route
-def test_channels_last_and_slices(route):
-    case = CASES[0]
-    x, delta = (t.cuda() for t in case.tensors(torch.float32))
-    expected = oracle(case)
-    last = (t.to(memory_format=torch.channels_last) for t in (x, delta))
-    assert_near(filter_grad_sq(*last, **case.arguments(), route=route).cpu(), expected, TOLERANCE[torch.float32])
-    cut = F.pad(x, (2, 1, 3, 0))[:, :, 3:, 2:-1]
-    assert_near(filter_grad_sq(cut, delta, **case.arguments(), route=route).cpu(), expected, TOLERANCE[torch.float32])
+def test_slices_are_read_where_they_lie(route, dtype):
+    x, delta = on_gpu(WIDE, dtype)
+    expected = exact(x, delta, WIDE.arguments())
+    for extra in (8, 1):  # vectors of 16 bytes, and not
+        x_wide, delta_wide = (
+            F.pad(t, (2, 1, 3, 2, extra, extra), value=float("nan")).to(memory_format=torch.channels_last)
+            for t in (x, delta)
+        )
+        inside = (slice(None), slice(extra, -extra), slice(3, -2), slice(2, -1))
+        actual = filter_grad_sq(x_wide[inside], delta_wide[inside], **WIDE.arguments(), route=route)
+        assert_near(actual.cpu(), expected, bound(dtype, route))
 
 
+@pytest.mark.parametrize("case", [SIMPLE, *TENSOR_CORE_CASES[:4], LARGE[0]], ids=lambda case: case.name)
+@every_layout
 @every_route
-def test_side_stream(route):
-    case = CASES[0]
-    x, delta = case.tensors(torch.float32)
+def test_the_same_call_gives_the_same_bits(case, layout, route, dtype):
+    x, delta = on_gpu(case, dtype, layout)
+    first, second = (filter_grad_sq(x, delta, **case.arguments(), route=route) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("case", [SIMPLE, WIDE], ids=lambda case: case.name)
+@every_route
+def test_side_stream(case, route, dtype):
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        actual = filter_grad_sq(x.cuda(), delta.cuda(), **case.arguments(), route=route)
+        x, delta = on_gpu(case, dtype)
+        actual = filter_grad_sq(x, delta, **case.arguments(), route=route)
     stream.synchronize()
-    assert_near(actual.cpu(), oracle(case), TOLERANCE[torch.float32])
+    assert_near(actual.cpu(), exact(x, delta, case.arguments()), bound(dtype, route))
 
 
+@pytest.mark.parametrize("case", [SIMPLE, WIDE], ids=lambda case: case.name)
 @every_route
-def test_second_gpu_leaves_the_current_device_alone(route):
+def test_second_gpu_leaves_the_current_device_alone(case, route, dtype):
     if torch.cuda.device_count() < 2:
         pytest.skip("cuda: one GPU")
-    case = CASES[0]
-    x, delta = case.tensors(torch.float32)
-    actual = filter_grad_sq(x.to("cuda:1"), delta.to("cuda:1"), **case.arguments(), route=route)
-    assert torch.cuda.current_device() == 0
-    assert_near(actual.cpu(), oracle(case), TOLERANCE[torch.float32])
+    x, delta = on_gpu(case, dtype, torch.channels_last, "cuda:1")
+    with torch.cuda.device(0):
+        actual = filter_grad_sq(x, delta, **case.arguments(), route=route)
+        assert torch.cuda.current_device() == 0
+    assert actual.device == x.device
+    assert_near(actual.cpu(), exact(x, delta, case.arguments()), bound(dtype, route))
+
+
+@pytest.mark.parametrize("case", [SIMPLE, WIDE], ids=lambda case: case.name)
+@every_route
+def test_replay_of_a_captured_graph(case, route, dtype):
+    x, delta = on_gpu(case, dtype, torch.channels_last)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # libraries set themselves up in a first call
+        filter_grad_sq(x, delta, **case.arguments(), route=route)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        actual = filter_grad_sq(x, delta, **case.arguments(), route=route)
+    x.copy_(x.flip(0)), delta.copy_(delta.flip(0))
+    graph.replay()
+    assert_near(actual.cpu(), exact(x, delta, case.arguments()), bound(dtype, route))
+
+
+def test_full_precision_of_convolutions_is_obeyed():
+    settings = torch.backends.cudnn.conv
+    before = settings.fp32_precision
+    settings.fp32_precision = "ieee"
+    try:
+        actual = filter_grad_sq(*on_gpu(WIDE, torch.float32, torch.channels_last), **WIDE.arguments())
+    finally:
+        settings.fp32_precision = before
+    assert_near(actual.cpu(), oracle(WIDE), TOLERANCE[torch.float32])
 
 
 def test_float64_is_refused():
-    x, delta = CASES[0].tensors(torch.float64)
     with pytest.raises(TypeError, match="on cuda"):
-        filter_grad_sq(x.cuda(), delta.cuda(), **CASES[0].arguments())
+        filter_grad_sq(*on_gpu(SIMPLE, torch.float64), **SIMPLE.arguments())
 
 
 @every_route
-def test_no_samples(route):
-    x, delta = (t[:0].cuda() for t in CASES[0].tensors(torch.float32))
-    assert filter_grad_sq(x, delta, **CASES[0].arguments(), route=route).shape == (0, CASES[0].filters)
+def test_no_samples(route, dtype):
+    x, delta = (t[:0] for t in on_gpu(SIMPLE, dtype))
+    assert filter_grad_sq(x, delta, **SIMPLE.arguments(), route=route).shape == (0, SIMPLE.filters)

@@ -5,8 +5,8 @@ from torch.nn import functional as F
 
 import task2vec_ext
 from task2vec_ext import _C, _cpu, filter_grad_sq, reference
+from task2vec_ext._routes import CPU_ROUTES
 
-CPU_ROUTES = ("direct", "winograd", "shifted_gram")
 every_route = pytest.mark.parametrize("route", CPU_ROUTES)
 SIMPLE = CASES[0]
 

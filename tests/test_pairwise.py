@@ -84,7 +84,7 @@ def runtime(request):
         return None
     from task2vec_ext import _simt
 
-    return _cuda.Runtime(_simt, 0, 0, 1)
+    return _cuda.Runtime(_simt, 0, 0, 1, tensor_cores=False)
 
 
 @pytest.fixture(params=["float32-first", "float64"])
@@ -119,7 +119,7 @@ def test_any_number_of_rows_and_filters(A, B, K, tolerance):
 def test_any_number_of_rows_and_filters_in_the_kernels(A, B, K, tolerance):
     from task2vec_ext import _simt
 
-    emulated = _cuda.Runtime(_simt, 0, 0, 1)
+    emulated = _cuda.Runtime(_simt, 0, 0, 1, tensor_cores=False)
     a, b = 3 * rows(A, K), rows(B, K, seed=7)
     torch.testing.assert_close(sym_distances(a, b, emulated), loop(a, b), rtol=0, atol=tolerance)
     torch.testing.assert_close(sym_distances(a, None, emulated), loop(a, a), rtol=0, atol=tolerance)

@@ -1,0 +1,167 @@
+// Direct route on tensor cores.
+#include "filter_tile_mma.cuh"
+
+namespace task2vec {
+namespace {
+
+// Column tiles: channels by channels, and kTaps taps by taps.
+template <class Shape, class T, bool kVector>
+struct WindowColumns {
+  using Operand = T;
+  static constexpr bool kVectorDelta = kVector;
+  struct Cursor {
+    const T* origin;  // pixel (0, 0) of the tile's first channel
+    int channels, taps, first_tap;
+  };
+
+  View4<T> input;
+  Conv conv;
+  int tap_tiles;
+  int tile_width;        // pixels in one row of the column tile
+  int height, width;     // of the input, without what no output location reads (it may be anything)
+  int step_h, step_w;    // pixels from one output location to the next in the column tile …
+  int apart_h, apart_w;  // … and in the image from one of its pixels to the next
+
+  __device__ __forceinline__ Cursor cursor(int64_t n, int64_t g, int tile) const {
+    const int first_channel = tile / tap_tiles * Shape::kChannels, first_tap = tile % tap_tiles * Shape::kTaps;
+    return {input.plane(n, g * conv.group_channels + first_channel), conv.group_channels - first_channel,
+            conv.kernel_h * conv.kernel_w - first_tap, first_tap};
+  }
+  __device__ __forceinline__ void fill(T* tile, const Cursor& cursor, int oh, int ow, const Slices& slices) const {
+    const Pixels<T> pixels{cursor.origin,
+                           input.stride_c,
+                           input.stride_h,
+                           input.stride_w,
+                           height,
+                           width,
+                           cursor.channels,
+                           oh * conv.stride_h - conv.padding_h + cursor.first_tap / conv.kernel_w * conv.dilation_h,
+                           ow * conv.stride_w - conv.padding_w,
+                           slices.tile_rows / tile_width,
+                           tile_width,
+                           apart_h,
+                           apart_w};
+    load_pixels<Shape::kThreads, kVector, Shape::kChannels>(tile, pixels, slices.tile_rows);
+  }
+  __device__ __forceinline__ int row(int h, int w, const Slices&) const { return h * step_h * tile_width + w * step_w; }
+  __device__ __forceinline__ int tap_row(const Cursor& cursor, int r) const {
+    if (r >= cursor.taps) return 0;
+    const int tap = cursor.first_tap + r;
+    const int kh = tap / conv.kernel_w - cursor.first_tap / conv.kernel_w, kw = tap % conv.kernel_w;
+    return kh * conv.dilation_h * tile_width + kw * conv.dilation_w;
+  }
+};
+
+int64_t span(int outputs, int stride, int kernel, int dilation) {
+  return int64_t{outputs - 1} * stride + int64_t{kernel - 1} * dilation + 1;
+}
+
+template <class Shape>
+struct Plan {
+  Slices slices;
+  int tap_tiles, channel_tiles;
+  int window_height;  // rows of the window that one tile of taps may touch
+
+  template <class T>
+  static Plan of(const Conv& conv, int device) {
+    Plan plan;
+    plan.tap_tiles = static_cast<int>(ceil_div(conv.kernel_h * conv.kernel_w, Shape::kTaps));
+    plan.channel_tiles = static_cast<int>(ceil_div(conv.group_channels, Shape::kChannels));
+    // kTaps taps in a row of rows of kernel_w: in the worst case the first is the last of its row.
+    plan.window_height = std::min<int>(conv.kernel_h, static_cast<int>(ceil_div(Shape::kTaps - 1, conv.kernel_w)) + 1);
+    plan.slices = cut<Shape, T>(conv.out_height, conv.out_width, device, [&](int height, int width) {
+      return plan.tile_height(conv, height) * plan.tile_width(conv, width);
+    });
+    return plan;
+  }
+  // With a single tap only the pixels that it reads are brought in.
+  int64_t tile_height(const Conv& conv, int height) const {
+    return Shape::kTaps == 1 ? height : span(height, conv.stride_h, window_height, conv.dilation_h);
+  }
+  int64_t tile_width(const Conv& conv, int width) const {
+    return Shape::kTaps == 1 ? width : span(width, conv.stride_w, conv.kernel_w, conv.dilation_w);
+  }
+};
+
+// Whether load_pixels may take 16 bytes at a time; sizes are those of the axes n, c, h, w.
+template <class T>
+bool by_vectors(const Array4& array, const std::array<int64_t, 4>& size, int64_t groups) {
+  constexpr int kVectorSize = 16 / sizeof(T);
+  bool aligned =
+      reinterpret_cast<uintptr_t>(array.data) % 16 == 0 && array.stride[1] == 1 && size[1] / groups % kVectorSize == 0;
+  for (int axis : {0, 2, 3}) aligned = aligned && (size[axis] == 1 || array.stride[axis] % kVectorSize == 0);
+  int64_t last = size[1] - 1;  // offset of an image's last number
+  for (int axis : {2, 3}) last += (size[axis] - 1) * array.stride[axis];
+  return aligned && last < int64_t{1} << 30;  // and a slice may reach over the image's edge
+}
+
+// Calls f with the shape that suits the window.
+template <class F>
+auto with_shape(const Conv& conv, F&& f) {
+  return conv.kernel_h * conv.kernel_w == 1 ? f(MatrixShape<false>{}) : f(WindowShape{});
+}
+
+}  // namespace
+
+std::array<int, 2> filter_grad_sq_direct_mma_tiles(Scalar scalar, const Conv& conv, int device) {
+  std::array<int, 2> tiles{};
+  with_scalar(scalar, [&](auto zero) {
+    with_shape(conv, [&](auto shape) {
+      using Shape = decltype(shape);
+      const auto plan = Plan<Shape>::template of<decltype(zero)>(conv, device);
+      if (plan.slices.count() > 0)
+        tiles = {static_cast<int>(ceil_div(conv.group_filters, Shape::kFilters)), plan.channel_tiles * plan.tap_tiles};
+    });
+  });
+  return tiles;
+}
+
+void filter_grad_sq_direct_mma(Array4 input,
+                               Array4 grad_output,
+                               Scalar scalar,
+                               const Conv& conv,
+                               int splits,
+                               float* partial,
+                               Place at) {
+  if (conv.samples == 0) return;
+  const auto launch = [&](auto zero, auto shape, auto vector) {
+    using T = decltype(zero);
+    using Shape = decltype(shape);
+    const auto plan = Plan<Shape>::template of<T>(conv, at.device);
+    if (plan.slices.count() == 0)
+      throw std::invalid_argument(
+          "filter_grad_sq_direct_mma: expected a window that fits into shared memory; use filter_grad_sq_direct");
+    constexpr bool kOneTap = Shape::kTaps == 1;
+    const auto used = [](int size, int outputs, int stride, int kernel, int dilation, int padding) {
+      return static_cast<int>(std::clamp<int64_t>(span(outputs, stride, kernel, dilation) - padding, 0, size));
+    };
+    const WindowColumns<Shape, T, decltype(vector)::value> columns{
+        View4<T>(input),
+        conv,
+        plan.tap_tiles,
+        static_cast<int>(plan.tile_width(conv, plan.slices.width)),
+        used(conv.height, conv.out_height, conv.stride_h, conv.kernel_h, conv.dilation_h, conv.padding_h),
+        used(conv.width, conv.out_width, conv.stride_w, conv.kernel_w, conv.dilation_w, conv.padding_w),
+        kOneTap ? 1 : conv.stride_h,
+        kOneTap ? 1 : conv.stride_w,
+        kOneTap ? conv.stride_h : 1,
+        kOneTap ? conv.stride_w : 1};
+    launch_mma_tile<Shape>(View4<T>(grad_output), columns, plan.slices, conv.samples, conv.groups, conv.group_filters,
+                           conv.out_height, conv.out_width, plan.channel_tiles * plan.tap_tiles, splits, partial, at);
+  };
+  with_scalar(scalar, [&](auto zero) {
+    using T = decltype(zero);
+    const bool vector =
+        by_vectors<T>(input, {conv.samples, conv.groups * conv.group_channels, conv.height, conv.width}, conv.groups) &&
+        by_vectors<T>(grad_output, {conv.samples, conv.groups * conv.group_filters, conv.out_height, conv.out_width},
+                      conv.groups);
+    with_shape(conv, [&](auto shape) {
+      if (vector)
+        launch(zero, shape, std::true_type{});
+      else
+        launch(zero, shape, std::false_type{});
+    });
+  });
+}
+
+}  // namespace task2vec
