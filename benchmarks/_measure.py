@@ -118,7 +118,9 @@ def _resident(field: str) -> int:
 def check(what: str, error: float, limit: float) -> float:
     """Return the error, or stop the benchmark: a wrong result has no speed."""
     if not error <= limit:  # NaN too
-        raise SystemExit(f"{what}: expected an error to the reference of at most {limit:g}, got {error:g}; nothing timed.")
+        raise SystemExit(
+            f"{what}: expected an error to the reference of at most {limit:g}, got {error:g}; nothing timed."
+        )
     return error
 
 

@@ -27,7 +27,9 @@ def hardware() -> str:
 
 def write_result(name: str, result: dict[str, Any]) -> Path:
     """Write ``results/HARDWARE/name.json`` and return its path."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    here = Path(__file__).resolve().parent  # whatever folder the command was given in
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    commit = git.stdout.strip()
     record = {
         "benchmark": name,
         "command": " ".join(["python", "-m", f"benchmarks.{name}", *_arguments()]),

@@ -16,7 +16,7 @@ from task2vec_ext import embed
 
 @dataclass
 class Stages:
-    """Seconds of one `fisher_embed`. Both passes over the pictures end with results on the CPU: the device has finished."""
+    """Seconds of one `fisher_embed`. Both passes end with results on the CPU: the device has finished."""
 
     features: float = 0.0
     head: float = 0.0
@@ -66,7 +66,7 @@ def stages() -> Iterator[Stages]:
                     return
                 yield batch
         finally:
-            loaded.close()  # type: ignore[attr-defined]  # a generator
+            loaded.close()  # a generator
 
     real_batches = embed.batches
     with (

@@ -2,8 +2,8 @@
 
     python -m benchmarks.end_to_end [--arch resnet34] [--pictures 512] [--batch-size 32]
 
-`fisher_embed` of preprocessed pictures in memory, everything included, against what no method can do without: one forward
-pass over them (to fit the head) and one plain forward and backward.
+`fisher_embed` of preprocessed pictures in memory, everything included, against what no method can do without: one
+forward pass over them (to fit the head) and one plain forward and backward.
 """
 
 from __future__ import annotations

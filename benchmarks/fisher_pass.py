@@ -105,8 +105,8 @@ def breakdown(step: Step, repeats: int, device: str) -> dict[str, Any]:
 
     def operator(name: str, module: nn.Conv2d, input: Tensor, grad_output: Tensor) -> None:
         arguments = (module.weight.shape, module.stride, module.padding, module.dilation, module.groups)
-        routes[name] = choose_route(conv_geometry(input, grad_output, *arguments), input.device.type)  # type: ignore[arg-type]
-        seconds[name].append(seconds_of(lambda: filter_grad_sq(input, grad_output, *arguments), device))  # type: ignore[arg-type]
+        routes[name] = choose_route(conv_geometry(input, grad_output, *arguments), input.device.type)
+        seconds[name].append(seconds_of(lambda: filter_grad_sq(input, grad_output, *arguments), device))
 
     for _ in range(repeats):
         input_gradients(step, operator)
@@ -123,9 +123,7 @@ def breakdown(step: Step, repeats: int, device: str) -> dict[str, Any]:
     }
 
 
-def input_gradients(
-    step: Step, each: Callable[[str, nn.Conv2d, Tensor, Tensor], None] | None = None
-) -> None:
+def input_gradients(step: Step, each: Callable[[str, nn.Conv2d, Tensor, Tensor], None] | None = None) -> None:
     """Run forward and backward without any weight gradient, and hand every conv's input and grad_output to `each`."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -134,7 +132,7 @@ def input_gradients(
                 output.requires_grad_()
             if each is not None:
                 input = args[0].detach()
-                output.register_hook(lambda grad_output: each(name, module, input, grad_output))  # type: ignore[arg-type,func-returns-value]
+                output.register_hook(lambda grad_output: each(name, module, input, grad_output))
 
         return forward_hook
 
@@ -161,7 +159,9 @@ def report(row: dict[str, Any]) -> None:
     ]
     for route, seconds in parts["operator"].items():
         lines.append((f"  {route}, {parts['layers_by_route'][route]} layers", seconds, seconds / plain, None))
-    title = f"{row['arch']} {row['precision']}: {row['images_per_second']:.1f} images/s, error {row['relative_error']:.1e}"
+    title = (
+        f"{row['arch']} {row['precision']}: {row['images_per_second']:.1f} images/s, error {row['relative_error']:.1e}"
+    )
     if "memory_ratio" in row:
         title += f", memory ÷ plain {row['memory_ratio']:.2f}"
     print_table(title, ["", "seconds", "÷ plain", "peak GB"], lines)

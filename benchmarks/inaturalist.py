@@ -3,8 +3,8 @@
     python -m benchmarks.inaturalist --root DIR [--split train2018] [--where order=Passeriformes] [--num-samples 512]
     python -m benchmarks.inaturalist --synthetic 256      # a stand-in of the same layout: needs no data
 
-DIR holds the data set as published: SPLIT.json (COCO style: images, annotations, categories), the pictures under the names
-it gives (train_val2018/Aves/2761/….jpg) and, if the categories' names are wanted for --where, categories.json.
+DIR holds the data set as published: SPLIT.json (COCO style: images, annotations, categories), the pictures under the
+names it gives (train_val2018/Aves/2761/….jpg) and, if --where needs more ranks than that file has, categories.json.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def main() -> None:
     arguments = parser(__doc__, repeats=1)
     arguments.add_argument("--root", type=Path, help="folder of the data set; with --synthetic where to write one")
     arguments.add_argument("--split", default="train2018")
-    arguments.add_argument("--where", metavar="RANK=NAME", help="only categories of which this holds: supercategory=Aves")
+    arguments.add_argument(
+        "--where", metavar="RANK=NAME", help="only categories of which this holds: supercategory=Aves"
+    )
     arguments.add_argument("--synthetic", type=int, metavar="N", help="first write a stand-in of N pictures")
     arguments.add_argument("--num-samples", type=int, default=256, help="pictures, drawn in proportion to the classes")
     arguments.add_argument("--arch", default="resnet34")
@@ -80,7 +82,9 @@ def inaturalist_task(root: Path, split: str, where: str | None = None) -> Task:
     """
     file = root / f"{split}.json"
     if not file.is_file():
-        raise ValueError(f"inaturalist: expected the annotations at {file}, found no such file; name the folder with --root.")
+        raise ValueError(
+            f"inaturalist: expected the annotations at {file}, found no such file; name the folder with --root."
+        )
     content = json.loads(file.read_text(encoding="utf-8"))
     missing = [part for part in ("images", "annotations", "categories") if part not in content]
     if missing:
@@ -129,7 +133,9 @@ def write_synthetic(root: Path, pictures: int, split: str = "train2018", *, side
     """
     file = root / f"{split}.json"
     if file.exists():
-        raise ValueError(f"inaturalist: expected an empty folder for the stand-in, found {file}; leave out --synthetic.")
+        raise ValueError(
+            f"inaturalist: expected an empty folder for the stand-in, found {file}; leave out --synthetic."
+        )
     share = 1 / np.arange(1, classes + 1)
     upto = np.ceil(np.cumsum(share) / share.sum() * pictures).astype(int)
     supers = ("Aves", "Insecta", "Plantae")
@@ -162,9 +168,7 @@ def _picture(number: int, label: int, side: int) -> Image.Image:
 
 def measure(task: Task, options: argparse.Namespace) -> dict[str, Any]:
     """Return pictures a second of decoding alone and of every stage, and the share in which the device waits."""
-    probe = Probe(
-        random_probe(options.arch).module, "fc", options.arch, "random", Preprocess().with_size(options.size)
-    )
+    probe = Probe(random_probe(options.arch).module, "fc", options.arch, "random", Preprocess().with_size(options.size))
     assert task.labels is not None  # a list of files states them
     indices = draw(task.labels, options.num_samples, 0)
     check_same_batches(task, indices[: 2 * options.workers + 1], probe, options.workers)
@@ -210,7 +214,9 @@ def check_same_batches(task: Task, indices: torch.Tensor, probe: Probe, workers:
         for n in (0, workers)
     )
     if not torch.equal(one, many):
-        raise SystemExit(f"inaturalist: expected the same pictures from {workers} processes as from one; nothing timed.")
+        raise SystemExit(
+            f"inaturalist: expected the same pictures from {workers} processes as from one; nothing timed."
+        )
 
 
 def _decode(task: Task, indices: torch.Tensor, probe: Probe, options: argparse.Namespace) -> float:

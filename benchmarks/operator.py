@@ -3,9 +3,9 @@
     python -m benchmarks.operator [--arch resnet18 resnet34 resnet50] [--batch-size 8] [--precision fp32]
 
 Every distinct convolution of the networks by every route, on random tensors that no cache holds. Beside the time of one
-sample: billions of operations a second (a multiply-add is two), as the direct formula counts and as the route itself does;
-GB/s of what has to be read, the input and grad_output once. The ceilings are measured in the same run: a square matrix
-product and a copy. A route predicted to cost more than 20 times the cheapest is skipped, and said so.
+sample: GFLOP/s (a multiply-add is two), as the direct formula counts them and as the route's own does; GB/s of what has
+to be read, input and grad_output once. The ceilings are measured in the same run: a square matrix product and a copy. A
+route predicted to cost more than 20 times the cheapest is skipped, and said so.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from task2vec_ext._geometry import ConvGeometry, conv_geometry
 from task2vec_ext._routes import ROUTES, choose_route, route_cost
 
 SKIP = 20
-"""A route predicted to cost this many times the cheapest is not run: it would take most of the time and teach nothing."""
+"""A route predicted to cost this many times the cheapest is not run: it would take most of the time."""
 
 LIMIT: dict[Precision, float] = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 1e-4}
-"""Largest relative error of one number to float64: for float32 50 times the worst measured on a CPU (2e-6, the first layer's
-12,544 locations); tf32 has 13 bits fewer. The reference reads the same bf16 numbers: their rounding is no error here."""
+"""Largest relative error of one number to float64: for float32 50 times the worst measured on a CPU (2e-6, the first
+layer's 12,544 locations); tf32 has 13 bits fewer. The reference reads the same bf16 numbers."""
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 FLUSH_BYTES = 256 << 20  # more than any last-level cache a thread can fill
@@ -75,14 +75,20 @@ def convolutions(archs: list[str], size: int) -> Counter[ConvGeometry]:
     def count(module: nn.Conv2d, args: tuple[Tensor, ...], output: Tensor) -> None:
         found[
             conv_geometry(
-                args[0], output, module.weight.shape, module.stride, module.padding, module.dilation, module.groups  # type: ignore[arg-type]
+                args[0],
+                output,
+                module.weight.shape,
+                module.stride,
+                module.padding,
+                module.dilation,
+                module.groups,
             )
         ] += 1
 
     for arch in archs:
         probe = random_probe(arch)
         for layer in probe.layers():
-            probe.module.get_submodule(layer.name).register_forward_hook(count)  # type: ignore[arg-type]
+            probe.module.get_submodule(layer.name).register_forward_hook(count)
         with torch.no_grad():
             probe.features(torch.zeros(1, 3, size, size))
     return found
@@ -105,7 +111,7 @@ def measure_shape(conv: ConvGeometry, options: argparse.Namespace, precision: Pr
         if cost > SKIP * min(costs.values()):
             routes[route] = {"skipped": f"predicted cost {cost / min(costs.values()):.0f} times the cheapest"}
             continue
-        ways[route] = lambda route=route: filter_grad_sq(input, grad_output, *arguments, route=route)  # type: ignore[misc]
+        ways[route] = lambda route=route: filter_grad_sq(input, grad_output, *arguments, route=route)
         actual = ways[route]()[:2].cpu()
         error = float(((actual - expected) / expected).abs().max())
         routes[route] = {"relative_error": check(f"{route}, {describe(conv)}", error, LIMIT[precision])}
@@ -117,7 +123,7 @@ def measure_shape(conv: ConvGeometry, options: argparse.Namespace, precision: Pr
         own = multiply_adds(route, conv)
         routes[route] |= {
             "seconds_a_sample": sample,
-            "gflops_direct": 2e-9 * multiply_adds("direct", conv) / sample["median"],  # type: ignore[operator]
+            "gflops_direct": 2e-9 * multiply_adds("direct", conv) / sample["median"],
             "gflops_own": None if own is None else 2e-9 * own / sample["median"],
             "gb_a_second": 1e-9 * moved / sample["median"],
         }
@@ -155,7 +161,7 @@ def multiply_adds(route: str, conv: ConvGeometry) -> int | None:
 
 
 def measure_ceilings(dtype: torch.dtype, device: str) -> dict[str, float]:
-    """Return what the machine reaches: GFLOP/s of a square matrix product in `dtype`, GB/s of a copy (read and written)."""
+    """Return what the machine reaches: GFLOP/s of a matrix product in `dtype`, GB/s of a copy (read and written)."""
     side = 8192 if device.startswith("cuda") else 2048
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     source = torch.zeros(FLUSH_BYTES, dtype=torch.uint8, device=device)
@@ -168,7 +174,7 @@ def measure_ceilings(dtype: torch.dtype, device: str) -> dict[str, float]:
 
 
 def totals(rows: list[dict[str, Any]], ceilings: dict[str, float]) -> dict[str, Any]:
-    """Return over all layers: the direct route's share of the ceiling where it is chosen, and how good the choices are."""
+    """Return, over all layers, the direct route's share of the ceiling where it is chosen, and how good choices are."""
     direct = [row for row in rows if row["chosen"] == "direct"]
     work = sum(2e-9 * row["multiply_adds"]["direct"] * row["layers"] for row in direct)
     seconds = sum(row["routes"]["direct"]["seconds_a_sample"]["median"] * row["layers"] for row in direct)
@@ -207,14 +213,15 @@ def report(table: dict[str, Any]) -> None:
             )
     ceilings = table["ceilings"]
     print_table(
-        f"{table['precision']}; ceilings: matrix product {ceilings['gflops']:,.0f} GFLOP/s, copy {ceilings['gb_a_second']:,.0f} GB/s",
+        f"{table['precision']}; ceilings: matrix product {ceilings['gflops']:,.0f} GFLOP/s, "
+        f"copy {ceilings['gb_a_second']:,.0f} GB/s",
         ["shape × layers", "route", "µs a sample", "GFLOP/s, direct's count", "own count", "GB/s", "error", ""],
         lines,
     )
     share = table["direct_share_of_ceiling"]
     print(
-        f"{table['shapes_with_their_fastest_route']} of {len(table['shapes'])} shapes get their fastest route, the worst "
-        f"choice takes {table['worst_chosen_to_fastest']:.2f} times as long; where direct is chosen it reaches "
+        f"{table['shapes_with_their_fastest_route']} of {len(table['shapes'])} shapes get their fastest route, the "
+        f"worst choice takes {table['worst_chosen_to_fastest']:.2f} times as long; where direct is chosen it reaches "
         f"{'–' if share is None else f'{share:.0%}'} of the matrix product's."
     )
 

@@ -3,12 +3,12 @@
     pip install ".[bench]"
     python -m benchmarks.peers [--arch resnet34] [--batch-size 16]
 
-Every way gives Σ_n ‖∂ loss_n / ∂w_o‖² for every filter o of every convolution, loss the cross-entropy; a way whose numbers
-differ is not timed. Each is used as its own documentation says for this purpose:
+Every way gives Σ_n ‖∂ loss_n / ∂w_o‖² for every filter o of every convolution, loss the cross-entropy; a way whose
+numbers differ is not timed. Each is used as its own documentation says for this purpose:
 
 - vmap: `torch.func.vmap(grad(loss))` over the batch, then squared and summed
-- opacus: `GradSampleModule`, whose ``grad_sample`` is squared and summed. (Its ghost clipping gives the norm over a whole
-  layer and nothing per filter.)
+- opacus: `GradSampleModule`, whose ``grad_sample`` is squared and summed (its ghost clipping gives the norm over a
+  whole layer and nothing per filter)
 - backpack: the `SumGradSquared` extension on the network converted by ``extend(…, use_converter=True)``
 - loop: ordinary gradients at batch size one
 
@@ -43,7 +43,9 @@ def main() -> None:
     arguments.add_argument("--batch-size", type=int, default=16)
     arguments.add_argument("--budget", type=float, default=60, help="seconds after which a way has no further repeats")
     options = arguments.parse_args()
-    row = measure(Setup(options.arch, options.batch_size, options.size, options.device), options.repeats, options.budget)
+    row = measure(
+        Setup(options.arch, options.batch_size, options.size, options.device), options.repeats, options.budget
+    )
     report(row)
     print(write_result("peers", row))
 
@@ -72,7 +74,10 @@ def measure(setup: Setup, repeats: int, budget: float = 60, *, memory: bool = Tr
         if name == "ours":
             row["relative_error"] = error  # to the reference, as all others' to ours
         elif isinstance(result, Tensor):
-            row["relative_error"] = check(name, float((result - expected).norm() / expected.norm()), LIMIT["fp32"])
+            row["relative_error"] = float((result - expected).norm() / expected.norm())
+            if not row["relative_error"] <= LIMIT["fp32"]:
+                row["failed"] = f"gives other numbers: relative error {row['relative_error']:.1e}"
+                continue
         ways[name] = way
     seconds = interleave(ways, repeats, setup.device, budget=budget)
     for name, values in seconds.items():
@@ -136,7 +141,7 @@ def _opacus(step: Step) -> Callable[[], Tensor]:
     def run() -> Tensor:
         wrapped.zero_grad(set_to_none=True)
         F.cross_entropy(wrapped(step.batch.images), step.batch.labels, reduction="sum").backward()
-        sums = torch.cat([_sum_squares(weight.grad_sample) for weight in weights])  # type: ignore[attr-defined]
+        sums = torch.cat([_sum_squares(weight.grad_sample) for weight in weights])
         wrapped.zero_grad(set_to_none=True)  # the per-sample gradients go, or they would count twice next time
         return sums
 
@@ -150,15 +155,15 @@ def _backpack(step: Step) -> Callable[[], Tensor]:
     _freeze_others(step)
     module = extend(step.probe.module, use_converter=True)
     loss = extend(torch.nn.CrossEntropyLoss(reduction="sum"))
-    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    weights = step.weights  # the conversion keeps the parameters, in another order
 
     def run() -> Tensor:
         module.zero_grad(set_to_none=True)
         with backpack(SumGradSquared()):
             loss(module(step.batch.images), step.batch.labels).backward()
-        sums = torch.cat([weight.sum_grad_squared.flatten(1).sum(1) for weight in weights])  # type: ignore[attr-defined]
+        sums = torch.cat([weight.sum_grad_squared.flatten(1).sum(1) for weight in weights])
         for weight in weights:
-            del weight.sum_grad_squared  # type: ignore[attr-defined]
+            del weight.sum_grad_squared
         return sums
 
     return run
