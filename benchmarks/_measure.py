@@ -6,6 +6,7 @@ import argparse
 import ctypes
 import gc
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -113,6 +114,12 @@ def _peak_rss(threads: int, build: Callable[..., Step], args: tuple[Any, ...]) -
 def _resident(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def say(what: str) -> None:
+    """Tell somebody who waits at a terminal what is going on."""
+    if sys.stderr.isatty():
+        print(f"{what} …", file=sys.stderr)
 
 
 def check(what: str, error: float, limit: float) -> float:

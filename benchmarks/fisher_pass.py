@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks._measure import check, interleave, parser, peak_memory, print_table, ratio, seconds_of, summary
+from benchmarks._measure import check, interleave, parser, peak_memory, print_table, ratio, say, seconds_of, summary
 from benchmarks._record import write_result
 from benchmarks._step import LIMIT, PRECISIONS, Setup, Step
 from task2vec_ext import filter_grad_sq
@@ -40,6 +40,7 @@ def main() -> None:
     rows = []
     for arch in options.arch:
         for precision in options.precision or (["tf32", "bf16"] if cuda else ["fp32"]):
+            say(f"{arch} {precision}")
             setup = Setup(arch, options.batch_size, options.size, options.device, precision)
             rows.append(measure(setup, options.repeats))
             report(rows[-1])
@@ -54,7 +55,9 @@ def common(options: argparse.Namespace) -> dict[str, Any]:
 def measure(setup: Setup, repeats: int, *, memory: bool = True) -> dict[str, Any]:
     """Return time and memory of both ways in both layouts, their ratios, and the break-down of ours."""
     steps = {layout: replace(setup, channels_last=last).build() for layout, last in LAYOUTS.items()}
-    error = max(check(f"{setup.arch} {layout}", step.error(), LIMIT[setup.precision]) for layout, step in steps.items())
+    for layout, step in steps.items():
+        errors = step.errors()
+        check(f"{setup.arch} {layout}", errors["relative_error"], LIMIT[setup.precision])
     ways = {}
     for layout, step in steps.items():
         ways[f"plain {layout}"], ways[f"fisher {layout}"] = step.plain, step.fisher
@@ -65,7 +68,7 @@ def measure(setup: Setup, repeats: int, *, memory: bool = True) -> dict[str, Any
     row: dict[str, Any] = {
         "arch": setup.arch,
         "precision": setup.precision,
-        "relative_error": error,
+        **errors,
         "seconds": {name: summary(values) for name, values in seconds.items()},
         "plain": plain,
         "fisher": fisher,

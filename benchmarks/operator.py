@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks._measure import check, interleave, parser, print_table, summary
+from benchmarks._measure import check, interleave, parser, print_table, say, summary
 from benchmarks._record import write_result
 from benchmarks._step import PRECISIONS, Precision, random_probe, set_precision
 from task2vec_ext import filter_grad_sq, reference
@@ -64,6 +64,7 @@ def measure(options: argparse.Namespace, precision: Precision) -> dict[str, Any]
     ceilings = measure_ceilings(dtype, options.device)
     rows = []
     for conv, uses in convolutions(options.arch, options.size).items():
+        say(describe(conv))
         rows.append({**measure_shape(conv, options, precision), "layers": uses})
     return {"precision": precision, "ceilings": ceilings, "shapes": rows, **totals(rows, ceilings)}
 
