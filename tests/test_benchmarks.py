@@ -13,8 +13,9 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch):
-    # benchmarks/ is not installed; last, so that the package's sources beside it do not hide what is.
-    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
+    import task2vec_ext  # noqa: F401  # first: from here on its sources, beside benchmarks/, would hide what is installed
+
+    monkeypatch.syspath_prepend(str(ROOT))  # first: some peers install a package `benchmarks` of their own
 
 
 @pytest.fixture
