@@ -15,7 +15,7 @@ import torch
 import task2vec_ext
 from task2vec_ext._atomic import atomic_path
 
-RESULTS = Path(__file__).with_name("results")
+RESULTS = Path(os.environ.get("TASK2VEC_RESULTS") or Path(__file__).with_name("results"))
 
 
 def hardware() -> str:
@@ -27,12 +27,19 @@ def hardware() -> str:
 
 def write_result(name: str, result: dict[str, Any]) -> Path:
     """Write ``results/HARDWARE/name.json`` and return its path."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    here = Path(__file__).resolve().parent  # whatever folder the command was given in
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    commit = git.stdout.strip()
     record = {
         "benchmark": name,
         "command": " ".join(["python", "-m", f"benchmarks.{name}", *_arguments()]),
         "commit": commit or None,
-        "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": hardware() if torch.cuda.is_available() else None},
+        "hardware": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": hardware() if torch.cuda.is_available() else None,
+        },
         "versions": {
             "task2vec_ext": task2vec_ext.build_info()._asdict(),
             "torch": torch.__version__,
@@ -49,7 +56,8 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
 
 def _arguments() -> list[str]:
     """The command's arguments, without where the data lies on this machine."""
-    return ["DIR" if before == "--data" else value for before, value in zip(sys.argv, sys.argv[1:], strict=False)]
+    places = ("--data", "--root")
+    return ["DIR" if before in places else value for before, value in zip(sys.argv, sys.argv[1:], strict=False)]
 
 
 def _cpu() -> str:

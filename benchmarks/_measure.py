@@ -1,0 +1,152 @@
+"""Times that can be compared, the memory one step takes, and a table of both."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+Step = Callable[[], object]
+
+
+def parser(description: str | None, *, repeats: int) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark of speed has."""
+    arguments = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments.add_argument("--size", type=int, default=224, help="side of the pictures, pixels")
+    arguments.add_argument("--repeats", type=int, default=repeats, help="rounds of A B A B …")
+    return arguments
+
+
+def interleave(
+    ways: Mapping[str, Step], repeats: int, device: str, *, budget: float = float("inf"), before: Step | None = None
+) -> dict[str, list[float]]:
+    """Return the seconds of every run of every way, taken in turns (A B A B …), so that a slow spell hits all alike.
+
+    Args:
+        ways: what to time; run once by the caller before, so that nothing here is a first time.
+        repeats: rounds.
+        device: waited for before the clock is read.
+        budget: seconds after which a way is left out of further rounds.
+        before: run before each of them, untimed (empties the caches, say).
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, step in ways.items():
+            if sum(seconds[name]) > budget:
+                continue
+            if before is not None:
+                before()
+            seconds[name].append(seconds_of(step, device))
+    return seconds
+
+
+def seconds_of(step: Step, device: str) -> float:
+    """Return how long one run takes, to the end of the device's work."""
+    synchronize(device)
+    started = time.perf_counter()
+    step()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Return median, quartiles and number of the values."""
+    low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
+    return {"median": median(values), "quartiles": [low, high], "n": len(values)}
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """Return the summary of ours ÷ theirs, round by round."""
+    return summary([a / b for a, b in zip(ours, theirs, strict=False)])
+
+
+def peak_memory(build: Callable[..., Step], *args: Any, device: str) -> int:
+    """Return the bytes one run of ``build(*args)`` takes at its peak, beyond what was there before it.
+
+    On the CPU in a fresh process: an allocator keeps what earlier work has freed, and would hide it.
+    """
+    if device.startswith("cuda"):
+        step = build(*args)
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(_peak_rss, torch.get_num_threads(), build, args).result()
+
+
+def _peak_rss(threads: int, build: Callable[..., Step], args: tuple[Any, ...]) -> int:
+    """Peak resident set of one step beyond that before it, bytes (Linux)."""
+    torch.set_num_threads(threads)
+    step = build(*args)
+    gc.collect()
+    with suppress(OSError, AttributeError):  # pages that set-up has freed but glibc has kept would take in part of it
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+    before = _resident("VmRSS")
+    step()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def say(what: str) -> None:
+    """Tell somebody who waits at a terminal what is going on."""
+    if sys.stderr.isatty():
+        print(f"{what} …", file=sys.stderr)
+
+
+def check(what: str, error: float, limit: float) -> float:
+    """Return the error, or stop the benchmark: a wrong result has no speed."""
+    if not error <= limit:  # NaN too
+        raise SystemExit(
+            f"{what}: expected an error to the reference of at most {limit:g}, got {error:g}; nothing timed."
+        )
+    return error
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print rows under a title; numbers to three digits, right-aligned."""
+    table = Table()
+    rows = [[_cell(value) for value in row] for row in rows]
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console = Console() if Console().is_terminal else Console(width=140)
+    console.print(title, markup=False, highlight=False)
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)

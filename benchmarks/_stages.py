@@ -1,0 +1,77 @@
+"""Where `fisher_embed` spends its time: features, head, Fisher, and waiting for pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+
+from task2vec_ext import embed
+
+
+@dataclass
+class Stages:
+    """Seconds of one `fisher_embed`. Both passes end with results on the CPU: the device has finished."""
+
+    features: float = 0.0
+    head: float = 0.0
+    fisher: float = 0.0
+    waiting: float = 0.0
+    """Part of features and Fisher: the device idles because the next pictures are not there yet."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.features + self.head + self.fisher
+
+    @property
+    def waiting_share(self) -> float:
+        """Share of the wall time in which the device waits for pictures."""
+        return self.waiting / self.total
+
+
+@contextmanager
+def stages() -> Iterator[Stages]:
+    """Yield the clock of the one `fisher_embed` called inside the block."""
+    clock = Stages()
+    started = time.perf_counter()
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            begun = time.perf_counter()
+            if name == "head":
+                clock.features = begun - started  # everything before it
+            try:
+                return function(*args, **kwargs)
+            finally:
+                setattr(clock, name, time.perf_counter() - begun)
+
+        return run
+
+    def waited_for(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        loaded = real_batches(*args, **kwargs)
+        try:
+            while True:
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()  # what is still running does not idle
+                begun = time.perf_counter()
+                batch = next(loaded, None)
+                clock.waiting += time.perf_counter() - begun
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            loaded.close()  # a generator
+
+    real_batches = embed.batches
+    with (
+        mock.patch.object(embed, "batches", waited_for),
+        mock.patch.object(embed, "fit_head", timed("head", embed.fit_head)),
+        mock.patch.object(embed, "sum_fisher", timed("fisher", embed.sum_fisher)),
+    ):
+        yield clock

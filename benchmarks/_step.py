@@ -1,0 +1,160 @@
+"""One step of a probe on random pictures: the plain one, the Fisher pass, and the reference that both answer to."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from task2vec_ext import Probe, load_probe
+from task2vec_ext.data import Batch
+from task2vec_ext.embedding import Layer
+from task2vec_ext.fisher import Estimator, cotangents, per_sample_fisher
+from task2vec_ext.head import Head
+from task2vec_ext.reference import per_sample_grad_sq
+
+Precision = Literal["fp32", "tf32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+LIMIT: dict[Precision, float] = {"fp32": 3e-2, "tf32": 5e-2, "bf16": 2e-1}
+"""Largest relative error of a Fisher pass to the reference at batch size one, in the network's own arithmetic. It is
+wide for the ReLUs alone: one whose input is within rounding of zero may open in one of the two and not in the other.
+Measured for ResNet-34 in float32 on a CPU: 5e-10 at 224 px, 2e-3 at 112 px; on a GPU nothing. How exact the operator
+itself is, benchmarks/operator.py says."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a step is made of; small enough to hand to another process."""
+
+    arch: str
+    batch_size: int
+    size: int
+    device: str = "cpu"
+    precision: Precision = "fp32"
+    channels_last: bool = False
+
+    def build(self) -> Step:
+        """Return the step: random weights and pictures, both of seed 0."""
+        set_precision(self.precision, self.device)
+        probe = random_probe(self.arch)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        probe.module.to(self.device, dtype, memory_format=memory_format)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(self.batch_size, 3, self.size, self.size, generator=generator)
+        linear = probe.module.get_submodule(probe.head)
+        assert isinstance(linear, nn.Linear)
+        labels = torch.randint(linear.out_features, (self.batch_size,), generator=generator)
+        return Step(
+            probe,
+            probe.layers(),
+            Head(linear.weight.detach().double(), linear.bias.detach().double(), 0.0, 0.0),
+            Batch(
+                torch.arange(self.batch_size),
+                images.to(self.device, dtype, memory_format=memory_format),
+                labels.to(self.device),
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """A probe in eval mode, a head (the probe's own last layer) and a batch of pictures."""
+
+    probe: Probe
+    layers: list[Layer]
+    head: Head
+    batch: Batch
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The weights an embedding describes, in its order."""
+        return [self.probe.module.get_submodule(layer.name).weight for layer in self.layers]
+
+    def loss(self) -> Tensor:
+        """Return the cross-entropy to the labels, summed over the pictures."""
+        return F.cross_entropy(self.probe.module(self.batch.images), self.batch.labels, reduction="sum")
+
+    def forward(self) -> Tensor:
+        """Return the features, without a graph."""
+        with torch.no_grad():
+            return self.probe.features(self.batch.images)
+
+    def plain(self) -> None:
+        """Forward and backward of the summed loss, every weight's gradient: the step of ordinary training."""
+        self.probe.module.zero_grad(set_to_none=True)
+        self.loss().backward()
+
+    def fisher(self, estimator: Estimator = "signed") -> Tensor:
+        """Return the whole Fisher pass, ``[B, K]``; ``"empirical"`` squares the gradients of `loss`."""
+        return per_sample_fisher(self.probe, self.layers, self.head, self.batch, estimator)
+
+    def errors(self, pictures: int = 2) -> dict[str, float]:
+        """Return the relative errors of `fisher` on the first few pictures to autograd, one picture at a time.
+
+        To autograd in the network's own arithmetic, which tells a wrong pass from a right one, and to float64, which
+        tells what that arithmetic costs.
+        """
+        few = Batch(*(part[:pictures] for part in self.batch))
+        ours = per_sample_fisher(self.probe, self.layers, self.head, few)
+        module = copy.deepcopy(self.probe.module).to("cpu", torch.float64)
+        exact = Probe(module, self.probe.head, self.probe.name, self.probe.weights, None)
+        few_exact = Batch(few.index, few.images.cpu().double(), few.labels.cpu())
+        return {
+            "relative_error": relative_error(ours, reference_fisher(self.probe, self.layers, self.head, few)),
+            "relative_error_to_float64": relative_error(
+                ours, reference_fisher(exact, self.layers, self.head.to(torch.device("cpu")), few_exact)
+            ),
+        }
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Return ‖actual − expected‖ / ‖expected‖."""
+    actual, expected = actual.cpu().double(), expected.cpu().double()
+    return float((actual - expected).norm() / expected.norm())
+
+
+def reference_fisher(probe: Probe, layers: list[Layer], head: Head, batch: Batch, seed: int = 0) -> Tensor:
+    """Return what `per_sample_fisher` stands for ("signed"), ``[B, K]``, by autograd at batch size one."""
+    with torch.no_grad():
+        features = torch.cat([probe.features(image[None]) for image in batch.images])
+        (v,) = cotangents("signed", head.logits(features), batch.labels, batch.index, seed)
+    weights = [probe.module.get_submodule(layer.name).weight for layer in layers]
+    squares = per_sample_grad_sq(probe.features, batch.images, (v @ head.weight).to(features.dtype), weights)
+    return torch.cat([part.double() / layer.fan_in for part, layer in zip(squares, layers, strict=True)], 1)
+
+
+def random_probe(arch: str) -> Probe:
+    """Return a probe with random weights whose BatchNorms know the activations' scale.
+
+    As built they believe in mean 0 and variance 1: activations grow from block to block, the softmax saturates, and
+    every gradient is zero.
+    """
+    probe = load_probe(arch, weights="random", preprocess=None)
+    norms = [module for module in probe.module.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    # Few small pictures are enough, and leave no large blocks behind for the memory's measurement to reuse.
+    with torch.no_grad():
+        probe.module.train()(torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+    probe.module.eval()
+    return probe
+
+
+def set_precision(precision: Precision, device: str) -> None:
+    """Choose what float32 convolutions and products compute in on a GPU (torch's default lets cuDNN use TF32)."""
+    if not device.startswith("cuda"):
+        if precision != "fp32":
+            raise SystemExit(f"--precision {precision}: expected fp32 on {device}, the others need a GPU.")
+        return
+    arithmetic = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = arithmetic
+    torch.backends.cuda.matmul.fp32_precision = arithmetic

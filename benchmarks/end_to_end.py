@@ -1,0 +1,137 @@
+"""What does an embedding cost from call to return, in plain steps over the same pictures, and where does the time go?
+
+    python -m benchmarks.end_to_end [--arch resnet34] [--pictures 512] [--batch-size 32]
+
+`fisher_embed` of preprocessed pictures in memory, everything included, against what no method can do without: one
+forward pass over them (to fit the head) and one plain forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+from benchmarks._measure import check, interleave, parser, print_table, ratio, summary
+from benchmarks._record import write_result
+from benchmarks._stages import Stages, stages
+from benchmarks._step import LIMIT, Setup, Step, reference_fisher, relative_error
+from task2vec_ext import Embedding, Probe, fisher_embed
+from task2vec_ext.data import Batch
+from task2vec_ext.head import fit_head
+
+CLASSES = 10
+
+
+def main() -> None:
+    """Check, time, print, write."""
+    arguments = parser(__doc__, repeats=3)
+    arguments.add_argument("--arch", default="resnet34")
+    arguments.add_argument("--pictures", type=int, default=512)
+    arguments.add_argument("--batch-size", type=int, help="default: 32 on the CPU, 256 on a GPU")
+    options = arguments.parse_args()
+    batch_size = options.batch_size or (256 if options.device.startswith("cuda") else 32)
+    # On a GPU as a user has it by default: cuDNN may use TF32.
+    precision = "tf32" if options.device.startswith("cuda") else "fp32"
+    result = measure(
+        Setup(options.arch, batch_size, options.size, options.device, precision), options.pictures, options.repeats
+    )
+    report(result)
+    print(write_result("end_to_end", result))
+
+
+def measure(setup: Setup, pictures: int, repeats: int) -> dict[str, Any]:
+    """Return the time of both, their ratio, and the stages of ours."""
+    step = setup.build()
+    images, labels = blobs(pictures, setup.size)
+    task = TensorDataset(images, labels)
+
+    def embed(task: TensorDataset = task) -> Embedding:
+        return fisher_embed(task, step.probe, batch_size=setup.batch_size, device=setup.device, progress=False)
+
+    few = 2 * CLASSES
+    error = error_of(embed(TensorDataset(*task[:few])), step.probe, *task[:few])
+    check("fisher_embed", error, LIMIT[setup.precision])
+    clocks: list[Stages] = []
+
+    def clocked() -> None:
+        with stages() as clock:
+            embed()
+        clocks.append(clock)
+
+    ways: dict[str, Callable[[], object]] = {
+        "plain": lambda: plain_steps(step, images, labels, setup.batch_size),
+        "fisher_embed": clocked,
+    }
+    replace(setup, batch_size=2).build().plain()  # what a first call loads
+    seconds = interleave(ways, repeats, setup.device)
+    return {
+        "arch": setup.arch,
+        "pictures": pictures,
+        "batch_size": setup.batch_size,
+        "size": setup.size,
+        "device": setup.device,
+        "precision": setup.precision,
+        "relative_error": error,
+        "seconds": {name: summary(values) for name, values in seconds.items()},
+        "time_ratio": ratio(seconds["fisher_embed"], seconds["plain"]),
+        "stages": {name: median(asdict(clock)[name] for clock in clocks) for name in asdict(clocks[0])},
+    }
+
+
+def blobs(pictures: int, size: int) -> tuple[Tensor, Tensor]:
+    """Return noisy pictures of one colour a class ``[N, 3, size, size]``, preprocessed, and their labels."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(pictures) % CLASSES
+    colours = torch.randn(CLASSES, 3, 1, 1, generator=generator)
+    images = torch.randn(pictures, 3, size, size, generator=generator)
+    return images.add_(colours[labels]), labels
+
+
+def plain_steps(step: Step, images: Tensor, labels: Tensor, batch_size: int) -> None:
+    """One forward pass over the pictures, then one plain forward and backward."""
+    device = step.batch.images.device
+    batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
+    with torch.no_grad():
+        for x, _ in batches:
+            step.probe.module(x.to(device))
+    for x, y in batches:
+        step.probe.module.zero_grad(set_to_none=True)
+        F.cross_entropy(step.probe.module(x.to(device)), y.to(device), reduction="sum").backward()
+
+
+def error_of(embedding: Embedding, probe: Probe, images: Tensor, labels: Tensor) -> float:
+    """Return an embedding's relative error to autograd, one picture at a time, with a head fitted alike."""
+    device = next(probe.module.parameters()).device
+    batch = Batch(torch.arange(len(images)), images.to(device), labels.to(device))
+    with torch.no_grad():
+        head = fit_head(probe.features(batch.images).float(), batch.labels, CLASSES)
+    return relative_error(embedding.fisher, reference_fisher(probe, probe.layers(), head, batch).mean(0))
+
+
+def report(result: dict[str, Any]) -> None:
+    """Print the figures."""
+    plain = result["seconds"]["plain"]["median"]
+    ours = result["seconds"]["fisher_embed"]["median"]
+    parts = result["stages"]
+    print_table(
+        f"{result['pictures']} pictures, {result['arch']}, {result['size']} px, batch {result['batch_size']}, "
+        f"{result['device']}, error {result['relative_error']:.1e}",
+        ["", "seconds", "÷ plain"],
+        [
+            ("plain: forward, then forward and backward", plain, 1.0),
+            ("fisher_embed", ours, result["time_ratio"]["median"]),
+            *[(f"  {name}", parts[name], parts[name] / plain) for name in ("features", "head", "fisher")],
+            ("  of these waiting for pictures", parts["waiting"], parts["waiting"] / plain),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

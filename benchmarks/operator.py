@@ -1,0 +1,231 @@
+"""How near to the machine's ceilings is the operator, and does every layer get its fastest route?
+
+    python -m benchmarks.operator [--arch resnet18 resnet34 resnet50] [--batch-size 8] [--precision fp32]
+
+Every distinct convolution of the networks by every route, on random tensors that no cache holds. Beside the time of one
+sample: GFLOP/s (a multiply-add is two), as the direct formula counts them and as the route's own does; GB/s of what has
+to be read, input and grad_output once. The ceilings are measured in the same run: a square matrix product and a copy. A
+route predicted to cost more than 20 times the cheapest is skipped, and said so.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks._measure import check, interleave, parser, print_table, say, summary
+from benchmarks._record import write_result
+from benchmarks._step import PRECISIONS, Precision, random_probe, set_precision
+from task2vec_ext import filter_grad_sq, reference
+from task2vec_ext._geometry import ConvGeometry, conv_geometry
+from task2vec_ext._routes import ROUTES, choose_route, route_cost
+
+SKIP = 20
+"""A route predicted to cost this many times the cheapest is not run: it would take most of the time."""
+
+LIMIT: dict[Precision, float] = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 1e-4}
+"""Largest relative error of one number to float64: for float32 50 times the worst measured on a CPU (2e-6, the first
+layer's 12,544 locations); tf32 has 13 bits fewer. The reference reads the same bf16 numbers."""
+
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
+FLUSH_BYTES = 256 << 20  # more than any last-level cache a thread can fill
+
+
+def main() -> None:
+    """Check, time, print, write."""
+    arguments = parser(__doc__, repeats=5)
+    arguments.add_argument("--arch", nargs="+", default=["resnet18", "resnet34", "resnet50"])
+    arguments.add_argument("--batch-size", type=int, help="default: 8 on the CPU, 64 on a GPU")
+    arguments.add_argument("--precision", nargs="+", choices=PRECISIONS, help="default: fp32; on a GPU tf32 bf16")
+    options = arguments.parse_args()
+    cuda = options.device.startswith("cuda")
+    options.batch_size = options.batch_size or (64 if cuda else 8)
+    tables = []
+    for precision in options.precision or (["tf32", "bf16"] if cuda else ["fp32"]):
+        tables.append(measure(options, precision))
+        report(tables[-1])
+    print(write_result("operator", {**common(options), "precisions": tables}))
+
+
+def common(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what all tables share."""
+    return {"arch": options.arch, "batch_size": options.batch_size, "size": options.size, "device": options.device}
+
+
+def measure(options: argparse.Namespace, precision: Precision) -> dict[str, Any]:
+    """Return the ceilings and, for every shape and route, time, rates and error."""
+    set_precision(precision, options.device)
+    dtype = DTYPES[precision]
+    ceilings = measure_ceilings(dtype, options.device)
+    rows = []
+    for conv, uses in convolutions(options.arch, options.size).items():
+        say(describe(conv))
+        rows.append({**measure_shape(conv, options, precision), "layers": uses})
+    return {"precision": precision, "ceilings": ceilings, "shapes": rows, **totals(rows, ceilings)}
+
+
+def convolutions(archs: list[str], size: int) -> Counter[ConvGeometry]:
+    """Return every distinct convolution of the networks, for one picture, and how many layers have it."""
+    found: Counter[ConvGeometry] = Counter()
+
+    def count(module: nn.Conv2d, args: tuple[Tensor, ...], output: Tensor) -> None:
+        found[
+            conv_geometry(
+                args[0],
+                output,
+                module.weight.shape,
+                module.stride,
+                module.padding,
+                module.dilation,
+                module.groups,
+            )
+        ] += 1
+
+    for arch in archs:
+        probe = random_probe(arch)
+        for layer in probe.layers():
+            probe.module.get_submodule(layer.name).register_forward_hook(count)
+        with torch.no_grad():
+            probe.features(torch.zeros(1, 3, size, size))
+    return found
+
+
+def measure_shape(conv: ConvGeometry, options: argparse.Namespace, precision: Precision) -> dict[str, Any]:
+    """Return one shape's figures."""
+    device, samples, dtype = options.device, options.batch_size, DTYPES[precision]
+    generator = torch.Generator().manual_seed(0)
+    input = torch.randn(samples, conv.channels, *conv.size, generator=generator).to(device, dtype)
+    grad_output = torch.randn(samples, conv.filters, *conv.out_size, generator=generator).to(device, dtype)
+    shape = (conv.filters, conv.group_channels, *conv.kernel)
+    arguments = (shape, conv.stride, conv.padding, conv.dilation, conv.groups)
+    kind = torch.device(device).type
+    costs = {route: route_cost(route, conv, kind) for route in ROUTES}
+    routes: dict[str, dict[str, Any]] = {}
+    ways: dict[str, Callable[[], Tensor]] = {}
+    expected = reference.filter_grad_sq(input[:2].cpu().double(), grad_output[:2].cpu().double(), *arguments)
+    for route, cost in costs.items():
+        if cost > SKIP * min(costs.values()):
+            routes[route] = {"skipped": f"predicted cost {cost / min(costs.values()):.0f} times the cheapest"}
+            continue
+        ways[route] = lambda route=route: filter_grad_sq(input, grad_output, *arguments, route=route)
+        actual = ways[route]()[:2].cpu()
+        error = float(((actual - expected) / expected).abs().max())
+        routes[route] = {"relative_error": check(f"{route}, {describe(conv)}", error, LIMIT[precision])}
+    flush = torch.zeros(FLUSH_BYTES, dtype=torch.uint8, device=device)
+    seconds = interleave(ways, options.repeats, device, before=lambda: flush.add_(1))
+    moved = (input[0].numel() + grad_output[0].numel()) * input.element_size() + 4 * conv.filters
+    for route, values in seconds.items():
+        sample = summary([value / samples for value in values])
+        own = multiply_adds(route, conv)
+        routes[route] |= {
+            "seconds_a_sample": sample,
+            "gflops_direct": 2e-9 * multiply_adds("direct", conv) / sample["median"],
+            "gflops_own": None if own is None else 2e-9 * own / sample["median"],
+            "gb_a_second": 1e-9 * moved / sample["median"],
+        }
+    medians = {route: routes[route]["seconds_a_sample"]["median"] for route in seconds}
+    chosen = choose_route(conv, kind)
+    return {
+        "shape": describe(conv),
+        "multiply_adds": {route: multiply_adds(route, conv) for route in ROUTES},
+        "chosen": chosen,
+        "fastest": min(medians, key=medians.__getitem__),
+        "chosen_to_fastest": medians[chosen] / min(medians.values()),
+        "routes": routes,
+    }
+
+
+def describe(conv: ConvGeometry) -> str:
+    """Return a shape as people write it."""
+    stride = f"/{conv.stride[0]}" if conv.stride != (1, 1) else ""
+    groups = f" in {conv.groups} groups" if conv.groups > 1 else ""
+    return f"{conv.channels}→{conv.filters} {conv.kernel[0]}×{conv.kernel[1]}{stride} at {conv.size[0]}{groups}"
+
+
+def multiply_adds(route: str, conv: ConvGeometry) -> int | None:
+    """Return a route's own multiply-adds a sample as its formula counts them, None for a route without one here."""
+    q = conv.positions
+    if route == "direct":
+        return conv.filters * conv.patch_size * q
+    if route == "gram":
+        return q**2 * (conv.groups * conv.patch_size + conv.filters)
+    if route == "shifted_gram":
+        pixels = conv.span(0, conv.out_size[0]) * conv.span(1, conv.out_size[1])
+        shifts = conv.groups * conv.kernel[0] * conv.kernel[1] * q**2
+        return pixels**2 * conv.channels + shifts + q**2 * conv.filters
+    return None
+
+
+def measure_ceilings(dtype: torch.dtype, device: str) -> dict[str, float]:
+    """Return what the machine reaches: GFLOP/s of a matrix product in `dtype`, GB/s of a copy (read and written)."""
+    side = 8192 if device.startswith("cuda") else 2048
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    source = torch.zeros(FLUSH_BYTES, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    ways: dict[str, Callable[[], object]] = {"product": lambda: a @ b, "copy": lambda: target.copy_(source)}
+    for way in ways.values():
+        way()
+    best = {name: min(values) for name, values in interleave(ways, 10, device).items()}
+    return {"gflops": 2e-9 * side**3 / best["product"], "gb_a_second": 2e-9 * FLUSH_BYTES / best["copy"]}
+
+
+def totals(rows: list[dict[str, Any]], ceilings: dict[str, float]) -> dict[str, Any]:
+    """Return, over all layers, the direct route's share of the ceiling where it is chosen, and how good choices are."""
+    direct = [row for row in rows if row["chosen"] == "direct"]
+    work = sum(2e-9 * row["multiply_adds"]["direct"] * row["layers"] for row in direct)
+    seconds = sum(row["routes"]["direct"]["seconds_a_sample"]["median"] * row["layers"] for row in direct)
+    return {
+        "direct_share_of_ceiling": work / seconds / ceilings["gflops"] if direct else None,
+        "shapes_with_their_fastest_route": sum(row["chosen"] == row["fastest"] for row in rows),
+        "worst_chosen_to_fastest": max(row["chosen_to_fastest"] for row in rows),
+        "worst_relative_error": {
+            route: max((row["routes"][route].get("relative_error", 0.0) for row in rows), default=0.0)
+            for route in ROUTES
+        },
+    }
+
+
+def report(table: dict[str, Any]) -> None:
+    """Print one precision's figures."""
+    lines = []
+    for row in table["shapes"]:
+        for route, figures in row["routes"].items():
+            name = f"{row['shape']} ×{row['layers']}" if route == ROUTES[0] else ""
+            marks = "chosen" * (route == row["chosen"]) + ", fastest" * (route == row["fastest"])
+            if "skipped" in figures:
+                lines.append((name, route, *[None] * 5, "skipped"))
+                continue
+            lines.append(
+                (
+                    name,
+                    route,
+                    1e6 * figures["seconds_a_sample"]["median"],
+                    figures["gflops_direct"],
+                    figures["gflops_own"],
+                    figures["gb_a_second"],
+                    f"{figures['relative_error']:.0e}",
+                    marks.strip(", "),
+                )
+            )
+    ceilings = table["ceilings"]
+    print_table(
+        f"{table['precision']}; ceilings: matrix product {ceilings['gflops']:,.0f} GFLOP/s, "
+        f"copy {ceilings['gb_a_second']:,.0f} GB/s",
+        ["shape × layers", "route", "µs a sample", "GFLOP/s, direct's count", "own count", "GB/s", "error", ""],
+        lines,
+    )
+    share = table["direct_share_of_ceiling"]
+    print(
+        f"{table['shapes_with_their_fastest_route']} of {len(table['shapes'])} shapes get their fastest route, the "
+        f"worst choice takes {table['worst_chosen_to_fastest']:.2f} times as long; where direct is chosen it reaches "
+        f"{'–' if share is None else f'{share:.0%}'} of the matrix product's."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Write the README's table of speed and memory from the JSON in benchmarks/results/.
+
+    python -m benchmarks.report [--check]
+
+One row a claim: target, what was measured, and the command that measures it. A row without JSON reads "not measured".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks._record import RESULTS
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- performance: python -m benchmarks.report -->", "<!-- /performance -->"
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim."""
+
+    question: str
+    hardware: Literal["CPU", "H100"]
+    benchmark: str
+    value: Callable[[Record], float | None]
+    """From a record's ``result``; None or a KeyError where it was not measured."""
+    sign: Literal["≤", "≥"]
+    limit: float
+    text: Callable[[float], str] = "{:.2f}".format
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What a record's ``result`` must say: figures of other networks or sizes answer another question."""
+
+    @property
+    def target(self) -> str:
+        """What is aimed at, for people."""
+        return f"{self.sign} {self.text(self.limit)}"
+
+    def met(self, value: float) -> bool:
+        """Whether a figure reaches the target."""
+        return value <= self.limit if self.sign == "≤" else value >= self.limit
+
+
+def _pass(arch: str, precision: str, *path: str) -> Callable[[Record], float | None]:
+    def value(result: Record) -> float | None:
+        for row in result["rows"]:
+            if (row["arch"], row["precision"]) == (arch, precision):
+                return _at(row, *path)
+        return None
+
+    return value
+
+
+def _peer(name: str) -> Callable[[Record], float | None]:
+    return lambda result: _at(result, "ways", name, "time_to_ours", "median")
+
+
+def _field(*path: str) -> Callable[[Record], float | None]:
+    return lambda result: _at(result, *path)
+
+
+def _at(record: Any, *path: str) -> Any:
+    for key in path:
+        record = record[key]
+    return record
+
+
+def _direct_share(result: Record) -> float | None:
+    return next((t["direct_share_of_ceiling"] for t in result["precisions"] if t["precision"] == "bf16"), None)
+
+
+_TIMES, _PERCENT = "{:.1f}×".format, "{:.0%}".format
+_RATIO = ("time_ratio", "median")
+_PASS: dict[str, Any] = {"batch_size": 16, "size": 224}
+_GPU_PASS: dict[str, Any] = {"batch_size": 256, "size": 224}
+_PEERS: dict[str, Any] = {"arch": "resnet34", "device": "cpu", **_PASS}
+_EMBED: dict[str, Any] = {"arch": "resnet34", "device": "cpu", "pictures": 512, "size": 224}
+_PHOTOS: dict[str, Any] = {"arch": "resnet34", "device": "cpu", "size": 224}
+
+
+def _gpu_pass(arch: str, name: str, precision: str) -> Row:
+    question = f"Fisher pass ÷ plain step, {name}, batch 256, {precision}"
+    return Row(question, "H100", "fisher_pass", _pass(arch, precision, *_RATIO), "≤", 0.80, settings=_GPU_PASS)
+
+
+def _cpu_pass(arch: str, question: str, limit: float, *path: str) -> Row:
+    return Row(question, "CPU", "fisher_pass", _pass(arch, "fp32", *path), "≤", limit, settings=_PASS)
+
+
+def _faster(name: str, package: str, limit: float) -> Row:
+    return Row(f"faster than {name}", "CPU", "peers", _peer(package), "≥", limit, _TIMES, _PEERS)
+
+
+# The fields of distances.json stand in these three lines alone.
+_NUMPY_RATIO, _DISTANCE_BYTES, _DISTANCE_SECONDS = ("numpy_to_ours",), ("peak_bytes",), ("seconds", "median")
+
+ROWS = [
+    _cpu_pass("resnet34", "Fisher pass ÷ plain step, ResNet-34, batch 16", 0.75, *_RATIO),
+    _cpu_pass("resnet34", "its peak memory ÷ the plain step's", 1.10, "memory_ratio"),
+    _cpu_pass("resnet50", "Fisher pass ÷ plain step, ResNet-50, batch 16", 0.85, *_RATIO),
+    _cpu_pass("resnet18", "Fisher pass ÷ plain step, ResNet-18, batch 16", 0.85, *_RATIO),
+    _faster("torch.func vmap(grad)", "vmap", 2.7),
+    _faster("Opacus", "opacus", 3.7),
+    _faster("BackPACK", "backpack", 12),
+    Row(
+        "`fisher_embed` of 512 pictures ÷ plain steps", "CPU", "end_to_end", _field(*_RATIO), "≤", 1.0, settings=_EMBED
+    ),
+    Row("d_sym of all pairs, faster than NumPy", "CPU", "distances", _field(*_NUMPY_RATIO), "≥", 100, "{:.0f}×".format),
+    Row("its peak memory", "CPU", "distances", _field(*_DISTANCE_BYTES), "≤", 300e6, lambda v: f"{v / 1e6:.0f} MB"),
+    Row("time waiting for pictures", "CPU", "inaturalist", _field("waiting_share"), "≤", 0.10, _PERCENT, _PHOTOS),
+    _gpu_pass("resnet34", "ResNet-34", "tf32"),
+    _gpu_pass("resnet34", "ResNet-34", "bf16"),
+    _gpu_pass("resnet50", "ResNet-50", "tf32"),
+    _gpu_pass("resnet50", "ResNet-50", "bf16"),
+    Row("direct route ÷ a matrix product's speed, bf16", "H100", "operator", _direct_share, "≥", 0.5, _PERCENT),
+    Row(
+        "d_sym of all pairs", "H100", "distances", _field(*_DISTANCE_SECONDS), "≤", 0.01, lambda v: f"{1e3 * v:.1f} ms"
+    ),
+]
+
+
+def main() -> None:
+    """Write the table, or say whether it is up to date."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--check", action="store_true", help="write nothing; fail if README and JSON disagree")
+    options = arguments.parse_args()
+    before = README.read_text(encoding="utf-8")
+    after = with_table(before, table(RESULTS))
+    if before == after:
+        return
+    if options.check:
+        sys.exit("report: README.md and benchmarks/results/ disagree; run python -m benchmarks.report.")
+    README.write_text(after, encoding="utf-8")
+
+
+def with_table(readme: str, table: str) -> str:
+    """Return the README with the table between its markers."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"report: expected the markers {BEGIN} and {END} in README.md, one is missing; put them back.")
+    return f"{before}{begin}\n{table}\n{end}{after}"
+
+
+def table(results: Path) -> str:
+    """Return the table in Markdown, and under it where its figures come from."""
+    lines = ["| on | question | target | measured | command |", "|---|---|---|---|---|"]
+    sources: dict[str, int] = {}
+    for row in ROWS:
+        measured, command = "not measured", f"python -m benchmarks.{row.benchmark}"
+        found = _find(results, row)
+        if found is not None:
+            record, value = found
+            number = sources.setdefault(_source(record), len(sources) + 1)
+            measured = f"{row.text(value)}{'' if row.met(value) else ' (missed)'} [{number}]"
+            command = record["command"]
+        lines.append(f"| {row.hardware} | {row.question} | {row.target} | {measured} | `{command}` |")
+    if sources:
+        lines += ["", *(f"[{number}] {source}  " for source, number in sources.items())]
+    return "\n".join(lines)
+
+
+def _find(results: Path, row: Row) -> tuple[Record, float] | None:
+    """Return a row's record and value: of the first folder of its hardware that has it."""
+    for folder in _folders(results, row.hardware):
+        file = folder / f"{row.benchmark}.json"
+        if not file.is_file():
+            continue
+        record = json.loads(file.read_text(encoding="utf-8"))
+        result = record["result"]
+        if any(result.get(name) != setting for name, setting in row.settings.items()):
+            continue
+        try:
+            value = row.value(result)
+        except KeyError:  # a way that failed, a network that was not asked for
+            continue
+        if value is not None:
+            return record, value
+    return None
+
+
+def _folders(results: Path, hardware: str) -> Iterator[Path]:
+    for folder in sorted(results.glob("*/")):
+        if folder.name.startswith("cpu-") if hardware == "CPU" else hardware in folder.name:
+            yield folder
+
+
+def _source(record: Record) -> str:
+    """Return hardware, versions and commit of a record in one line."""
+    hardware, versions = record["hardware"], record["versions"]
+    machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware.get('threads', hardware['cores'])} threads"
+    commit = (record["commit"] or "unknown")[:9]
+    return f"{machine}; torch {versions['torch']}, Python {versions['python']}; commit {commit}"
+
+
+if __name__ == "__main__":
+    main()

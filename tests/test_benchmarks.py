@@ -1,0 +1,270 @@
+"""The benchmarks run, check what they time, and report what was measured: small networks, no assertion on a time."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    import task2vec_ext  # noqa: F401  # first: from here on its sources, beside benchmarks/, would hide what is installed
+
+    monkeypatch.syspath_prepend(str(ROOT))  # first: some peers install a package `benchmarks` of their own
+
+
+@pytest.fixture
+def setup():
+    from benchmarks._step import Setup
+
+    return Setup("tiny", batch_size=2, size=24)
+
+
+def _mebibytes(count):
+    return torch.ones(count, 1 << 18)
+
+
+def _build(kept, freed, taken):
+    held = _mebibytes(kept)
+    _mebibytes(freed)
+    return lambda: _mebibytes(taken).sum() + held.sum()
+
+
+def test_peak_memory_is_that_of_the_step_alone():
+    from benchmarks._measure import peak_memory
+
+    assert 64 <= peak_memory(_build, 50, 300, 64, device="cpu") / 2**20 < 90
+
+
+def test_ways_take_turns_until_their_budget_is_spent():
+    from benchmarks._measure import interleave
+
+    order = []
+    seconds = interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, "cpu")
+    assert order == ["a", "b", "a", "b"]
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+    assert len(interleave({"a": lambda: None}, 5, "cpu", budget=-1)["a"]) == 0
+
+
+@pytest.mark.parametrize("error", [0.2, float("nan")])
+def test_a_wrong_result_is_not_timed(error):
+    from benchmarks._measure import check
+
+    with pytest.raises(SystemExit, match=r"expected an error to the reference of at most 0\.1, got"):
+        check("pass", error, 0.1)
+
+
+def test_the_reference_tells_a_wrong_pass_from_a_right_one(setup, monkeypatch):
+    from benchmarks import _step
+
+    step = setup.build()
+    assert max(step.errors().values()) < 1e-5
+    right = _step.per_sample_fisher
+    monkeypatch.setattr(_step, "per_sample_fisher", lambda *args: right(*args) * 1.01)
+    assert list(step.errors().values()) == pytest.approx([0.01, 0.01], rel=1e-2)
+
+
+def test_fisher_pass_breaks_the_time_down_by_layer(setup, capsys):
+    from benchmarks import fisher_pass
+
+    row = fisher_pass.measure(setup, repeats=1, memory=False)
+    assert len(row["breakdown"]["layers"]) == sum(row["breakdown"]["layers_by_route"].values()) == 12
+    assert row["time_ratio"]["n"] == 1
+    fisher_pass.report(row)
+    assert "input gradients" in capsys.readouterr().out
+
+
+def test_input_gradients_are_those_of_the_pass_and_leave_no_weight_gradient(setup):
+    from benchmarks.fisher_pass import input_gradients
+
+    step = setup.build()
+    seen = {}
+    input_gradients(step, lambda name, module, input, grad_output: seen.update({name: (module, input, grad_output)}))
+    assert set(seen) == {layer.name for layer in step.layers}
+    assert all(input.shape[1] == module.in_channels for module, input, _ in seen.values())
+    assert all(parameter.grad is None for parameter in step.probe.module.parameters())
+
+
+def test_every_peer_gives_our_numbers_before_it_is_timed(setup):
+    from benchmarks import peers
+
+    ways = peers.measure(setup, repeats=1, memory=False)["ways"]
+    assert set(ways) == {"plain", "ours", "vmap", "opacus", "backpack", "loop"}
+    for name, way in ways.items():
+        if name in peers.PACKAGES and way["version"] is None:
+            assert "not installed" in way["failed"]
+        elif name != "plain":
+            assert way["relative_error"] < 1e-4, name
+            assert way["time_to_plain"]["n"] == 1
+
+
+def test_a_peer_of_other_numbers_is_not_timed(setup, monkeypatch):
+    from benchmarks import peers
+
+    monkeypatch.setattr(peers, "WAYS", {name: peers.WAYS[name] for name in ("plain", "ours", "loop")})
+    monkeypatch.setitem(peers.WAYS, "loop", lambda step: lambda: torch.ones(step.layers[-1].stop))
+    row = peers.measure(setup, repeats=1, memory=False)
+    assert "other numbers" in row["ways"]["loop"]["failed"]
+    assert "seconds" not in row["ways"]["loop"]
+    peers.report(row)
+
+
+def test_operator_measures_every_shape_by_every_route_it_does_not_skip(capsys, monkeypatch):
+    from benchmarks import operator
+
+    monkeypatch.setattr(operator, "measure_ceilings", lambda *_: {"gflops": 1.0, "gb_a_second": 1.0})
+    monkeypatch.setattr(operator, "FLUSH_BYTES", 1)
+    options = argparse.Namespace(arch=["tiny"], size=16, batch_size=2, repeats=1, device="cpu")
+    table = operator.measure(options, "fp32")
+    assert sum(row["layers"] for row in table["shapes"]) == 12
+    for row in table["shapes"]:
+        assert row["chosen"] in row["routes"]
+        assert all("skipped" in figures or figures["relative_error"] < 1e-4 for figures in row["routes"].values())
+        assert row["chosen_to_fastest"] >= 1
+    operator.report(table)
+    assert "shapes get their fastest route" in capsys.readouterr().out
+
+
+def test_end_to_end_clocks_every_stage(setup):
+    from benchmarks import end_to_end
+
+    result = end_to_end.measure(setup, pictures=20, repeats=1)
+    assert result["relative_error"] < 1e-3
+    assert all(result["stages"][name] > 0 for name in ("features", "head", "fisher", "waiting"))
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A stand-in of iNaturalist 2018: 30 small pictures, 4 classes."""
+    from benchmarks.inaturalist import write_synthetic
+
+    write_synthetic(tmp_path, 30, side=40, classes=4)
+    return tmp_path
+
+
+def test_inaturalist_is_read_as_published(published):
+    from benchmarks.inaturalist import inaturalist_task
+
+    task = inaturalist_task(published, "train2018")
+    counts = torch.bincount(task.labels).tolist()
+    assert sum(counts) == len(task) == 30
+    assert counts == sorted(counts, reverse=True)  # long-tailed
+    assert counts[0] > 2 * counts[-1]
+    names = [{"id": c, "name": f"Name {c}", "order": "Owls" if c == 3 else "Others"} for c in range(4)]
+    (published / "categories.json").write_text(json.dumps(names))
+    owls = inaturalist_task(published, "train2018", "order=Owls")
+    assert len(owls) == counts[3]
+    assert set(owls.labels.tolist()) == {0}
+    assert len(inaturalist_task(published, "train2018", "supercategory=Aves")) == counts[0] + counts[3]
+
+
+def test_inaturalist_stand_in_is_the_same_every_time(published, tmp_path_factory):
+    from benchmarks.inaturalist import write_synthetic
+
+    again = tmp_path_factory.mktemp("again")
+    write_synthetic(again, 30, side=40, classes=4)
+    files = sorted(path.relative_to(again) for path in again.rglob("*.j*"))
+    assert len(files) == 31
+    assert all((again / file).read_bytes() == (published / file).read_bytes() for file in files)
+
+
+@pytest.mark.parametrize(
+    ("harm", "where", "message"),
+    [
+        (lambda root: (root / "train2018.json").unlink(), None, "expected the annotations at .*train2018.json"),
+        (lambda root: (root / "train2018.json").write_text("{}"), None, "'categories'\\] are missing"),
+        (lambda root: next(root.rglob("*.jpg")).unlink(), None, "got 1 of 30 that are not"),
+        (lambda root: None, "supercategory=Fungi", "found none; supercategory is one of Aves, Insecta, Plantae"),
+        (lambda root: None, "order=Owls", "found none; ranks are id, name, supercategory"),
+    ],
+    ids=["no annotations", "not COCO", "a picture is missing", "no such name", "no such rank"],
+)
+def test_inaturalist_says_what_is_missing_before_any_work(published, harm, where, message):
+    from benchmarks.inaturalist import inaturalist_task
+
+    harm(published)
+    with pytest.raises(ValueError, match=message):
+        inaturalist_task(published, "train2018", where)
+
+
+def test_inaturalist_stand_in_never_overwrites_annotations(published):
+    from benchmarks.inaturalist import write_synthetic
+
+    with pytest.raises(ValueError, match="expected an empty folder"):
+        write_synthetic(published, 3)
+
+
+def test_inaturalist_says_who_waits_for_whom(published, capsys):
+    from benchmarks import inaturalist
+
+    options = argparse.Namespace(
+        arch="tiny", size=24, workers=1, batch_size=8, num_samples=24, repeats=1, device="cpu", synthetic=30
+    )
+    result = inaturalist.measure(inaturalist.inaturalist_task(published, "train2018"), options)
+    assert result["pictures"] == 24
+    assert 0 < result["waiting_share"] < 1
+    inaturalist.report(result)
+    assert "device waits for pictures" in capsys.readouterr().out
+
+
+def _record(result, benchmark="fisher_pass"):
+    return {
+        "command": f"python -m benchmarks.{benchmark}",
+        "commit": "0123456789abcdef",
+        "hardware": {"cpu": "Some CPU", "cores": 2, "threads": 2, "gpu": None},
+        "versions": {"torch": "2.14.1", "python": "3.11"},
+        "result": result,
+    }
+
+
+def _pass_result(ratio, size=224):
+    row = {"arch": "resnet34", "precision": "fp32", "time_ratio": {"median": ratio}}
+    return {"batch_size": 16, "size": size, "rows": [row]}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "size", "shown"),
+    [(0.7, 224, "| 0.70 [1] |"), (0.9, 224, "| 0.90 (missed) [1] |"), (0.7, 112, "| not measured |")],
+    ids=["met", "missed", "of another size"],
+)
+def test_report_shows_what_the_json_says(tmp_path, ratio, size, shown):
+    from benchmarks import report
+
+    (tmp_path / "cpu-some").mkdir()
+    (tmp_path / "cpu-some" / "fisher_pass.json").write_text(json.dumps(_record(_pass_result(ratio, size))))
+    lines = report.table(tmp_path).splitlines()
+    (line,) = [line for line in lines if "pass ÷ plain step, ResNet-34, batch 16" in line]
+    assert shown in line
+    assert sum("not measured" in line for line in lines) == len(report.ROWS) - ("[1]" in shown)
+    if "[1]" in shown:
+        assert "[1] Some CPU, 2 threads; torch 2.14.1, Python 3.11; commit 012345678" in lines[-1]
+
+
+def test_report_replaces_only_what_is_between_its_markers():
+    from benchmarks import report
+
+    readme = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+    assert report.with_table(readme, "new") == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
+    with pytest.raises(SystemExit, match="one is missing"):
+        report.with_table("before", "new")
+
+
+def test_readme_and_json_agree(monkeypatch, tmp_path):
+    from benchmarks import report
+
+    monkeypatch.setattr(report, "RESULTS", ROOT / "benchmarks" / "results")
+    monkeypatch.setattr(sys, "argv", ["report", "--check"])
+    report.main()
+    stale = tmp_path / "README.md"
+    stale.write_text(report.with_table(report.README.read_text(encoding="utf-8"), "old"), encoding="utf-8")
+    monkeypatch.setattr(report, "README", stale)
+    with pytest.raises(SystemExit, match=r"disagree; run python -m benchmarks\.report"):
+        report.main()
+    monkeypatch.setattr(sys, "argv", ["report"])
+    report.main()
+    assert stale.read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
