@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -14,6 +15,7 @@ from task2vec_ext import Probe, load_probe
 from task2vec_ext.data import Batch
 from task2vec_ext.embedding import Layer
 from task2vec_ext.fisher import Estimator, cotangents, per_sample_fisher
+from task2vec_ext.folding import fold
 from task2vec_ext.head import Head
 from task2vec_ext.reference import per_sample_grad_sq
 
@@ -62,7 +64,7 @@ class Setup:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Step:
     """A probe in eval mode, a head (the probe's own last layer) and a batch of pictures."""
 
@@ -75,6 +77,11 @@ class Step:
     def weights(self) -> list[nn.Parameter]:
         """The weights an embedding describes, in its order."""
         return [self.probe.module.get_submodule(layer.name).weight for layer in self.layers]
+
+    @cached_property
+    def faster(self) -> Probe:
+        """The folded probe that `fisher_embed` makes once a task."""
+        return fold(self.probe, self.layers, self.batch.images[:1])
 
     def loss(self) -> Tensor:
         """Return the cross-entropy to the labels, summed over the pictures."""
@@ -92,7 +99,7 @@ class Step:
 
     def fisher(self, estimator: Estimator = "signed") -> Tensor:
         """Return the whole Fisher pass, ``[B, K]``; ``"empirical"`` squares the gradients of `loss`."""
-        return per_sample_fisher(self.probe, self.layers, self.head, self.batch, estimator)
+        return per_sample_fisher(self.faster, self.layers, self.head, self.batch, estimator)
 
     def errors(self, pictures: int = 2) -> dict[str, float]:
         """Return the relative errors of `fisher` on the first few pictures to autograd, one picture at a time.
@@ -101,7 +108,7 @@ class Step:
         tells what that arithmetic costs.
         """
         few = Batch(*(part[:pictures] for part in self.batch))
-        ours = per_sample_fisher(self.probe, self.layers, self.head, few)
+        ours = per_sample_fisher(self.faster, self.layers, self.head, few)
         module = copy.deepcopy(self.probe.module).to("cpu", torch.float64)
         exact = Probe(module, self.probe.head, self.probe.name, self.probe.weights, None)
         few_exact = Batch(few.index, few.images.cpu().double(), few.labels.cpu())

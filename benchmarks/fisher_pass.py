@@ -23,6 +23,7 @@ from benchmarks._step import LIMIT, PRECISIONS, Setup, Step
 from task2vec_ext import filter_grad_sq
 from task2vec_ext._geometry import conv_geometry
 from task2vec_ext._routes import Route, choose_route
+from task2vec_ext.capture import _Root
 from task2vec_ext.probe import frozen
 
 LAYOUTS = {"contiguous": False, "channels-last": True}
@@ -98,7 +99,7 @@ def build(setup: Setup, way: str) -> Callable[[], object]:
 
 
 def breakdown(step: Step, repeats: int, device: str) -> dict[str, Any]:
-    """Return median seconds of the forward pass, of the input gradients, and of the operator by route and by layer.
+    """Return median seconds of the folded probe: forward, input gradients, the operator by route and by layer.
 
     The operator is timed alone, on each layer's own tensors as they pass by: its times and the others' add up to the
     whole pass only as far as nothing overlaps.
@@ -129,21 +130,22 @@ def breakdown(step: Step, repeats: int, device: str) -> dict[str, Any]:
 def input_gradients(step: Step, each: Callable[[str, nn.Conv2d, Tensor, Tensor], None] | None = None) -> None:
     """Run forward and backward without any weight gradient, and hand every conv's input and grad_output to `each`."""
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def forward_hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def forward_hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if not output.requires_grad:  # the first layer: the graph starts here
-                output.requires_grad_()
+                output = _Root.apply(output, torch.empty(0, requires_grad=True))
             if each is not None:
                 input = args[0].detach()
                 output.register_hook(lambda grad_output: each(name, module, input, grad_output))
+            return output
 
         return forward_hook
 
-    modules = [(layer.name, step.probe.module.get_submodule(layer.name)) for layer in step.layers]
+    modules = [(layer.name, step.faster.module.get_submodule(layer.name)) for layer in step.layers]
     handles = [module.register_forward_hook(hook(name)) for name, module in modules]
     try:
-        with frozen(step.probe.module), torch.enable_grad():
-            features = step.probe.features(step.batch.images)
+        with frozen(step.faster.module), torch.enable_grad():
+            features = step.faster.features(step.batch.images)
             features.sum().backward()
     finally:
         for handle in handles:

@@ -23,7 +23,7 @@ from benchmarks._record import write_result
 from benchmarks._step import PRECISIONS, Precision, random_probe, set_precision
 from task2vec_ext import filter_grad_sq, reference
 from task2vec_ext._geometry import ConvGeometry, conv_geometry
-from task2vec_ext._routes import ROUTES, choose_route, route_cost
+from task2vec_ext._routes import ROUTES, available_routes, choose_route, route_cost
 
 SKIP = 20
 """A route predicted to cost this many times the cheapest is not run: it would take most of the time."""
@@ -99,12 +99,13 @@ def measure_shape(conv: ConvGeometry, options: argparse.Namespace, precision: Pr
     """Return one shape's figures."""
     device, samples, dtype = options.device, options.batch_size, DTYPES[precision]
     generator = torch.Generator().manual_seed(0)
-    input = torch.randn(samples, conv.channels, *conv.size, generator=generator).to(device, dtype)
-    grad_output = torch.randn(samples, conv.filters, *conv.out_size, generator=generator).to(device, dtype)
+    layout = {"device": device, "dtype": dtype, "memory_format": torch.channels_last}  # as the Fisher pass runs
+    input = torch.randn(samples, conv.channels, *conv.size, generator=generator).to(**layout)
+    grad_output = torch.randn(samples, conv.filters, *conv.out_size, generator=generator).to(**layout)
     shape = (conv.filters, conv.group_channels, *conv.kernel)
     arguments = (shape, conv.stride, conv.padding, conv.dilation, conv.groups)
     kind = torch.device(device).type
-    costs = {route: route_cost(route, conv, kind) for route in ROUTES}
+    costs = {route: route_cost(route, conv, kind) for route in available_routes(conv, kind)}
     routes: dict[str, dict[str, Any]] = {}
     ways: dict[str, Callable[[], Tensor]] = {}
     expected = reference.filter_grad_sq(input[:2].cpu().double(), grad_output[:2].cpu().double(), *arguments)
@@ -121,18 +122,18 @@ def measure_shape(conv: ConvGeometry, options: argparse.Namespace, precision: Pr
     moved = (input[0].numel() + grad_output[0].numel()) * input.element_size() + 4 * conv.filters
     for route, values in seconds.items():
         sample = summary([value / samples for value in values])
-        own = multiply_adds(route, conv)
+        own = multiply_adds(route, conv, kind)
         routes[route] |= {
             "seconds_a_sample": sample,
-            "gflops_direct": 2e-9 * multiply_adds("direct", conv) / sample["median"],
-            "gflops_own": None if own is None else 2e-9 * own / sample["median"],
+            "gflops_direct": 2e-9 * multiply_adds("direct", conv, kind) / sample["median"],
+            "gflops_own": 2e-9 * own / sample["median"],
             "gb_a_second": 1e-9 * moved / sample["median"],
         }
     medians = {route: routes[route]["seconds_a_sample"]["median"] for route in seconds}
     chosen = choose_route(conv, kind)
     return {
         "shape": describe(conv),
-        "multiply_adds": {route: multiply_adds(route, conv) for route in ROUTES},
+        "multiply_adds": {route: multiply_adds(route, conv, kind) for route in costs},
         "chosen": chosen,
         "fastest": min(medians, key=medians.__getitem__),
         "chosen_to_fastest": medians[chosen] / min(medians.values()),
@@ -147,18 +148,22 @@ def describe(conv: ConvGeometry) -> str:
     return f"{conv.channels}→{conv.filters} {conv.kernel[0]}×{conv.kernel[1]}{stride} at {conv.size[0]}{groups}"
 
 
-def multiply_adds(route: str, conv: ConvGeometry) -> int | None:
-    """Return a route's own multiply-adds a sample as its formula counts them, None for a route without one here."""
+def multiply_adds(route: str, conv: ConvGeometry, device_type: str) -> int:
+    """Return a route's own multiply-adds a sample, as its formula counts them (`task2vec_ext._routes.route_cost`)."""
     q = conv.positions
     if route == "direct":
         return conv.filters * conv.patch_size * q
+    if route == "winograd":
+        tiles = -(-conv.out_size[0] // 4) * -(-conv.out_size[1] // 4)
+        return 36 * tiles * conv.filters * conv.group_channels
     if route == "gram":
         return q**2 * (conv.groups * conv.patch_size + conv.filters)
-    if route == "shifted_gram":
-        pixels = conv.span(0, conv.out_size[0]) * conv.span(1, conv.out_size[1])
-        shifts = conv.groups * conv.kernel[0] * conv.kernel[1] * q**2
-        return pixels**2 * conv.channels + shifts + q**2 * conv.filters
-    return None
+    shifts = conv.groups * conv.kernel[0] * conv.kernel[1] * q**2
+    if device_type == "cpu":  # half of two symmetric matrices
+        phases = min(conv.stride[0], conv.kernel[0]) * min(conv.stride[1], conv.kernel[1])
+        return (q**2 * (phases * conv.channels + conv.filters) + shifts) // 2
+    pixels = conv.span(0, conv.out_size[0]) * conv.span(1, conv.out_size[1])
+    return pixels**2 * conv.channels + shifts + q**2 * conv.filters
 
 
 def measure_ceilings(dtype: torch.dtype, device: str) -> dict[str, float]:
@@ -184,7 +189,7 @@ def totals(rows: list[dict[str, Any]], ceilings: dict[str, float]) -> dict[str, 
         "shapes_with_their_fastest_route": sum(row["chosen"] == row["fastest"] for row in rows),
         "worst_chosen_to_fastest": max(row["chosen_to_fastest"] for row in rows),
         "worst_relative_error": {
-            route: max((row["routes"][route].get("relative_error", 0.0) for row in rows), default=0.0)
+            route: max((row["routes"].get(route, {}).get("relative_error", 0.0) for row in rows), default=0.0)
             for route in ROUTES
         },
     }
@@ -195,7 +200,7 @@ def report(table: dict[str, Any]) -> None:
     lines = []
     for row in table["shapes"]:
         for route, figures in row["routes"].items():
-            name = f"{row['shape']} ×{row['layers']}" if route == ROUTES[0] else ""
+            name = f"{row['shape']} ×{row['layers']}" if route == "direct" else ""
             marks = "chosen" * (route == row["chosen"]) + ", fastest" * (route == row["fastest"])
             if "skipped" in figures:
                 lines.append((name, route, *[None] * 5, "skipped"))
