@@ -2,11 +2,11 @@
 //
 // All read channels-last: a vector holds neighbouring channels or filters of one pixel. A sample in another layout is
 // first copied so, on its own.
-#include "filter_grad_sq.h"
-
 #include <algorithm>
 #include <vector>
 
+#include "aligned.h"
+#include "instruction_sets.h"
 #include "simd.h"
 
 namespace task2vec {
@@ -14,45 +14,54 @@ namespace {
 
 // ---- memory ------------------------------------------------------------------------------------------------
 
-// A thread's buffers, kept from call to call: fresh pages for every layer would cost as much as a route. Large ones, of
-// layers that need their own copy of a large sample, go back when the task is done.
-template <class T>
-struct Scratch {
-  static constexpr size_t kKept = 1 << 20;  // numbers a buffer
-  std::vector<T> buffers[6];
+enum Slot { kInput, kGradOutput, kLeft, kRight, kProduct, kPadded, kSlots };
 
-  T* get(int slot, ptrdiff_t count) {
+// A thread's buffers, kept from call to call: fresh pages for every layer would cost as much as a route. What a layer
+// with a large sample needs beyond kKept goes back when the task is done.
+class Scratch {
+ public:
+  static constexpr size_t kKept = 16 << 20;  // bytes
+
+  template <class T>
+  T* get(Slot slot, ptrdiff_t count) {
     constexpr ptrdiff_t kSlack = 2 * kColumns<T>;  // a vector at the end may reach beyond it
-    std::vector<T>& buffer = buffers[slot];
-    if (buffer.size() < static_cast<size_t>(count + kSlack)) {
-      release(buffer);  // nothing in it is worth moving
-      buffer.resize(static_cast<size_t>(count + kSlack));
-      count_scratch(static_cast<int64_t>(buffer.size() * sizeof(T)));
+    const size_t bytes = static_cast<size_t>(count + kSlack) * sizeof(T);
+    if (buffers_[slot].size() < bytes) {
+      release(slot);  // nothing in it is worth moving
+      buffers_[slot].resize(bytes);
+      held_ += bytes;
+      count_scratch(static_cast<int64_t>(bytes));
     }
-    return buffer.data();
+    return reinterpret_cast<T*>(buffers_[slot].data());
   }
   void trim() {
-    for (std::vector<T>& buffer : buffers)
-      if (buffer.size() > kKept) release(buffer);
+    while (held_ > kKept) {
+      int largest = 0;
+      for (int slot = 1; slot < kSlots; ++slot)
+        if (buffers_[slot].size() > buffers_[largest].size()) largest = slot;
+      release(largest);
+    }
   }
   ~Scratch() {
-    for (std::vector<T>& buffer : buffers) release(buffer);
+    for (int slot = 0; slot < kSlots; ++slot) release(slot);
   }
 
  private:
-  static void release(std::vector<T>& buffer) {
-    count_scratch(-static_cast<int64_t>(buffer.size() * sizeof(T)));
-    std::vector<T>().swap(buffer);
+  AlignedVector<unsigned char> buffers_[kSlots];
+  size_t held_ = 0;
+
+  void release(int slot) {
+    count_scratch(-static_cast<int64_t>(buffers_[slot].size()));
+    held_ -= buffers_[slot].size();
+    AlignedVector<unsigned char>().swap(buffers_[slot]);
   }
 };
-template <class T>
-thread_local Scratch<T> thread_scratch;
+thread_local Scratch thread_scratch;
 
 template <class T>
-T* scratch(int slot, ptrdiff_t count) {
-  return thread_scratch<T>.get(slot, count);
+T* scratch(Slot slot, ptrdiff_t count) {
+  return thread_scratch.get<T>(slot, count);
 }
-enum Slot { kInput, kGradOutput, kLeft, kRight, kProduct, kPadded, kSlots };
 
 // One sample with its channels side by side.
 template <class T>
@@ -565,11 +574,17 @@ void shifted_gram_route(const CpuTask<T>& task) {
 }  // namespace
 
 namespace TASK2VEC_ISA {
-void direct(const CpuTask<float>& task) { direct_route(task), thread_scratch<float>.trim(); }
-void direct(const CpuTask<double>& task) { direct_route(task), thread_scratch<double>.trim(); }
-void winograd(const CpuTask<float>& task) { winograd_route(task), thread_scratch<float>.trim(); }
-void winograd(const CpuTask<double>& task) { winograd_route(task), thread_scratch<double>.trim(); }
-void shifted_gram(const CpuTask<float>& task) { shifted_gram_route(task), thread_scratch<float>.trim(); }
-void shifted_gram(const CpuTask<double>& task) { shifted_gram_route(task), thread_scratch<double>.trim(); }
+#define TASK2VEC_ROUTE(name)               \
+  void name(const CpuTask<float>& task) {  \
+    name##_route(task);                    \
+    thread_scratch.trim();                 \
+  }                                        \
+  void name(const CpuTask<double>& task) { \
+    name##_route(task);                    \
+    thread_scratch.trim();                 \
+  }
+TASK2VEC_ROUTE(direct)
+TASK2VEC_ROUTE(winograd)
+TASK2VEC_ROUTE(shifted_gram)
 }  // namespace TASK2VEC_ISA
 }  // namespace task2vec

@@ -1,4 +1,4 @@
-// Spreads samples, groups and blocks of filters over threads, and picks the instruction set.
+// Spreads samples, groups and blocks of filters over threads.
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -6,11 +6,8 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
-#include <stdexcept>
-#include <string>
-#include <vector>
 
-#include "filter_grad_sq.h"
+#include "instruction_sets.h"
 
 namespace task2vec {
 namespace {
@@ -18,56 +15,11 @@ namespace {
 std::atomic<int64_t> scratch_now{0}, scratch_most{0};
 
 template <class T>
-using Route = void (*)(const CpuTask<T>&);
-
-struct InstructionSet {
-  const char* name;
-  bool supported;
-  struct {
-    Route<float> direct, winograd, shifted_gram;
-  } f32;
-  struct {
-    Route<double> direct, winograd, shifted_gram;
-  } f64;
-};
-
-#define TASK2VEC_ROUTES(isa) {isa::direct, isa::winograd, isa::shifted_gram}
-#define TASK2VEC_ISA_ENTRY(isa, supported) {#isa, supported, TASK2VEC_ROUTES(isa), TASK2VEC_ROUTES(isa)}
-
-// Best first.
-const std::vector<InstructionSet>& all_instruction_sets() {
-  static const std::vector<InstructionSet> all = [] {
-#ifdef TASK2VEC_X86
-    __builtin_cpu_init();
-    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-                    __builtin_cpu_supports("bmi2");
-    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                    __builtin_cpu_supports("avx512vl");
-    return std::vector<InstructionSet>{TASK2VEC_ISA_ENTRY(avx512, v4), TASK2VEC_ISA_ENTRY(avx2, v3),
-                                       TASK2VEC_ISA_ENTRY(baseline, true)};
-#else
-    return std::vector<InstructionSet>{TASK2VEC_ISA_ENTRY(baseline, true)};
-#endif
-  }();
-  return all;
-}
-
-const InstructionSet* first_supported() {
-  const auto& all = all_instruction_sets();
-  return &*std::find_if(all.begin(), all.end(), [](const InstructionSet& isa) { return isa.supported; });
-}
-
-std::atomic<const InstructionSet*> chosen{nullptr};
-
-template <class T>
-const auto& routes() {
-  const InstructionSet* isa = chosen;
-  if (!isa) chosen = isa = first_supported();
+const Routes<T>& routes() {
   if constexpr (sizeof(T) == sizeof(float))
-    return isa->f32;
+    return instruction_set().f32;
   else
-    return isa->f64;
+    return instruction_set().f64;
 }
 
 int thread_count() {
@@ -121,22 +73,6 @@ void count_scratch(int64_t change) {
   int64_t most = scratch_most;
   while (most < now && !scratch_most.compare_exchange_weak(most, now)) {
   }
-}
-
-std::vector<std::string> instruction_sets() {
-  std::vector<std::string> names;
-  for (const InstructionSet& isa : all_instruction_sets())
-    if (isa.supported) names.push_back(isa.name);
-  return names;
-}
-
-void use_instruction_set(const std::string& name) {
-  for (const InstructionSet& isa : all_instruction_sets())
-    if (isa.supported && isa.name == name) {
-      chosen = &isa;
-      return;
-    }
-  throw std::invalid_argument("task2vec_ext: this processor has no instruction set called " + name);
 }
 
 int64_t scratch_peak() { return scratch_most.exchange(scratch_now); }
