@@ -44,9 +44,8 @@ class Setup:
         """Return the step: random weights and pictures, both of seed 0."""
         set_precision(self.precision, self.device)
         probe = random_probe(self.arch)
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        probe.module.to(self.device, dtype, memory_format=memory_format)
+        probe.module.to(self.device, memory_format=memory_format)
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(self.batch_size, 3, self.size, self.size, generator=generator)
         linear = probe.module.get_submodule(probe.head)
@@ -58,9 +57,10 @@ class Setup:
             Head(linear.weight.detach().double(), linear.bias.detach().double(), 0.0, 0.0),
             Batch(
                 torch.arange(self.batch_size),
-                images.to(self.device, dtype, memory_format=memory_format),
+                images.to(self.device, memory_format=memory_format),
                 labels.to(self.device),
             ),
+            torch.bfloat16 if self.precision == "bf16" else None,
         )
 
 
@@ -72,6 +72,13 @@ class Step:
     layers: list[Layer]
     head: Head
     batch: Batch
+    autocast: torch.dtype | None = None
+    """What the network computes in, other than its weights' own type."""
+
+    @property
+    def context(self) -> torch.autocast:
+        """Autocast as asked for, or none."""
+        return torch.autocast(self.batch.images.device.type, self.autocast, enabled=self.autocast is not None)
 
     @property
     def weights(self) -> list[nn.Parameter]:
@@ -85,12 +92,13 @@ class Step:
 
     def loss(self) -> Tensor:
         """Return the cross-entropy to the labels, summed over the pictures."""
-        return F.cross_entropy(self.probe.module(self.batch.images), self.batch.labels, reduction="sum")
+        with self.context:
+            return F.cross_entropy(self.probe.module(self.batch.images), self.batch.labels, reduction="sum")
 
     def forward(self) -> Tensor:
         """Return the features, without a graph."""
-        with torch.no_grad():
-            return self.probe.features(self.batch.images)
+        with torch.no_grad(), self.context:
+            return self.faster.features(self.batch.images)
 
     def plain(self) -> None:
         """Forward and backward of the summed loss, every weight's gradient: the step of ordinary training."""
@@ -99,7 +107,8 @@ class Step:
 
     def fisher(self, estimator: Estimator = "signed") -> Tensor:
         """Return the whole Fisher pass, ``[B, K]``; ``"empirical"`` squares the gradients of `loss`."""
-        return per_sample_fisher(self.faster, self.layers, self.head, self.batch, estimator)
+        with self.context:
+            return per_sample_fisher(self.faster, self.layers, self.head, self.batch, estimator)
 
     def errors(self, pictures: int = 2) -> dict[str, float]:
         """Return the relative errors of `fisher` on the first few pictures to autograd, one picture at a time.
@@ -108,12 +117,14 @@ class Step:
         tells what that arithmetic costs.
         """
         few = Batch(*(part[:pictures] for part in self.batch))
-        ours = per_sample_fisher(self.faster, self.layers, self.head, few)
+        with self.context:
+            ours = per_sample_fisher(self.faster, self.layers, self.head, few)
+            alike = reference_fisher(self.probe, self.layers, self.head, few)
         module = copy.deepcopy(self.probe.module).to("cpu", torch.float64)
         exact = Probe(module, self.probe.head, self.probe.name, self.probe.weights, None)
         few_exact = Batch(few.index, few.images.cpu().double(), few.labels.cpu())
         return {
-            "relative_error": relative_error(ours, reference_fisher(self.probe, self.layers, self.head, few)),
+            "relative_error": relative_error(ours, alike),
             "relative_error_to_float64": relative_error(
                 ours, reference_fisher(exact, self.layers, self.head.to(torch.device("cpu")), few_exact)
             ),
@@ -157,10 +168,13 @@ def random_probe(arch: str) -> Probe:
 
 
 def set_precision(precision: Precision, device: str) -> None:
-    """Choose what float32 convolutions and products compute in on a GPU (torch's default lets cuDNN use TF32)."""
+    """Choose what float32 convolutions and products compute in on a GPU (torch's default lets cuDNN use TF32).
+
+    bf16 is autocast (`Step.context`): what it leaves in float32 is full float32.
+    """
     if not device.startswith("cuda"):
-        if precision != "fp32":
-            raise SystemExit(f"--precision {precision}: expected fp32 on {device}, the others need a GPU.")
+        if precision == "tf32":
+            raise SystemExit(f"--precision tf32: expected fp32 or bf16 on {device}, TF32 needs a GPU.")
         return
     arithmetic = "tf32" if precision == "tf32" else "ieee"
     torch.backends.cudnn.conv.fp32_precision = arithmetic

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from benchmarks._measure import check, interleave, parser, peak_memory, print_table, ratio, say, seconds_of, summary
 from benchmarks._record import write_result
 from benchmarks._step import LIMIT, PRECISIONS, Setup, Step
-from task2vec_ext import filter_grad_sq
 from task2vec_ext._geometry import conv_geometry
 from task2vec_ext._routes import Route, choose_route
-from task2vec_ext.capture import _Root
+from task2vec_ext.capture import _grad_sq, _Root
 from task2vec_ext.probe import frozen
 
 LAYOUTS = {"contiguous": False, "channels-last": True}
@@ -109,8 +108,8 @@ def breakdown(step: Step, repeats: int, device: str) -> dict[str, Any]:
 
     def operator(name: str, module: nn.Conv2d, input: Tensor, grad_output: Tensor) -> None:
         arguments = (module.weight.shape, module.stride, module.padding, module.dilation, module.groups)
-        routes[name] = choose_route(conv_geometry(input, grad_output, *arguments), input.device.type)
-        seconds[name].append(seconds_of(lambda: filter_grad_sq(input, grad_output, *arguments), device))
+        routes[name] = choose_route(conv_geometry(input, grad_output.to(input.dtype), *arguments), input.device.type)
+        seconds[name].append(seconds_of(lambda: _grad_sq(module, input, grad_output), device))
 
     for _ in range(repeats):
         input_gradients(step, operator)
@@ -144,7 +143,7 @@ def input_gradients(step: Step, each: Callable[[str, nn.Conv2d, Tensor, Tensor],
     modules = [(layer.name, step.faster.module.get_submodule(layer.name)) for layer in step.layers]
     handles = [module.register_forward_hook(hook(name)) for name, module in modules]
     try:
-        with frozen(step.faster.module), torch.enable_grad():
+        with frozen(step.faster.module), torch.enable_grad(), step.context:
             features = step.faster.features(step.batch.images)
             features.sum().backward()
     finally:
