@@ -139,6 +139,45 @@ int runs_of(const Image<T>& x, const Conv& conv, int first, int last, Run* runs)
   return count;
 }
 
+// Output rows [h0, h1) of δ, filters [first, last): [filters / kRows][depth][kRows].
+template <class T>
+void pack_filters(const Image<T>& delta, int h0, int h1, int first, int last, ptrdiff_t depth, T* out) {
+  for (int h = h0; h < h1; ++h)
+    for (int w = 0; w < delta.width; ++w, out += kRows) {
+      const T* from = delta.at(h, w) + first;
+      T* to = out;
+      for (int o = first; o < last; o += kRows, from += kRows, to += depth * kRows)
+        std::memcpy(to, from, kRows * sizeof(T));
+    }
+}
+
+// Output rows [h0, h1) of the unfolded input, columns [first, last): [locations][kColumns].
+template <class T>
+void pack_columns(const Image<T>& x, const Conv& conv, int h0, int h1, int first, int last, T* out) {
+  Run runs[kColumns<T>];
+  const int count = runs_of(x, conv, first, last, runs);
+  const bool whole = runs[0].count == kColumns<T>;
+  for (int h = h0; h < h1; ++h)
+    for (int w = 0; w < conv.out_width; ++w, out += kColumns<T>) {
+      const T* const window = x.at(int64_t{h} * conv.stride_h, int64_t{w} * conv.stride_w);
+      if (whole) {
+        for (int j = 0; j < 2; ++j) store(out + j * kLanes<T>, load(window + runs[0].from + j * kLanes<T>));
+        continue;
+      }
+      // Whole vectors: what is too much is overwritten by the next run, or by the next location.
+      for (const Run* run = runs; run < runs + count; ++run)
+        for (int c = 0; c < run->count; c += kLanes<T>) store(out + run->to + c, load(window + run->from + c));
+    }
+}
+
+template <class T>
+T sum_of_squares(const T* from, ptrdiff_t count) {
+  Vector<T> total = {};
+  for (; count >= kLanes<T>; from += kLanes<T>, count -= kLanes<T>) total += load(from) * load(from);
+  const Vector<T> rest = load_some(from, count);
+  return sum<T>(total + rest * rest);
+}
+
 template <class T>
 void direct_route(const CpuTask<T>& task) {
   const Conv& conv = task.conv;
@@ -149,10 +188,9 @@ void direct_route(const CpuTask<T>& task) {
   const auto delta = channels_last(task.grad_output, task.grad_stride, task.filters, conv.out_height, conv.out_width,
                                    true, kGradOutput);
   const int patch = conv.patch_size(), column_blocks = (patch + kDirectColumns - 1) / kDirectColumns;
-  const int block = static_cast<int>(round_up((patch + column_blocks - 1) / column_blocks, kColumns<T>)),
-            rows = std::max(1, kDirectDepth / conv.out_width);
-  const ptrdiff_t depth = ptrdiff_t{rows} * conv.out_width;
-  const ptrdiff_t g_pitch = block;
+  const int block = static_cast<int>(round_up((patch + column_blocks - 1) / column_blocks, kColumns<T>));
+  const int rows = std::max(1, kDirectDepth / conv.out_width);
+  const ptrdiff_t depth = ptrdiff_t{rows} * conv.out_width, g_pitch = block;
   T* const g = scratch<T>(kProduct, round_up(std::min(kDirectFilters, task.filters), kRows) * g_pitch);
   // Both operands in the order they are read: in place, rows a power of two apart would share a few cache sets.
   T* const left = scratch<T>(kLeft, depth * round_up(kDirectFilters, kRows));  // [filters / kRows][depth][kRows]
@@ -165,53 +203,20 @@ void direct_route(const CpuTask<T>& task) {
       for (int h0 = 0; h0 < conv.out_height; h0 += rows) {
         const int h1 = std::min(h0 + rows, conv.out_height);
         const ptrdiff_t locations = ptrdiff_t{h1 - h0} * conv.out_width;
-        for (int h = h0; h < h1; ++h)
-          for (int w = 0; w < conv.out_width; ++w) {
-            const T* from = delta.at(h, w) + o0;
-            T* to = left + (ptrdiff_t{h - h0} * conv.out_width + w) * kRows;
-            for (int o = o0; o < o1; o += kRows, from += kRows, to += depth * kRows)
-              std::memcpy(to, from, kRows * sizeof(T));
-          }
+        pack_filters(delta, h0, h1, o0, o1, depth, left);
         for (int p = p0; p < p1; p += kColumns<T>) {
-          Run runs[kColumns<T>];
-          const int run_count = runs_of(x, conv, p, std::min(p + kColumns<T>, p1), runs);
-          const bool whole = runs[0].count == kColumns<T>;
-          T* to = right;
-          for (int h = h0; h < h1; ++h)
-            for (int w = 0; w < conv.out_width; ++w, to += kColumns<T>) {
-              const T* const window = x.at(int64_t{h} * conv.stride_h, int64_t{w} * conv.stride_w);
-              if (whole) {
-                for (int j = 0; j < 2; ++j) store(to + j * kLanes<T>, load(window + runs[0].from + j * kLanes<T>));
-                continue;
-              }
-              // Whole vectors: what is too much is overwritten by the next run, or by the next location.
-              for (const Run* run = runs; run < runs + run_count; ++run)
-                for (int c = 0; c < run->count; c += kLanes<T>) store(to + run->to + c, load(window + run->from + c));
-            }
+          pack_columns(x, conv, h0, h1, p, std::min(p + kColumns<T>, p1), right);
           for (int o = o0; o < o1; o += kRows) {
             T* const sums = g + (o - o0) * g_pitch + (p - p0);
             const T* const a = left + (o - o0) * depth;
             Tile<T> tile;
-            if (h0)
-              for (int r = 0; r < kRows; ++r)
-                for (int j = 0; j < 2; ++j) tile.sums[r][j] = load(sums + r * g_pitch + j * kLanes<T>);
+            if (h0) tile.read(sums, g_pitch);
             tile.accumulate([a](int r, ptrdiff_t k) { return a[k * kRows + r]; }, right, kColumns<T>, locations);
-            for (int r = 0; r < kRows; ++r)
-              for (int j = 0; j < 2; ++j) store(sums + r * g_pitch + j * kLanes<T>, tile.sums[r][j]);
+            tile.write(sums, g_pitch);
           }
         }
       }
-      for (int o = o0; o < o1; ++o) {
-        const T* const row = g + (o - o0) * g_pitch;
-        Vector<T> total = {};
-        int p = 0;
-        for (; p + kLanes<T> <= p1 - p0; p += kLanes<T>) total += load(row + p) * load(row + p);
-        if (p < p1 - p0) {
-          const Vector<T> rest = load_some(row + p, p1 - p0 - p);
-          total += rest * rest;
-        }
-        task.out[o] += sum<T>(total);
-      }
+      for (int o = o0; o < o1; ++o) task.out[o] += sum_of_squares(g + (o - o0) * g_pitch, p1 - p0);
     }
 }
 
@@ -307,6 +312,28 @@ void transform_tiles(const Image<T>& image,
   }
 }
 
+// ‖g[o,·]‖² over `channels` channels from their numbers in the domain, m[ξ][channel].
+template <class T>
+T sum_of_squares_back(const T* m, ptrdiff_t plane, int channels) {
+  using V = Vector<T>;
+  V total = {};
+  for (int i = 0; i < channels; i += kLanes<T>) {
+    V points[kDomain], half[3 * kPoints], g[3];
+    for (int xi = 0; xi < kDomain; ++xi) points[xi] = load(m + xi * plane + i);
+#pragma GCC unroll 6
+    for (int w = 0; w < kPoints; ++w) {
+      transform_back(points + w, kPoints, g);
+      for (int k = 0; k < 3; ++k) half[k * kPoints + w] = g[k];
+    }
+#pragma GCC unroll 3
+    for (int h = 0; h < 3; ++h) {
+      transform_back(half + h * kPoints, 1, g);
+      for (int k = 0; k < 3; ++k) total += g[k] * g[k];
+    }
+  }
+  return sum<T>(total);
+}
+
 template <class T>
 void winograd_route(const CpuTask<T>& task) {
   using V = Vector<T>;
@@ -320,7 +347,7 @@ void winograd_route(const CpuTask<T>& task) {
   // A cache line more than a plane needs: planes a power of two apart would compete for the same cache sets.
   constexpr int kSpread = kLanes<T>;
   const ptrdiff_t x_pitch = round_up(conv.group_channels, kColumns<T>);
-  const bool whole = tiles * kDomain * x_pitch <= kBlockNumbers;  // x̃ is made once for all blocks of filters
+  const bool whole = ptrdiff_t{tiles} * kDomain * x_pitch <= kBlockNumbers;  // x̃ is made once for all blocks of filters
   const ptrdiff_t block_pitch = std::min<ptrdiff_t>(kBlockWidth, x_pitch), v_pitch = whole ? x_pitch : block_pitch;
   const ptrdiff_t o_pitch = round_up(std::min(kBlockWidth, task.filters), std::max(kRows, kLanes<T>));
   const int block_tiles =
@@ -332,6 +359,7 @@ void winograd_route(const CpuTask<T>& task) {
   T* const d = scratch<T>(kRight, kDomain * d_plane);
   T* const m = scratch<T>(kProduct, kDomain * m_plane);
 
+  std::fill(task.out, task.out + task.filters, T(0));
   for (int o0 = 0; o0 < task.filters; o0 += kBlockWidth) {
     const int o_count = std::min(kBlockWidth, task.filters - o0);
     for (int i0 = 0; i0 < conv.group_channels; i0 += kBlockWidth) {
@@ -350,35 +378,15 @@ void winograd_route(const CpuTask<T>& task) {
           for (int i = 0; i < i_count; i += kColumns<T>)
             for (int o = 0; o < o_count; o += kRows) {
               Tile<T> tile;
-              T* sums = m + xi * m_plane + o * block_pitch + i;
-              if (t0)
-                for (int r = 0; r < kRows; ++r)
-                  for (int j = 0; j < 2; ++j) tile.sums[r][j] = load(sums + r * block_pitch + j * kLanes<T>);
-              const T* a = d + xi * d_plane + o;
+              T* const sums = m + xi * m_plane + o * block_pitch + i;
+              const T* const a = d + xi * d_plane + o;
+              if (t0) tile.read(sums, block_pitch);
               tile.accumulate([=](int r, ptrdiff_t k) { return a[k * o_pitch + r]; },
                               v + xi * v_plane + (whole ? i0 : 0) + i, v_pitch, t1 - t0);
-              for (int r = 0; r < kRows; ++r)
-                for (int j = 0; j < 2; ++j) store(sums + r * block_pitch + j * kLanes<T>, tile.sums[r][j]);
+              tile.write(sums, block_pitch);
             }
       }
-      for (int o = 0; o < o_count; ++o) {
-        V total = {};
-        for (int i = 0; i < i_count; i += kLanes<T>) {
-          V points[kDomain], half[3 * kPoints], g[3];
-          for (int xi = 0; xi < kDomain; ++xi) points[xi] = load(m + xi * m_plane + o * block_pitch + i);
-#pragma GCC unroll 6
-          for (int w = 0; w < kPoints; ++w) {
-            transform_back(points + w, kPoints, g);
-            for (int k = 0; k < 3; ++k) half[k * kPoints + w] = g[k];
-          }
-#pragma GCC unroll 3
-          for (int h = 0; h < 3; ++h) {
-            transform_back(half + h * kPoints, 1, g);
-            for (int k = 0; k < 3; ++k) total += g[k] * g[k];
-          }
-        }
-        task.out[o0 + o] = (i0 ? task.out[o0 + o] : T(0)) + sum<T>(total);
-      }
+      for (int o = 0; o < o_count; ++o) task.out[o0 + o] += sum_of_squares_back(m + o * block_pitch, m_plane, i_count);
     }
   }
 }
@@ -411,11 +419,11 @@ inline Taps taps_of(int phase, int kernel, int stride, int padding, int dilation
 // Pixels of one phase, those that some window meets, and where their part of G lies.
 struct Phase {
   Taps h, w;
-  int first_h, first_w;                 // the phase's first pixel in the image
-  int top, bottom, left, right;         // rows [top, bottom) and columns [left, right) of the phase
-  int pitch;                            // of the grid
-  ptrdiff_t first_column, last_column;  // of the grid, that hold pixels
-  ptrdiff_t row_pitch, offset;          // of G
+  int first_h, first_w;          // the phase's first pixel in the image
+  int top, bottom, left, right;  // rows [top, bottom) and columns [left, right) of the phase
+  int pitch;                     // of the grid
+  ptrdiff_t last_column;         // of the grid that holds a pixel, plus one
+  ptrdiff_t row_pitch, offset;   // of G
 
   // Of pixel (0, 0) of the phase, which may itself be outside.
   ptrdiff_t grid(int i, int j) const { return ptrdiff_t{i - h.lowest} * pitch + (j - w.lowest); }
@@ -458,23 +466,24 @@ void gram_of_pixels(const Image<T>& x, const Conv& conv, const Phase& phase, int
     for (ptrdiff_t c = skipped / kColumns<T> * kColumns<T>; c < count; c += kColumns<T>) {
       Tile<T> tile;
       tile.accumulate([&rows](int r, ptrdiff_t k) { return rows[r][k]; }, columns + c, count, conv.group_channels);
-      for (int r = 0; r < kRows; ++r)
-        for (int j = 0; j < 2; ++j) store(out + r * phase.row_pitch + c + j * kLanes<T>, tile.sums[r][j]);
+      tile.write(out + c, phase.row_pitch);
     }
     for (int r = 0; r < kRows; ++r)
       std::fill(out + r * phase.row_pitch + count, out + (r + 1) * phase.row_pitch - origin, T(0));
   }
 }
 
-template <class T>
-void shifted_gram_route(const CpuTask<T>& task) {
-  const Conv& conv = task.conv;
-  const auto x =
-      channels_last(task.input, task.input_stride, conv.group_channels, conv.height, conv.width, false, kInput);
-  const auto delta = channels_last(task.grad_output, task.grad_stride, task.filters, conv.out_height, conv.out_width,
-                                   true, kGradOutput);
+// All phases, on one grid, and how many output rows are treated at once.
+struct GramPlan {
+  std::vector<Phase> phases;  // none where every window lies in the padding
+  int pitch = 0;              // of the grid: a location has one number in all phases
+  int strip = 1;              // output rows at once
+  ptrdiff_t gram_numbers = 0, packed_numbers = 0;
+};
 
-  std::vector<Phase> phases;
+template <class T>
+GramPlan gram_plan(const Conv& conv) {
+  GramPlan plan;
   for (int a = 0; a < conv.stride_h; ++a)
     for (int b = 0; b < conv.stride_w; ++b) {
       Phase phase{taps_of(a, conv.kernel_h, conv.stride_h, conv.padding_h, conv.dilation_h),
@@ -485,83 +494,93 @@ void shifted_gram_route(const CpuTask<T>& task) {
       phase.left = std::max(0, phase.w.lowest);
       phase.bottom = std::min((conv.height - a + conv.stride_h - 1) / conv.stride_h, conv.out_height + phase.h.highest);
       phase.right = std::min((conv.width - b + conv.stride_w - 1) / conv.stride_w, conv.out_width + phase.w.highest);
-      if (phase.top < phase.bottom && phase.left < phase.right) phases.push_back(phase);
+      if (phase.top >= phase.bottom || phase.left >= phase.right) continue;
+      plan.pitch = std::max(plan.pitch, conv.out_width + phase.w.highest - phase.w.lowest);
+      plan.phases.push_back(phase);
     }
-  std::fill(task.out, task.out + task.filters, T(0));
-  if (phases.empty()) return;  // every window lies in the padding
 
-  // One pitch for all phases, so that a location has one number.
-  int pitch = 0, reach = 0;
-  for (const Phase& phase : phases) pitch = std::max(pitch, conv.out_width + phase.w.highest - phase.w.lowest);
-  ptrdiff_t gram_rows_width = 0, packed = 0;
-  for (Phase& phase : phases) {
-    phase.pitch = pitch;
-    phase.first_column = phase.grid(phase.top, phase.left);
+  int reach = 0;
+  ptrdiff_t row_numbers = 0;  // of G for one row of pixels of every phase
+  for (Phase& phase : plan.phases) {
+    phase.pitch = plan.pitch;
     phase.last_column = phase.grid(phase.bottom - 1, phase.right - 1) + 1;
     const ptrdiff_t last_read = phase.grid(conv.out_height - 1 + phase.h.highest, conv.out_width - 1 + phase.w.highest);
     // A block of columns that starts before the last pixel may end after it.
     phase.row_pitch = round_up(std::max(last_read + 1, phase.last_column) + kColumns<T>, kLanes<T>);
-    gram_rows_width += phase.row_pitch * (phase.right - phase.left);
-    packed = std::max(packed, round_up(phase.last_column - phase.first_column, kColumns<T>) * conv.group_channels);
+    row_numbers += phase.row_pitch * (phase.right - phase.left);
     reach = std::max(reach, phase.h.highest - phase.h.lowest);
+    const ptrdiff_t columns = phase.last_column - phase.grid(phase.top, phase.left);
+    plan.packed_numbers = std::max(plan.packed_numbers, round_up(columns, kColumns<T>) * conv.group_channels);
   }
+  if (plan.phases.empty()) return plan;
+  // The rows of pixels that two strips share are computed twice.
+  plan.strip = static_cast<int>(std::clamp<ptrdiff_t>(kGramNumbers / row_numbers - reach, 1, conv.out_height));
+  for (Phase& phase : plan.phases) {
+    const int rows = std::min(plan.strip + phase.h.highest - phase.h.lowest, phase.bottom - phase.top);
+    phase.offset = plan.gram_numbers;
+    plan.gram_numbers += round_up(ptrdiff_t{rows} * (phase.right - phase.left), kRows) * phase.row_pitch;
+  }
+  return plan;
+}
 
-  // As many output rows at once as G's budget allows; the rows of pixels that two strips share are computed twice.
-  const int strip = static_cast<int>(std::clamp<ptrdiff_t>(kGramNumbers / gram_rows_width - reach, 1, conv.out_height));
-  ptrdiff_t gram_numbers = 0;
-  for (Phase& phase : phases) {
-    phase.offset = gram_numbers;
-    const ptrdiff_t pixels = std::min(strip + phase.h.highest - phase.h.lowest, phase.bottom - phase.top) *
-                             ptrdiff_t{phase.right - phase.left};
-    gram_numbers += round_up(pixels, kRows) * phase.row_pitch;
+// Row q = (h, w) of A, from q on, its diagonal halved: δ A δᵀ is twice the sum over q' > q and once the diagonal. h0 is
+// the first output row of the strip that G was made for. [start, stop) are the columns anybody reads.
+template <class T>
+void gram_row(const GramPlan& plan, const T* gram, int h0, int h, int w, ptrdiff_t start, ptrdiff_t stop, T* row) {
+  const ptrdiff_t q = ptrdiff_t{h} * plan.pitch + w, from = q / kLanes<T> * kLanes<T>;
+  std::fill(row + start, row + stop, T(0));
+  for (const Phase& phase : plan.phases) {
+    const int top = std::max(phase.top, h0 + phase.h.lowest), width = phase.right - phase.left;
+    for (const int u : phase.h.offsets) {
+      if (h + u < phase.top || h + u >= phase.bottom) continue;
+      for (const int v : phase.w.offsets) {
+        if (w + v < phase.left || w + v >= phase.right) continue;
+        const ptrdiff_t pixel = ptrdiff_t{h + u - top} * width + (w + v - phase.left);
+        const T* const source = gram + phase.offset + pixel * phase.row_pitch + phase.grid(u, v);
+        for (ptrdiff_t k = from; k < stop; k += kLanes<T>) store(row + k, load(row + k) + load(source + k));
+      }
+    }
   }
-  T* const gram = scratch<T>(kProduct, gram_numbers);
-  T* const columns = scratch<T>(kRight, packed);
-  const ptrdiff_t a_pitch = round_up(ptrdiff_t{conv.out_height} * pitch, kLanes<T>) + kLanes<T>;
+  std::fill(row + from, row + q, T(0));
+  row[q] *= T(0.5);
+}
+
+template <class T>
+void shifted_gram_route(const CpuTask<T>& task) {
+  const Conv& conv = task.conv;
+  const auto x =
+      channels_last(task.input, task.input_stride, conv.group_channels, conv.height, conv.width, false, kInput);
+  const auto delta = channels_last(task.grad_output, task.grad_stride, task.filters, conv.out_height, conv.out_width,
+                                   true, kGradOutput);
+  const GramPlan plan = gram_plan<T>(conv);
+  T* const gram = scratch<T>(kProduct, plan.gram_numbers);
+  T* const columns = scratch<T>(kRight, plan.packed_numbers);
+  const ptrdiff_t a_pitch = round_up(ptrdiff_t{conv.out_height} * plan.pitch, kLanes<T>) + kLanes<T>;
   T* const a = scratch<T>(kLeft, kRows * a_pitch);
 
-  for (int h0 = 0; h0 < conv.out_height; h0 += strip) {
-    const int h1 = std::min(h0 + strip, conv.out_height);
-    for (const Phase& phase : phases) gram_of_pixels(x, conv, phase, h0, h1, columns, gram + phase.offset);
-
-    const int locations = (h1 - h0) * conv.out_width;
+  std::fill(task.out, task.out + task.filters, T(0));
+  if (plan.phases.empty()) return;
+  for (int h0 = 0; h0 < conv.out_height; h0 += plan.strip) {
+    const int h1 = std::min(h0 + plan.strip, conv.out_height), locations = (h1 - h0) * conv.out_width;
+    for (const Phase& phase : plan.phases) gram_of_pixels(x, conv, phase, h0, h1, columns, gram + phase.offset);
     for (int q0 = 0; q0 < locations; q0 += kRows) {
       const int rows = std::min(kRows, locations - q0), first_row = h0 + q0 / conv.out_width;
-      const ptrdiff_t start = ptrdiff_t{first_row} * pitch,
-                      stop = ptrdiff_t{conv.out_height - 1} * pitch + conv.out_width;
-      for (int r = 0; r < kRows; ++r) {
-        T* const row = a + r * a_pitch;
-        std::fill(row + start, row + stop, T(0));
-        if (r >= rows) continue;
-        const int h = h0 + (q0 + r) / conv.out_width, w = (q0 + r) % conv.out_width;
-        const ptrdiff_t q = ptrdiff_t{h} * pitch + w, from = q / kLanes<T> * kLanes<T>;
-        for (const Phase& phase : phases) {
-          const int top = std::max(phase.top, h0 + phase.h.lowest), width = phase.right - phase.left;
-          for (const int u : phase.h.offsets) {
-            if (h + u < phase.top || h + u >= phase.bottom) continue;
-            for (const int v : phase.w.offsets) {
-              if (w + v < phase.left || w + v >= phase.right) continue;
-              const T* source = gram + phase.offset + ((h + u - top) * width + (w + v - phase.left)) * phase.row_pitch +
-                                phase.grid(u, v);
-              for (ptrdiff_t k = from; k < stop; k += kLanes<T>) store(row + k, load(row + k) + load(source + k));
-            }
-          }
-        }
-        std::fill(row + from, row + q, T(0));
-        row[q] *= T(0.5);  // twice the sum over q' > q, once the diagonal
-      }
+      const auto h_of = [&](int r) { return h0 + (q0 + r) / conv.out_width; };
+      const auto w_of = [&](int r) { return (q0 + r) % conv.out_width; };
+      const ptrdiff_t start = ptrdiff_t{first_row} * plan.pitch;
+      const ptrdiff_t stop = ptrdiff_t{conv.out_height - 1} * plan.pitch + conv.out_width;
+      for (int r = 0; r < rows; ++r) gram_row(plan, gram, h0, h_of(r), w_of(r), start, stop, a + r * a_pitch);
+      for (int r = rows; r < kRows; ++r) std::fill(a + r * a_pitch + start, a + r * a_pitch + stop, T(0));
       for (int o = 0; o < task.filters; o += kColumns<T>) {
         Tile<T> tile;
         for (int h = first_row; h < conv.out_height; ++h) {
-          const T* const left = a + ptrdiff_t{h} * pitch;
+          const T* const left = a + ptrdiff_t{h} * plan.pitch;
           tile.accumulate([=](int r, ptrdiff_t k) { return left[r * a_pitch + k]; }, delta.at(h, 0) + o, delta.stride_w,
                           conv.out_width);
         }
         Vector<T> sums[2] = {};
         for (int r = 0; r < rows; ++r)
-          for (int j = 0; j < 2; ++j)
-            sums[j] += tile.sums[r][j] *
-                       load(delta.at(h0 + (q0 + r) / conv.out_width, (q0 + r) % conv.out_width) + o + j * kLanes<T>);
+          for (int j = 0; j < 2; ++j) sums[j] += tile.sums[r][j] * load(delta.at(h_of(r), w_of(r)) + o + j * kLanes<T>);
         for (int c = 0; c < std::min(kColumns<T>, task.filters - o); ++c)
           task.out[o + c] += 2 * sums[c / kLanes<T>][c % kLanes<T>];
       }

@@ -65,6 +65,15 @@ template <class T>
 struct Tile {
   Vector<T> sums[kRows][2] = {};
 
+  inline void read(const T* from, ptrdiff_t pitch) {
+    for (int r = 0; r < kRows; ++r)
+      for (int j = 0; j < 2; ++j) sums[r][j] = load(from + r * pitch + j * kLanes<T>);
+  }
+  inline void write(T* to, ptrdiff_t pitch) const {
+    for (int r = 0; r < kRows; ++r)
+      for (int j = 0; j < 2; ++j) store(to + r * pitch + j * kLanes<T>, sums[r][j]);
+  }
+
   // sums[r][c] += Σ_k a(r, k) · b[k·b_step + c]: one broadcast and two multiply-adds a row.
   template <class A>
   inline __attribute__((always_inline)) void accumulate(A a, const T* b, ptrdiff_t b_step, ptrdiff_t depth) {
