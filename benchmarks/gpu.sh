@@ -14,8 +14,9 @@ trap 'rm -rf "$work"' EXIT
 mkdir -p "$TASK2VEC_RESULTS"
 TASK2VEC_RESULTS=$(cd "$TASK2VEC_RESULTS" && pwd)
 log=$TASK2VEC_RESULTS/gpu.log
-: >"$log"
 PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
+# The programs of that Python's packages (cmake, ninja), also where its environment is not activated.
+PATH=$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))' 2>/dev/null):$PATH
 
 missing=()
 for tool in "$python" nvcc timeout; do command -v "$tool" >/dev/null || missing+=("$tool"); done
@@ -33,6 +34,7 @@ if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
   exit 2
 fi
 
+: >"$log"
 steps=() failed=0
 record() { steps+=("$(printf '%-22s %4ss  %s' "$1" "$2" "$3")") && echo "${steps[-1]}"; }
 step() { # NAME SECONDS COMMAND…

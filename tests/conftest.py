@@ -18,7 +18,7 @@ def _missing(marker: str) -> str | None:
         try:
             from task2vec_ext import _simt  # noqa: F401  # presence is the question
         except ImportError:
-            return "built without -C cmake.define.TASK2VEC_SIMT=ON"
+            return "built without --config-settings=cmake.define.TASK2VEC_SIMT=ON"
         return None
     folder = os.environ.get("TASK2VEC_REAL_DATA", "")
     return None if (Path(folder) / "tasks.json").is_file() else "TASK2VEC_REAL_DATA names no folder of real data"
