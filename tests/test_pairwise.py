@@ -176,7 +176,7 @@ def test_rows_that_are_not_contiguous(runtime):
 
 
 @pytest.mark.parametrize("kind", ["sym", "sym_scaled"])
-def test_memory_beyond_the_input(kind):
+def test_memory_beyond_the_input(kind, tmp_path):
     """300 MB at 1,460 tasks × 8,512 filters; here a fresh process, a fifth of the size, and dead filters."""
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("this system does not say what a process's peak memory is")
@@ -197,5 +197,5 @@ before = status("VmRSS")
 distance_matrix(rows, {kind!r})
 print(status("VmHWM") - before)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert 0 < int(done.stdout) <= 300e6 / 5
