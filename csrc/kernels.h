@@ -8,6 +8,12 @@
 #include <string>
 #include <vector>
 
+#ifdef __CUDACC__
+#define TASK2VEC_BOTH __host__ __device__
+#else
+#define TASK2VEC_BOTH
+#endif
+
 namespace task2vec {
 
 // ---- where and what ------------------------------------------------------------------------------------
@@ -94,6 +100,79 @@ void filter_grad_sq_gram(const float* gram,           // [N, groups, row_pixels,
                          bool tensor_cores,  // δ·A in TF32 (sm_80 and later)
                          float* out,         // [N, groups·group_filters]
                          Place at);
+
+// ---- noise: ε is standard normal and drawn again wherever it is needed (philox.h) ----------------------------------
+
+struct NoiseKey {
+  uint64_t seed;
+  uint32_t stream, step;
+};
+
+// local_noise: out[n,o,q] = output[n,o,q] + σ[o]·norm[n,q]·ε[n,o,q]. ε[n,o,q] is number o mod 4 of block
+// (n·Q + q)·⌈C/4⌉ + ⌊o/4⌋, whatever the layout.
+struct NoiseShape {
+  int64_t samples;
+  int filters, positions;  // C, Q
+  bool channels_last;      // arrays are dense, [N, Q, C] instead of [N, C, Q]
+  bool norm_of_filter;     // norm is an array like output, not one number a location
+};
+
+void local_noise(const void* output,  // [N, C, Q]
+                 Scalar scalar,       // of output and out
+                 const float* norm,   // [N, Q] or [N, C, Q]
+                 const float* sigma,  // [C]
+                 const NoiseShape& shape,
+                 const NoiseKey& key,
+                 void* out,  // [N, C, Q]
+                 Place at);
+
+// sums[n,t,o] = Σ_{q∈tile t} grad·norm·ε, kNoiseTile locations at a time, and grad_norm[n,q] = Σ_o grad·σ·ε, on a GPU
+// kNoiseFilters filters at a time: the caller adds them up, in order. If norm is of every filter, grad_norm[n,o,q] =
+// grad·σ·ε.
+constexpr int kNoiseTile = 64, kNoiseFilters = 128;
+void local_noise_backward(const void* grad,  // [N, C, Q]
+                          Scalar scalar,
+                          const float* norm,
+                          const float* sigma,
+                          const NoiseShape& shape,
+                          const NoiseKey& key,
+                          float* sums,       // [N, ⌈Q/kNoiseTile⌉, C]
+                          float* grad_norm,  // [⌈C/kNoiseFilters⌉, N, Q] or [N, C, Q]; null: not asked for
+                          Place at);
+
+// weight_noise: out[o,j] = weight[o,j] + σ[o]·ε[o,j], filters of all layers end to end. ε[o,j] is number j mod 4 of
+// block o·2³² + ⌊j/4⌋.
+void weight_noise(const float* weight,
+                  const float* sigma,     // [K]
+                  const int64_t* starts,  // [K + 1], where each filter's weights begin; on the device
+                  int64_t filters,
+                  const NoiseKey& key,
+                  float* out,
+                  Place at);
+
+// sums[o] = Σ_j grad[o,j]·ε[o,j].
+void weight_noise_backward(const float* grad,
+                           const int64_t* starts,
+                           int64_t filters,
+                           const NoiseKey& key,
+                           float* sums,  // [K]
+                           Place at);
+
+// The same on the CPU; grad_norm is [N, Q] or [N, C, Q].
+template <class T>
+void local_noise(const T* output, const T* norm, const T* sigma, const NoiseShape& shape, const NoiseKey& key, T* out);
+template <class T>
+void local_noise_backward(const T* grad,
+                          const T* norm,
+                          const T* sigma,
+                          const NoiseShape& shape,
+                          const NoiseKey& key,
+                          T* sums,
+                          T* grad_norm);
+template <class T>
+void weight_noise(const T* weight, const T* sigma, const int64_t* starts, int64_t filters, const NoiseKey& key, T* out);
+template <class T>
+void weight_noise_backward(const T* grad, const int64_t* starts, int64_t filters, const NoiseKey& key, T* sums);
 
 // ---- distances: d_sym(a,b) = 1 − Σ r·q / √(Σ r² · Σ q²),  r = a/(a+b), q = b/(a+b), sums over the filters -----------
 

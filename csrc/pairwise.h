@@ -4,12 +4,6 @@
 
 #include "kernels.h"
 
-#ifdef __CUDACC__
-#define TASK2VEC_BOTH __host__ __device__
-#else
-#define TASK2VEC_BOTH
-#endif
-
 namespace task2vec {
 
 TASK2VEC_BOTH inline double sym_distance(double rr, double qq, double rq) {

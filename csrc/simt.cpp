@@ -3,4 +3,5 @@
 #include "filter_grad_sq_direct_mma.cu"
 #include "filter_grad_sq_gram.cu"
 #include "filter_grad_sq_narrow.cu"
+#include "noise.cu"
 #include "pairwise.cu"

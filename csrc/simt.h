@@ -308,4 +308,16 @@ inline float __half2float(__half v) {
   std::memcpy(&f, &v, sizeof f);
   return float(f);
 }
+inline __nv_bfloat16 __float2bfloat16(float v) {
+  uint32_t wide;
+  std::memcpy(&wide, &v, sizeof wide);
+  if (v != v) return {0x7fff};
+  return {uint16_t((wide + 0x7fff + (wide >> 16 & 1)) >> 16)};  // to nearest, ties to even
+}
+inline __half __float2half(float v) {
+  const _Float16 f = _Float16(v);
+  __half h;
+  std::memcpy(&h, &f, sizeof h);
+  return h;
+}
 #endif

@@ -4,8 +4,10 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <tuple>
 
 #include "kernels.h"
+#include "philox.h"
 
 #ifndef TASK2VEC_MODULE
 #define TASK2VEC_MODULE TORCH_EXTENSION_NAME  // built by torch.utils.cpp_extension (task2vec_ext/_native.py)
@@ -35,6 +37,16 @@ void def_conv(py::module_& m) {
       }));
 }
 
+using ShapeArgument = std::tuple<int64_t, int, int, bool, bool>;
+using KeyArgument = std::tuple<uint64_t, uint32_t, uint32_t>;
+
+NoiseShape noise_shape(ShapeArgument fields) {
+  return std::apply([](auto... field) { return NoiseShape{field...}; }, fields);
+}
+NoiseKey noise_key(KeyArgument fields) {
+  return std::apply([](auto... field) { return NoiseKey{field...}; }, fields);
+}
+
 #ifndef TASK2VEC_CUDA_ONLY
 template <class T>
 using CpuRoute = void (*)(Array4, Array4, const Conv&, T*);
@@ -50,10 +62,40 @@ void def_cpu_route(py::module_& m, const char* name, CpuRoute<T> route) {
       nogil());
 }
 
+template <class T>
+void def_cpu_noise(py::module_& m, const std::string& suffix) {
+  m.def(("local_noise_" + suffix).c_str(),
+        [](uintptr_t output, uintptr_t norm, uintptr_t sigma, ShapeArgument shape, KeyArgument key, uintptr_t out) {
+          local_noise(ptr<const T>(output), ptr<const T>(norm), ptr<const T>(sigma), noise_shape(shape), noise_key(key),
+                      ptr<T>(out));
+        },
+        nogil());
+  m.def(("local_noise_backward_" + suffix).c_str(),
+        [](uintptr_t grad, uintptr_t norm, uintptr_t sigma, ShapeArgument shape, KeyArgument key, uintptr_t sums,
+           uintptr_t grad_norm) {
+          local_noise_backward(ptr<const T>(grad), ptr<const T>(norm), ptr<const T>(sigma), noise_shape(shape),
+                               noise_key(key), ptr<T>(sums), ptr<T>(grad_norm));
+        },
+        nogil());
+  m.def(("weight_noise_" + suffix).c_str(),
+        [](uintptr_t weight, uintptr_t sigma, uintptr_t starts, int64_t filters, KeyArgument key, uintptr_t out) {
+          weight_noise(ptr<const T>(weight), ptr<const T>(sigma), ptr<const int64_t>(starts), filters, noise_key(key),
+                       ptr<T>(out));
+        },
+        nogil());
+  m.def(("weight_noise_backward_" + suffix).c_str(),
+        [](uintptr_t grad, uintptr_t starts, int64_t filters, KeyArgument key, uintptr_t sums) {
+          weight_noise_backward(ptr<const T>(grad), ptr<const int64_t>(starts), filters, noise_key(key), ptr<T>(sums));
+        },
+        nogil());
+}
+
 void def_cpu(py::module_& m) {
   m.def("instruction_sets", instruction_sets);
   m.def("use_instruction_set", use_instruction_set);
   m.def("scratch_peak", scratch_peak);
+  def_cpu_noise<float>(m, "f32");
+  def_cpu_noise<double>(m, "f64");
   def_cpu_route<float>(m, "filter_grad_sq_direct_f32", filter_grad_sq_direct<float>);
   def_cpu_route<double>(m, "filter_grad_sq_direct_f64", filter_grad_sq_direct<double>);
   def_cpu_route<float>(m, "filter_grad_sq_winograd_f32", filter_grad_sq_winograd<float>);
@@ -81,6 +123,39 @@ void def_cpu(py::module_& m) {
 
 #ifdef TASK2VEC_KERNELS
 void def_cuda(py::module_& m) {
+  m.def(
+      "local_noise",
+      [](uintptr_t output, int scalar, uintptr_t norm, uintptr_t sigma, ShapeArgument shape, KeyArgument key,
+         uintptr_t out, int device, uintptr_t stream) {
+        local_noise(ptr<const void>(output), Scalar{scalar}, ptr<const float>(norm), ptr<const float>(sigma),
+                    noise_shape(shape), noise_key(key), ptr<void>(out), {device, ptr<void>(stream)});
+      },
+      nogil());
+  m.def(
+      "local_noise_backward",
+      [](uintptr_t grad, int scalar, uintptr_t norm, uintptr_t sigma, ShapeArgument shape, KeyArgument key,
+         uintptr_t sums, uintptr_t grad_norm, int device, uintptr_t stream) {
+        local_noise_backward(ptr<const void>(grad), Scalar{scalar}, ptr<const float>(norm), ptr<const float>(sigma),
+                             noise_shape(shape), noise_key(key), ptr<float>(sums), ptr<float>(grad_norm),
+                             {device, ptr<void>(stream)});
+      },
+      nogil());
+  m.def(
+      "weight_noise",
+      [](uintptr_t weight, uintptr_t sigma, uintptr_t starts, int64_t filters, KeyArgument key, uintptr_t out,
+         int device, uintptr_t stream) {
+        weight_noise(ptr<const float>(weight), ptr<const float>(sigma), ptr<const int64_t>(starts), filters,
+                     noise_key(key), ptr<float>(out), {device, ptr<void>(stream)});
+      },
+      nogil());
+  m.def(
+      "weight_noise_backward",
+      [](uintptr_t grad, uintptr_t starts, int64_t filters, KeyArgument key, uintptr_t sums, int device,
+         uintptr_t stream) {
+        weight_noise_backward(ptr<const float>(grad), ptr<const int64_t>(starts), filters, noise_key(key),
+                              ptr<float>(sums), {device, ptr<void>(stream)});
+      },
+      nogil());
   py::class_<GramWindow>(m, "GramWindow", py::module_local())
       .def(py::init([](std::array<int, 2> kernel, std::array<int, 2> stride, std::array<int, 2> dilation,
                        int gram_width, int out_width) {
@@ -173,6 +248,12 @@ PYBIND11_MODULE(TASK2VEC_MODULE, m) {
   m.attr("openmp") = py::none();
 #endif
   def_conv(m);
+  m.attr("noise_tile") = kNoiseTile;
+  m.attr("noise_filters") = kNoiseFilters;
+  m.def("philox", [](uint64_t key, std::array<uint32_t, 4> counter) {
+    const Words random = philox(key, {{counter[0], counter[1], counter[2], counter[3]}});
+    return std::array<uint32_t, 4>{random.word[0], random.word[1], random.word[2], random.word[3]};
+  });
 #ifndef TASK2VEC_CUDA_ONLY
   def_cpu(m);
 #endif

@@ -6,6 +6,10 @@ compiler: str
 openmp: int | None
 cuda_version: str | None
 cuda_architectures: str | None
+noise_tile: int
+noise_filters: int
+
+def philox(key: int, counter: Sequence[int]) -> list[int]: ...
 
 class Conv:
     def __init__(
@@ -56,3 +60,35 @@ def sym_distances_exact(
     symmetric: bool,
     out: int,
 ) -> None: ...
+def local_noise_f32(
+    output: int, norm: int, sigma: int, shape: tuple[int, int, int, bool, bool], key: tuple[int, int, int], out: int
+) -> None: ...
+def local_noise_backward_f32(
+    grad: int,
+    norm: int,
+    sigma: int,
+    shape: tuple[int, int, int, bool, bool],
+    key: tuple[int, int, int],
+    sums: int,
+    grad_norm: int,
+) -> None: ...
+def weight_noise_f32(
+    weight: int, sigma: int, starts: int, filters: int, key: tuple[int, int, int], out: int
+) -> None: ...
+def weight_noise_backward_f32(grad: int, starts: int, filters: int, key: tuple[int, int, int], sums: int) -> None: ...
+def local_noise_f64(
+    output: int, norm: int, sigma: int, shape: tuple[int, int, int, bool, bool], key: tuple[int, int, int], out: int
+) -> None: ...
+def local_noise_backward_f64(
+    grad: int,
+    norm: int,
+    sigma: int,
+    shape: tuple[int, int, int, bool, bool],
+    key: tuple[int, int, int],
+    sums: int,
+    grad_norm: int,
+) -> None: ...
+def weight_noise_f64(
+    weight: int, sigma: int, starts: int, filters: int, key: tuple[int, int, int], out: int
+) -> None: ...
+def weight_noise_backward_f64(grad: int, starts: int, filters: int, key: tuple[int, int, int], sums: int) -> None: ...

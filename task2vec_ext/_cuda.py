@@ -28,7 +28,7 @@ enough blocks in flight for the largest GPU, small beside its memory."""
 TENSOR_CORE_CHANNELS = 8
 """Groups of fewer channels than this (a network's first layer) take the float32 tile: tensor cores multiply by 8."""
 
-_SCALARS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum class Scalar
+SCALARS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum class Scalar
 _TILE = 64  # filters and columns of one float32 tile (filter_tile.cuh)
 _BLOCKS_PER_MULTIPROCESSOR = 4  # one or two resident (registers), the rest to follow
 
@@ -87,7 +87,7 @@ def filter_grad_sq_cuda(
             rows.stride(),
             columns.data_ptr(),
             columns.stride(),
-            _SCALARS[rows.dtype],
+            SCALARS[rows.dtype],
             n,
             groups,
             conv.group_filters,
@@ -129,7 +129,7 @@ def _gram_matrix(left: Tensor, right: Tensor, precision: str) -> Tensor:
 def _direct(input: Tensor, grad_output: Tensor, conv: ConvGeometry, runtime: Runtime, tensor_cores: bool) -> Tensor:
     kernels = runtime.kernels
     geometry = kernels.Conv(*conv.for_kernels())
-    scalar = _SCALARS[input.dtype]
+    scalar = SCALARS[input.dtype]
     arrays = input.data_ptr(), input.stride(), grad_output.data_ptr(), grad_output.stride(), scalar
     place = runtime.device, runtime.stream
     if conv.group_filters < NARROW_GROUP_FILTERS:

@@ -59,11 +59,9 @@ class ConvGeometry:
 _LARGEST = 2**31 - 1  # the kernels count in 32 bits inside one sample
 
 
-def _pair(name: str, value: Sequence[int], least: int) -> tuple[int, int]:
+def _pair(who: str, name: str, value: Sequence[int], least: int) -> tuple[int, int]:
     if len(value) != 2 or not all(least <= v <= _LARGEST for v in value):
-        raise ValueError(
-            f"filter_grad_sq: expected {name} as two integers from {least} to 2³¹ − 1, got {tuple(value)}."
-        )
+        raise ValueError(f"{who}: expected {name} as two integers from {least} to 2³¹ − 1, got {tuple(value)}.")
     return value[0], value[1]
 
 
@@ -75,6 +73,8 @@ def conv_geometry(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    who: str = "filter_grad_sq",
+    second: str = "grad_output",
 ) -> ConvGeometry:
     """Check that the arguments belong to one Conv2d and return its sizes.
 
@@ -86,6 +86,8 @@ def conv_geometry(
         padding: two integers, zeros on both sides.
         dilation: two integers.
         groups: number of groups.
+        who: the operator that asks, for messages.
+        second: what it calls its `grad_output`.
 
     Returns:
         The sizes, all consistent with each other.
@@ -96,26 +98,29 @@ def conv_geometry(
     """
     if input.dim() != 4 or grad_output.dim() != 4 or len(weight_shape) != 4:
         raise ValueError(
-            "filter_grad_sq: expected input [N, C_in, H, W], grad_output [N, C_out, H_out, W_out] and a weight_shape "
+            f"{who}: expected input [N, C_in, H, W], {second} [N, C_out, H_out, W_out] and a weight_shape "
             f"of 4 numbers; got {list(input.shape)}, {list(grad_output.shape)} and {list(weight_shape)}."
         )
     if input.dtype != grad_output.dtype:
         raise TypeError(
-            f"filter_grad_sq: expected input and grad_output of one dtype, got {input.dtype} and {grad_output.dtype}; "
+            f"{who}: expected input and {second} of one dtype, got {input.dtype} and {grad_output.dtype}; "
             "convert one of them."
         )
     if input.device != grad_output.device:
         raise ValueError(
-            f"filter_grad_sq: expected input and grad_output on one device, got {input.device} and "
-            f"{grad_output.device}."
+            f"{who}: expected input and {second} on one device, got {input.device} and {grad_output.device}."
         )
     samples, channels, height, width = input.shape
     filters, group_channels, *kernel_size = weight_shape
-    kernel = _pair("kernel size", kernel_size, 1)
-    step, pad, gap = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
+    kernel = _pair(who, "kernel size", kernel_size, 1)
+    step, pad, gap = (
+        _pair(who, "stride", stride, 1),
+        _pair(who, "padding", padding, 0),
+        _pair(who, "dilation", dilation, 1),
+    )
     if groups < 1 or filters < 1 or filters % groups or channels < 1 or channels != group_channels * groups:
         raise ValueError(
-            f"filter_grad_sq: expected a weight of shape [C_out, {channels} / groups, kH, kW] with C_out a multiple of "
+            f"{who}: expected a weight of shape [C_out, {channels} / groups, kH, kW] with C_out a multiple of "
             f"groups for input {list(input.shape)}; got weight_shape {list(weight_shape)} and groups {groups}."
         )
     out_height = (height + 2 * pad[0] - gap[0] * (kernel[0] - 1) - 1) // step[0] + 1
@@ -123,12 +128,12 @@ def conv_geometry(
     expected = (samples, filters, out_height, out_width)
     if tuple(grad_output.shape) != expected or min(height, width, out_height, out_width) < 1:
         raise ValueError(
-            f"filter_grad_sq: expected grad_output of shape {list(expected)} for input {list(input.shape)}, "
+            f"{who}: expected {second} of shape {list(expected)} for input {list(input.shape)}, "
             f"kernel_size {kernel}, stride {step}, padding {pad}, dilation {gap}; got {list(grad_output.shape)}."
         )
     conv = ConvGeometry(
         samples, groups, channels, filters, (height, width), (out_height, out_width), kernel, step, pad, gap
     )
     if max(conv.positions, conv.patch_size, height * width) > _LARGEST:
-        raise ValueError(f"filter_grad_sq: expected fewer than 2³¹ numbers in one patch or map, got {conv}.")
+        raise ValueError(f"{who}: expected fewer than 2³¹ numbers in one patch or map, got {conv}.")
     return conv

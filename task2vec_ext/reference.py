@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -117,3 +118,83 @@ def two_layer_fisher(first: Tensor, second: Tensor, inputs: Tensor) -> Tensor:
     s = torch.einsum("ni,nj,n->nij", slope, slope, p * (1 - p))
     n, size = inputs.shape[0], first.numel()
     return torch.einsum("nij,nk,nl->ikjl", s, inputs, inputs).reshape(size, size) / n
+
+
+def philox(seed: int, counter: Sequence[Any]) -> np.ndarray[Any, Any]:
+    """Return Philox4x32-10 of four arrays of counter words (least significant first), ``[…, 4]`` uint64 below 2³².
+
+    Source:
+        Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+    """
+    mask = np.uint64(0xFFFFFFFF)
+    c0, c1, c2, c3 = np.broadcast_arrays(*(np.asarray(word, dtype=np.uint64) for word in counter))
+    k0, k1 = seed & 0xFFFFFFFF, seed >> 32
+    for _ in range(10):
+        left, right = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (
+            right >> np.uint64(32) ^ c1 ^ np.uint64(k0),
+            right & mask,
+            left >> np.uint64(32) ^ c3,
+            left & mask,
+        )
+        c2 = c2 ^ np.uint64(k1)
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3], -1)
+
+
+def philox_normal(seed: int, stream: int, step: int, block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the four standard normal numbers of every block, ``[…, 4]`` float64: Box–Muller of two words each."""
+    block = block.astype(np.uint64)
+    words = philox(seed, (block & np.uint64(0xFFFFFFFF), block >> np.uint64(32), step, stream)).astype(np.float64)
+    radius = np.sqrt(-2 * np.log((words[..., ::2] + 0.5) / 2**32))
+    angle = 2 * np.pi * words[..., 1::2] / 2**32
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1).reshape(*block.shape, 4)
+
+
+def local_normals(shape: Sequence[int], seed: int, layer: int, step: int) -> Tensor:
+    """Return the ε that `local_noise` adds to an output of `shape` ``[N, C, H, W]``, float64."""
+    n, channels, height, width = shape
+    blocks = -(-channels // 4)
+    normal = philox_normal(seed, layer, step, np.arange(n * height * width * blocks))
+    rows = torch.from_numpy(normal).reshape(n, height, width, 4 * blocks)[..., :channels]
+    return rows.permute(0, 3, 1, 2)
+
+
+def weight_normals(sizes: Sequence[int], seed: int, step: int) -> Tensor:
+    """Return the ε that `weight_noise` adds to filters of so many weights, end to end, float64."""
+    rows = [
+        philox_normal(seed, 2**32 - 1, step, filter * 2**32 + np.arange(-(-size // 4))).reshape(-1)[:size]
+        for filter, size in enumerate(sizes)
+    ]
+    return torch.from_numpy(np.concatenate(rows))
+
+
+def local_noise(
+    output: Tensor,
+    input: Tensor,
+    log_variance: Tensor,
+    weight_shape: Sequence[int],
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    *,
+    noise: Tensor,
+    epsilon: float = 0.01,
+) -> Tensor:
+    """Return `output` plus √conv2d(x² + epsilon, σ²)·ε: the authors' second convolution, written plainly.
+
+    Args:
+        output: of the convolution, ``[N, C_out, H_out, W_out]``.
+        input: of the convolution, ``[N, C_in, H, W]``.
+        log_variance: log σ², ``[C_out]``.
+        weight_shape: ``(C_out, C_in / groups, kH, kW)``.
+        stride: as in Conv2d.
+        padding: as in Conv2d.
+        dilation: as in Conv2d.
+        groups: as in Conv2d.
+        noise: ε, like `output`.
+        epsilon: added to every square.
+    """
+    variance = log_variance.exp()[:, None, None, None].expand(*weight_shape)
+    return output + F.conv2d(input**2 + epsilon, variance, None, stride, padding, dilation, groups).sqrt() * noise

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from task2vec_ext import filter_grad_sq, reference
 from task2vec_ext._routes import CUDA_ROUTES
+from task2vec_ext.noise import local_noise, weight_noise
 
 pytestmark = pytest.mark.cuda
 
@@ -27,6 +28,9 @@ LARGE = [
     Case("resnet-conv1x1-14", 1024, 256, (14, 14), (1, 1), samples=8),
     Case("resnet-stem", 3, 64, (224, 224), (7, 7), samples=2, options={"padding": 3, "stride": 2}),
 ]
+
+NOISE_CASES = [case for case in NUMERIC_PADDING if "strips-of-padding" not in case.name] + LARGE[1:3]
+LOG_VARIANCE = torch.linspace(-3, 0, 64)
 
 every_route = pytest.mark.parametrize("route", CUDA_ROUTES)
 every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -173,3 +177,50 @@ def test_float64_is_refused():
 def test_no_samples(route, dtype):
     x, delta = (t[:0] for t in on_gpu(SIMPLE, dtype))
     assert filter_grad_sq(x, delta, **SIMPLE.arguments(), route=route).shape == (0, SIMPLE.filters)
+
+
+# ---- noise ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", NOISE_CASES, ids=lambda case: case.name)
+@every_layout
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["f32", "f16", "bf16"])
+def test_local_noise_equals_the_cpus(case, layout, dtype):
+    def run(device):
+        x, output = (t.to(dtype).to(device, memory_format=layout) for t in case.tensors(torch.float64))
+        if device == "cpu":  # of the very numbers that the GPU gets
+            x, output = x.float(), output.float()
+        leaves = [output, x, torch.linspace(-3, 0, case.filters, device=device)]
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        out = local_noise(*leaves, **case.arguments(), seed=2**40 + 5, layer=3, step=2)
+        direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(5)).to(out)
+        return out, *torch.autograd.grad((out * direction).sum(), leaves)
+
+    bound = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
+    for actual, expected in zip(run("cuda"), run("cpu"), strict=True):
+        assert (actual.float().cpu() - expected).abs().max() <= bound * expected.abs().max()
+
+
+def test_weight_noise_equals_the_cpus():
+    def run(device):
+        generator = torch.Generator().manual_seed(0)
+        sizes = [147, 27, 2, 1, 400, 1025]
+        starts = torch.tensor([0, *sizes]).cumsum(0).to(device)
+        weight = torch.randn(sum(sizes), generator=generator).to(device).requires_grad_()
+        log_variance = torch.linspace(-4, 0, len(sizes)).to(device).requires_grad_()
+        out = weight_noise(weight, log_variance, starts, seed=7, step=3)
+        return out, *torch.autograd.grad(out.square().sum(), (weight, log_variance))
+
+    for actual, expected in zip(run("cuda"), run("cpu"), strict=True):
+        assert (actual.cpu() - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_noise_gives_the_same_bits_twice():
+    x = torch.randn(4, 64, 30, 31, device="cuda", requires_grad=True)
+
+    def run():
+        out = local_noise(x, x, LOG_VARIANCE.cuda(), (64, 64, 3, 3), padding=(1, 1), seed=1, layer=0, step=0)
+        return out, *torch.autograd.grad(out.square().sum(), x)
+
+    for a, b in zip(run(), run(), strict=True):
+        assert torch.equal(a, b)

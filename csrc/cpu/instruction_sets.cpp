@@ -10,7 +10,10 @@ namespace {
 #define TASK2VEC_ENTRY(isa)                                                                                 \
   InstructionSet {                                                                                          \
     #isa, {isa::direct, isa::winograd, isa::shifted_gram}, {isa::direct, isa::winograd, isa::shifted_gram}, \
-        isa::ratio_sums, isa::exact_sums                                                                    \
+        isa::ratio_sums, isa::exact_sums,                                                                   \
+        {isa::local_noise, isa::local_noise_backward, isa::weight_noise, isa::weight_noise_backward}, {     \
+      isa::local_noise, isa::local_noise_backward, isa::weight_noise, isa::weight_noise_backward            \
+    }                                                                                                       \
   }
 
 // Those this processor has, best first.

@@ -27,6 +27,38 @@ struct Routes {
 // Told by every thread of what it takes (or, negative, gives back), in bytes.
 void count_scratch(int64_t change);
 
+// ---- noise: what one thread does (kernels.h) ----------------------------------------------------------------------
+
+// For one sample, locations first … last − 1.
+template <class T>
+struct LocalNoiseTask {
+  const T *output, *norm, *sigma;  // output or its gradient
+  NoiseShape shape;
+  NoiseKey key;
+  int64_t sample;
+  int first, last;
+  T *out, *sums, *grad_norm;
+};
+
+// For one filter.
+template <class T>
+struct WeightNoiseTask {
+  const T* weight;  // or its gradient
+  T sigma;
+  uint32_t filter;
+  int64_t size;
+  NoiseKey key;
+  T* out;  // or one sum
+};
+
+template <class T>
+struct NoiseLoops {
+  void (*local)(const LocalNoiseTask<T>&);
+  void (*local_backward)(const LocalNoiseTask<T>&);
+  void (*weights)(const WeightNoiseTask<T>&);
+  void (*weights_backward)(const WeightNoiseTask<T>&);
+};
+
 // ---- distances: sums over filters, for a few pairs of rows -----------------------------------------------------
 
 constexpr int kNumerators = 4, kOthers = 2;  // pairs whose sums are in registers: 16 of AVX-512's 32
@@ -53,6 +85,8 @@ struct InstructionSet {
   Routes<double> f64;
   RatioSums ratio_sums;
   ExactSums exact_sums;
+  NoiseLoops<float> noise_f32;
+  NoiseLoops<double> noise_f64;
 };
 
 const InstructionSet& instruction_set();
@@ -67,6 +101,14 @@ const InstructionSet& instruction_set();
   void shifted_gram(const CpuTask<double>&);                                                              \
   void ratio_sums(const float* const* x, const float* const* y, int filters, float* sums);                \
   PairSums exact_sums(const double* a, const double* b, int64_t filters, double scale_a, double scale_b); \
+  void local_noise(const LocalNoiseTask<float>&);                                                         \
+  void local_noise(const LocalNoiseTask<double>&);                                                        \
+  void local_noise_backward(const LocalNoiseTask<float>&);                                                \
+  void local_noise_backward(const LocalNoiseTask<double>&);                                               \
+  void weight_noise(const WeightNoiseTask<float>&);                                                       \
+  void weight_noise(const WeightNoiseTask<double>&);                                                      \
+  void weight_noise_backward(const WeightNoiseTask<float>&);                                              \
+  void weight_noise_backward(const WeightNoiseTask<double>&);                                             \
   }
 TASK2VEC_DECLARE(baseline)
 TASK2VEC_DECLARE(avx2)

@@ -1,0 +1,355 @@
+"""Noise on activations and weights: the generator, both operators against autograd of the reference, and moments."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES, Case
+from torch.nn import functional as F
+
+from task2vec_ext import _C, _cuda, noise, reference
+from task2vec_ext.noise import local_noise, weight_noise
+
+KEY = {"seed": 2**40 + 5, "layer": 3, "step": 2}
+WIDE = [  # more filters than a batch of blocks, than one part of a GPU's block; more locations than a tile
+    Case("many-filters", 3, 300, (4, 4), (3, 3), options={"padding": 1}),
+    Case("many-locations", 2, 5, (13, 14), (3, 3), options={"padding": 1}),
+    Case("depthwise-wide", 140, 140, (9, 9), (3, 3), options={"padding": 1, "groups": 140}),
+]
+NUMERIC = [case for case in CASES + WIDE if not isinstance(case.arguments()["padding"], str)]
+every_case = pytest.mark.parametrize("case", NUMERIC, ids=lambda case: case.name)
+every_layout = pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["channels-first", "channels-last"]
+)
+
+
+def tensors(case, dtype=torch.float64, layout=torch.contiguous_format):
+    """Return (output, input, log-variance), leaves that want gradients."""
+    x, output = case.tensors(dtype)
+    log_variance = torch.linspace(-3, 0, case.filters, dtype=dtype)
+    return [
+        t.to(memory_format=layout).requires_grad_() if t.dim() == 4 else t.requires_grad_()
+        for t in (output, x, log_variance)
+    ]
+
+
+def with_gradients(function, leaves):
+    """Return the result and the gradients of a fixed projection of it."""
+    out = function(*leaves)
+    direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(out)
+    return out, *torch.autograd.grad((out * direction).sum(), leaves)
+
+
+def assert_all_near(actual, expected, tolerance):
+    for a, b in zip(actual, expected, strict=True):
+        assert a.shape == b.shape
+        assert (a.double() - b).detach().abs().max() <= tolerance * max(float(b.abs().max()), 1e-6)
+
+
+# ---- the generator --------------------------------------------------------------------------------------------------
+
+# Known answers of philox4x32-10 from the authors' Random123.
+KNOWN = [
+    (0, (0, 0, 0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    (2**64 - 1, (2**32 - 1,) * 4, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        0x299F31D0A4093822,
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("key", "counter", "words"), KNOWN)
+def test_philox_gives_the_published_words(key, counter, words):
+    assert tuple(_C.philox(key, counter)) == words
+    assert tuple(reference.philox(key, counter).tolist()) == words
+
+
+def drawn(shape, dtype=torch.float32, **key):
+    """The ε of `local_noise`: unit variance, unit norm, nothing to add it to."""
+    zeros = torch.zeros(shape, dtype=dtype)
+    norm, sigma = torch.ones(shape[0], 1, *shape[2:], dtype=dtype), torch.ones(shape[1], dtype=dtype)
+    return noise.add_noise(zeros, norm, sigma, *(KEY | key).values())
+
+
+@pytest.mark.parametrize("isa", _C.instruction_sets())
+def test_normals_are_those_of_the_reference_to_float32_rounding(isa):
+    _C.use_instruction_set(isa)
+    try:
+        shape = (2, 30, 37, 41)
+        expected = reference.local_normals(shape, *KEY.values())
+        # A word that differed in its lowest bit would move a number by up to 1e-5 (near u = 1) and, all told, the mean.
+        error = (drawn(shape).double() - expected).abs()
+        assert error.max() <= 2e-6  # measured 6e-7: 7 standard deviations, in units of the last place
+        assert (drawn(shape, torch.float64) - expected).abs().max() <= 1e-13
+    finally:
+        _C.use_instruction_set(_C.instruction_sets()[0])
+
+
+def test_moments():
+    count = 10**6
+    e = drawn((1, 1000, 25, 40), torch.float64).flatten()
+    # Standard errors: mean 1/√n, variance √(2/n), third moment √(15/n), fourth √(96/n); 4.5 of them.
+    for power, moment, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs(float((e**power).mean()) - moment) <= 4.5 * math.sqrt(spread / count)
+    distance = np.abs(np.sort(torch.special.ndtr(e).numpy()) - (np.arange(count) + 0.5) / count).max()
+    assert distance <= 1.95 / math.sqrt(count)  # Kolmogorov–Smirnov, 1 in 1,000
+
+
+def test_positions_filters_samples_layers_steps_and_seeds_are_independent():
+    shape = (2, 64, 50, 50)
+    e = drawn(shape, torch.float64)
+    other = {
+        "location": (e[..., 1:], e[..., :-1]),
+        "filter": (e[:, 1:], e[:, :-1]),
+        "sample": (e[1:], e[:-1]),
+        "layer": (e, drawn(shape, torch.float64, layer=4)),
+        "step": (e, drawn(shape, torch.float64, step=3)),
+        "seed": (e, drawn(shape, torch.float64, seed=KEY["seed"] + 1)),
+        "high half of the seed": (e, drawn(shape, torch.float64, seed=KEY["seed"] + 2**32)),
+    }
+    for name, (a, b) in other.items():
+        assert abs(float((a * b).mean())) <= 4.5 / math.sqrt(a.numel()), name
+        assert abs(float(((a**2 - 1) * (b**2 - 1)).mean())) <= 4.5 * 2 / math.sqrt(a.numel()), name
+
+
+def test_the_largest_number_there_is():
+    """No word gives infinity: u is at least 2⁻³³."""
+    assert float(drawn((4, 256, 64, 64)).abs().max()) <= math.sqrt(2 * 33 * math.log(2)) + 1e-5
+
+
+# ---- local noise ----------------------------------------------------------------------------------------------------
+
+
+@every_case
+@every_layout
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["f64", "f32"])
+def test_local_noise_and_its_gradients_equal_the_second_convolution(case, layout, dtype, tolerance):
+    arguments = case.arguments()
+    leaves = tensors(case, dtype, layout)
+    actual = with_gradients(lambda o, x, lv: local_noise(o, x, lv, **arguments, **KEY), leaves)
+    assert actual[0].is_contiguous(memory_format=layout)
+    e = reference.local_normals(actual[0].shape, *KEY.values())
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    expected = with_gradients(lambda o, x, lv: _without_nan(o, x, lv, arguments, e), wide)
+    assert_all_near(actual, expected, tolerance)
+
+
+def _without_nan(output, input, log_variance, arguments, e):
+    """The reference; where a patch is padding alone, its variance 0 has no gradient."""
+    noisy = reference.local_noise(output, input, log_variance, **arguments, noise=e)
+    assert torch.isfinite(noisy).all()
+    ones = torch.ones_like(input[:1, : arguments["weight_shape"][1]])
+    options = {key: arguments[key] for key in ("stride", "padding", "dilation")}
+    empty = F.conv2d(ones, torch.ones(1, *arguments["weight_shape"][1:], dtype=ones.dtype), None, **options) == 0
+    if not empty.any():
+        return noisy
+    variance = log_variance.exp()[:, None, None, None].expand(*arguments["weight_shape"])
+    wide = F.conv2d(input**2 + 0.01, variance, None, groups=arguments["groups"], **options)
+    return output + wide.masked_fill(empty, 1).sqrt().masked_fill(empty, 0) * e
+
+
+@pytest.mark.parametrize(
+    "wants", [(True, False, True), (False, False, True), (True, False, False), (False, True, False)]
+)
+def test_only_the_gradients_that_are_asked_for(wants):
+    case = CASES[0]
+    leaves = [t.detach().requires_grad_(want) for t, want in zip(tensors(case), wants, strict=True)]
+    out = local_noise(*leaves, **case.arguments(), **KEY)
+    everything = tensors(case)
+    asked = [leaf for leaf in leaves if leaf.requires_grad]
+    expected = torch.autograd.grad(local_noise(*everything, **case.arguments(), **KEY).square().sum(), everything)
+    for a, b in zip(
+        torch.autograd.grad(out.square().sum(), asked),
+        [g for g, want in zip(expected, wants, strict=True) if want],
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@every_layout
+def test_the_same_bits_for_any_number_of_threads(layout):
+    case = Case("threads", 8, 70, (20, 21), (3, 3), samples=3, options={"padding": 1})
+
+    def run():
+        return with_gradients(
+            lambda *leaves: local_noise(*leaves, **case.arguments(), **KEY), tensors(case, torch.float32, layout)
+        )
+
+    first = run()
+    torch.set_num_threads(3)
+    try:
+        for a, b in zip(first, run(), strict=True):
+            assert torch.equal(a, b)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_neither_layout_nor_later_samples_change_a_number():
+    case = Case("batch", 3, 10, (6, 5), (3, 3), samples=4, options={"padding": 1})
+    output, x, log_variance = (t.detach() for t in tensors(case, torch.float32))
+    options = case.arguments() | KEY
+    whole = local_noise(output, x, log_variance, **options)
+    assert torch.equal(local_noise(output[:2], x[:2], log_variance, **options), whole[:2])
+    last = {"memory_format": torch.channels_last}
+    assert torch.equal(local_noise(output.contiguous(**last), x, log_variance, **options), whole)
+    sliced = torch.stack([output, output], -1)[..., 0]  # neither layout
+    assert torch.equal(local_noise(sliced, x, log_variance, **options), whole)
+
+
+def test_nothing_of_the_outputs_size_is_kept():
+    case = Case("memory", 3, 64, (16, 16), (3, 3), options={"padding": 1})
+    output, x, log_variance = tensors(case, torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        local_noise(output, x, log_variance, **case.arguments(), **KEY)
+    assert max(t.numel() for t in kept) < output.numel() / 8
+
+
+def test_autocast_of_the_callers_narrows_nothing():
+    case = CASES[0]
+    leaves = [t.detach() for t in tensors(case, torch.float32)]
+    expected = local_noise(*leaves, **case.arguments(), **KEY)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(local_noise(*leaves, **case.arguments(), **KEY), expected)
+
+
+@every_layout
+def test_opcheck(layout):
+    case = CASES[8]  # in groups
+    output, _, log_variance = tensors(case, torch.float32, layout)
+    one = torch.rand(2, 1, *output.shape[2:], requires_grad=True)
+    each = torch.rand(output.shape).to(memory_format=layout).requires_grad_()
+    for norm in (one, each):
+        torch.library.opcheck(torch.ops.task2vec_ext.add_noise.default, (output, norm, log_variance, *KEY.values()))
+        torch.library.opcheck(
+            torch.ops.task2vec_ext.add_noise_backward.default,
+            (output.detach(), norm.detach(), log_variance.detach(), *KEY.values(), True),
+        )
+
+
+def test_compile_without_a_graph_break():
+    case = CASES[0]
+    leaves, options = tensors(case, torch.float32), case.arguments() | KEY
+    compiled = torch.compile(lambda *t: local_noise(*t, **options), fullgraph=True, backend="aot_eager")
+    expected = with_gradients(lambda *t: local_noise(*t, **options), leaves)
+    assert_all_near(with_gradients(compiled, leaves), [t.double() for t in expected], 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"seed": -1}, ValueError, "expected seed from 0"),
+        ({"layer": 2**32 - 1}, ValueError, "expected layer from 0"),
+        ({"step": 2**32}, ValueError, "expected step from 0"),
+        ({"log_variance": torch.zeros(3)}, ValueError, r"expected log_variance of shape \[6\]"),
+        ({"output": torch.zeros(2, 6, 7, 8)}, ValueError, "local_noise: expected output of shape"),
+        ({"input": torch.zeros(2, 5, 7, 7, dtype=torch.float64)}, TypeError, "local_noise: expected input and output"),
+        (
+            {"input": torch.zeros(2, 5, 7, 7).half(), "output": torch.zeros(2, 6, 7, 7).half()},
+            TypeError,
+            "float32 or float64 tensors on cpu, got torch.float16",
+        ),
+    ],
+)
+def test_bad_input(change, error, words):
+    good = {"output": torch.zeros(2, 6, 7, 7), "input": torch.zeros(2, 5, 7, 7), "log_variance": torch.zeros(6)}
+    with pytest.raises(error, match=words):
+        local_noise(**(good | CASES[0].arguments() | KEY | change))
+
+
+# ---- noise on weights -----------------------------------------------------------------------------------------------
+
+SIZES = [147, 27, 2, 1, 400, 1025]  # the last: more than a batch of blocks
+STARTS = torch.tensor([0, *np.cumsum(SIZES)])
+WEIGHT_KEY = {"seed": 7, "step": 3}
+
+
+def flat(dtype):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(sum(SIZES), generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    return [weight, torch.linspace(-4, 0, len(SIZES), dtype=dtype).requires_grad_()]
+
+
+def plain_weight_noise(weight, log_variance):
+    sigma = (0.5 * log_variance).exp().repeat_interleave(torch.tensor(SIZES))
+    return weight + sigma * reference.weight_normals(SIZES, *WEIGHT_KEY.values())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6)], ids=["f64", "f32"])
+def test_weight_noise_and_its_gradients_equal_the_reference(dtype, tolerance):
+    leaves = flat(dtype)
+    actual = with_gradients(lambda w, lv: weight_noise(w, lv, STARTS, **WEIGHT_KEY), leaves)
+    expected = with_gradients(plain_weight_noise, [leaf.detach().double().requires_grad_() for leaf in leaves])
+    assert_all_near(actual, expected, tolerance)
+
+
+def test_weight_noise_is_the_same_for_any_number_of_threads():
+    leaves = [leaf.detach() for leaf in flat(torch.float32)]
+    one = weight_noise(*leaves, STARTS, **WEIGHT_KEY)
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(weight_noise(*leaves, STARTS, **WEIGHT_KEY), one)
+    finally:
+        torch.set_num_threads(1)
+    assert not torch.equal(weight_noise(*leaves, STARTS, seed=7, step=4), one)
+
+
+def test_weight_noise_opcheck():
+    weight, log_variance = flat(torch.float32)
+    torch.library.opcheck(torch.ops.task2vec_ext.weight_noise.default, (weight, log_variance, STARTS, 7, 3))
+    torch.library.opcheck(torch.ops.task2vec_ext.weight_noise_backward.default, (weight.detach(), STARTS, 7, 3))
+
+
+def test_weight_noise_bad_input():
+    weight, log_variance = flat(torch.float32)
+    with pytest.raises(ValueError, match=r"expected weight \[W\], log_variance \[K\] and starts \[K \+ 1\]"):
+        weight_noise(weight, log_variance, STARTS[1:], **WEIGHT_KEY)
+    with pytest.raises(TypeError, match="float32 or float64 tensors on cpu"):
+        weight_noise(weight.half(), log_variance, STARTS, **WEIGHT_KEY)
+
+
+# ---- the CUDA kernels, emulated -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def emulated():
+    from task2vec_ext import _simt
+
+    return _cuda.Runtime(_simt, 0, 0, 1, True)
+
+
+@pytest.mark.simt
+@every_case
+@every_layout
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["f32", "f16", "bf16"])
+def test_emulated_kernels_equal_the_cpu(case, layout, dtype, emulated):
+    """Whatever they read is read alike, so only roundings differ: of the result, and of sums."""
+    output, grad = (t.to(dtype).to(memory_format=layout) for t in case.tensors()[1:] * 2)
+    sigma = torch.linspace(0.1, 1, case.filters)
+    of_filter = case.options.get("groups", 1) > 1
+    shape = output.shape if of_filter else (output.shape[0], 1, *output.shape[2:])
+    norm = torch.rand(shape, generator=torch.Generator().manual_seed(2))
+    key = KEY.values()
+    actual = noise.add_noise(output, norm, sigma, *key, runtime=emulated)
+    expected = noise.add_noise(output.float(), norm, sigma, *key)
+    rounding = {torch.float32: 1e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
+    assert actual.dtype == dtype
+    assert ((actual.float() - expected).abs() <= rounding * expected.abs() + 1e-6).all()
+    for norm_too in (True, False):
+        actual = noise.add_noise_backward(grad, norm, sigma, *key, norm_too, runtime=emulated)
+        expected = noise.add_noise_backward(grad.float(), norm, sigma, *key, norm_too)
+        for a, b in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()) if b.numel() else 0)
+
+
+@pytest.mark.simt
+def test_emulated_weight_noise_equals_the_cpu(emulated):
+    weight, log_variance = (leaf.detach() for leaf in flat(torch.float32))
+    sigma, key = log_variance.exp(), WEIGHT_KEY.values()
+    actual = noise.add_weight_noise(weight, sigma, STARTS, *key, runtime=emulated)
+    torch.testing.assert_close(actual, noise.add_weight_noise(weight, sigma, STARTS, *key), rtol=1e-6, atol=1e-6)
+    actual = noise.weight_noise_backward(weight, STARTS, *key, runtime=emulated)
+    torch.testing.assert_close(actual, noise.weight_noise_backward(weight, STARTS, *key), rtol=1e-5, atol=1e-4)
