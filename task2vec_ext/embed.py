@@ -6,7 +6,7 @@ import importlib.metadata
 import operator
 import warnings
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from .folding import fold
 from .head import HeadMethod, fit_head
 from .head import head_l2 as resolve_l2
 from .probe import Probe, load_probe
+from .variational import DEFAULT_KAPPA, Noise, Variational, VariationalRecipe, check_layers, variational_epochs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from .data.loader import OnError
     from .embedding import Layer
 
-PRIOR_SCALE = 2e-7
-"""c = 2β with the authors' β = 1e-7: at the optimum of their robust objective a filter's precision is F + c/λ_l²."""
+PRIOR_SCALE = 2 * DEFAULT_KAPPA
+"""c of the prior c/λ_l²: at the optimum of the robust objective a filter's precision is F/c + λ_l² (variational.py)."""
 
 
 @torch.inference_mode(mode=False)  # inference tensors have no versions, which the capture checks
@@ -41,7 +42,7 @@ def fisher_embed(
     *,
     weights: Any = None,
     head: str | None = None,
-    estimator: Estimator = "signed",
+    estimator: Estimator | Literal["variational"] = "signed",
     num_samples: int | None = None,
     seed: int = 0,
     layers: Sequence[str] | None = None,
@@ -57,6 +58,11 @@ def fisher_embed(
     on_error: OnError = "raise",
     name: str | None = None,
     progress: bool | None = None,
+    recipe: VariationalRecipe | None = None,
+    beta: float | None = None,
+    noise: Noise | None = None,
+    epochs: int | None = None,
+    epoch_samples: int | None = None,
 ) -> Embedding:
     """Return the Task2Vec embedding of a labelled image data set: one number per filter of a fixed probe.
 
@@ -74,7 +80,8 @@ def fisher_embed(
         head: name of the probe's last Linear layer; default ``fc``, ``head`` or ``classifier``.
         estimator: how the expectation over y is taken: ``"signed"`` (one backward pass, small variance), ``"exact"`` (C
             passes, none), ``"sampled"`` (the paper's; heavy-tailed), ``"empirical"`` (the data's label: not the
-            Fisher).
+            Fisher). Or ``"variational"``: the paper's robust Fisher, from the noise that the weights bear, by SGD (see
+            `task2vec_ext.variational`).
         num_samples: at most so many pictures, drawn at random in proportion to the classes; default: all.
         seed: of every random choice: the draw, the estimator's noise, Adam. Same seed, same embedding.
         layers: restrict to modules by name or prefix, e.g. ``["layer3", "layer4"]``.
@@ -91,6 +98,13 @@ def fisher_embed(
         on_error: a picture that cannot be read raises, or is left out and counted (``"skip"``).
         name: what to call the task; default: the folder's or data set's own name.
         progress: show a progress bar; default: where standard error is a terminal.
+        recipe: of ``"variational"``: ``"paper"`` (default) or ``"authors"``.
+        beta: of ``"variational"``: weight of the KL term; default: the authors' 1e-7, or what equals it in the paper's
+            objective, 2e-7·N.
+        noise: of ``"variational"``: on ``"activations"`` (default) or ``"weights"``.
+        epochs: of ``"variational"``: passes; default 2.
+        epoch_samples: of ``"variational"``: pictures a pass, drawn with replacement, every class equally often; default
+            10,000.
 
     Returns:
         The `Embedding`: fisher ``[K]`` and prior ``[K]`` float64 in nats² per weight², and the record of how it was
@@ -100,7 +114,7 @@ def fisher_embed(
         ValueError: If the task is empty, has one class, gaps in its labels or unreadable pictures, the probe is in
             train mode, a checkpoint does not fit, or an option is unknown.
         TypeError: If task, labels or options are of the wrong type.
-        RuntimeError: If weights must be downloaded and cannot be.
+        RuntimeError: If weights must be downloaded and cannot be, or the variational loss is not finite.
 
     Note:
         Labels that the data set does not list (``.targets``) are known, and checked, after the first pass. Memory
@@ -110,8 +124,10 @@ def fisher_embed(
     Source:
         Achille et al., Task2Vec, ICCV 2019 (arXiv 1902.03545), §2 and §3.
     """
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"fisher_embed: expected estimator to be one of {', '.join(ESTIMATORS)}; got {estimator!r}.")
+    if estimator not in (*ESTIMATORS, "variational"):
+        names = ", ".join((*ESTIMATORS, "variational"))
+        raise ValueError(f"fisher_embed: expected estimator to be one of {names}; got {estimator!r}.")
+    options = _variational(estimator, recipe=recipe, beta=beta, noise=noise, epochs=epochs, epoch_samples=epoch_samples)
     l2 = resolve_l2(head_method, head_l2)
     seed = _whole("seed", seed, 0, 2**63 - 1)
     batch_size, num_workers = _whole("batch_size", batch_size, 1), _whole("num_workers", num_workers, 0)
@@ -125,6 +141,8 @@ def fisher_embed(
     indices = torch.arange(len(source)) if known is None else draw(known, num_samples, seed)
     net = load_probe(probe, weights=weights, head=head, preprocess=preprocess, image_size=image_size)
     parts = net.layers(layers, include_batchnorm=include_batchnorm)
+    if options is not None:
+        check_layers(parts)
 
     place = _place(net.module, device, owned=isinstance(probe, str))
     pictures = _Pictures(source, net, place, batch_size, num_workers, progress)
@@ -142,11 +160,24 @@ def fisher_embed(
             class_balanced=class_balanced,
             seed=seed,
         )
-        with pictures.batches(indices, "Fisher") as loaded:
-            result = sum_fisher(faster, parts, fitted, _same_as_before(loaded, first), estimator, seed)
+        if estimator == "variational":
+            assert options is not None
+            epochs_of_batches = _epochs(pictures, indices, labels, options, seed)
+            *_, robust = variational_epochs(faster, parts, fitted, epochs_of_batches, len(indices), options, seed)
+            fisher, prior, samples = robust.fisher, robust.prior, len(indices)
+            record: dict[str, Any] = {
+                "prior_scale": 2 * robust.kappa,
+                "variational": asdict(options),
+                "variational_nll": list(robust.nll),
+            }
+        else:
+            with pictures.batches(indices, "Fisher") as loaded:
+                result = sum_fisher(faster, parts, fitted, _same_as_before(loaded, first), estimator, seed)
+            fisher, prior, samples = result.mean, net.prior(parts, PRIOR_SCALE), result.samples
+            record = {"prior_scale": PRIOR_SCALE}
     return Embedding(
-        fisher=result.mean,
-        prior=net.prior(parts, PRIOR_SCALE),
+        fisher=fisher,
+        prior=prior,
         layers=tuple(parts),
         probe=ProbeInfo(net.name, net.weights, net.fingerprint),
         head=HeadInfo(head_method, num_classes, fitted.accuracy, fitted.nll, l2, class_balanced),
@@ -157,11 +188,11 @@ def fisher_embed(
             "preprocess": None if net.preprocess is None else net.preprocess.to_dict(),
             "layers": None if layers is None else list(layers),
             "include_batchnorm": include_batchnorm,
-            "prior_scale": PRIOR_SCALE,
+            **record,
             "task_digest": source.digest(),
             "version": importlib.metadata.version("task2vec_ext"),
         },
-        num_samples=result.samples,
+        num_samples=samples,
         num_skipped=len(skipped),
         name=source.name,
         classes=source.classes if source.classes is not None and len(source.classes) == num_classes else None,
@@ -207,6 +238,28 @@ class _Pictures:
                     advance(len(batch.index))
 
             yield on_device()
+
+
+def _variational(estimator: str, **given: Any) -> Variational | None:
+    """Return the options of ``"variational"``, checked; None for the others, which have none."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if estimator == "variational":
+        return Variational(**chosen)
+    if chosen:
+        raise ValueError(
+            f"fisher_embed: expected {', '.join(chosen)} with estimator='variational' alone, got estimator "
+            f"{estimator!r}; leave them out or change it."
+        )
+    return None
+
+
+def _epochs(
+    pictures: _Pictures, indices: Tensor, labels: Tensor, options: Variational, seed: int
+) -> Iterator[Iterator[Batch]]:
+    """Yield the batches of each epoch; workers and progress bar end with it."""
+    for number, chosen in enumerate(options.epochs_of(labels, seed), 1):
+        with pictures.batches(indices[chosen], f"epoch {number} of {options.epochs}") as loaded:
+            yield loaded
 
 
 def _features(

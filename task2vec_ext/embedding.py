@@ -255,7 +255,7 @@ def _differences(a: Embedding, b: Embedding) -> list[str]:
         found.append(f"layers: {_describe_layers(a, b)}")
     for setting in ("method", "l2", "class_balanced"):
         found += _setting_differences(f"head {setting}", getattr(a.head, setting), getattr(b.head, setting))
-    for setting in ("preprocess", "include_batchnorm"):
+    for setting in ("preprocess", "include_batchnorm", "variational"):
         found += _setting_differences(setting, a.recipe.get(setting), b.recipe.get(setting))
     if _quantity(a) != _quantity(b):
         found.append(f"estimator: {a.recipe.get('estimator')} against {b.recipe.get('estimator')}")

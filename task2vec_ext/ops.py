@@ -174,7 +174,7 @@ def filter_grad_sq(
         input, grad_output, weight_shape = _as_pointwise_conv(input, grad_output, weight_shape)
     strides, dilations = _two("stride", stride), _two("dilation", dilation)
     if isinstance(padding, str):
-        input, paddings = _string_padding(input, padding, weight_shape, strides, dilations)
+        input, paddings = string_padding(input, padding, weight_shape, strides, dilations)
     else:
         paddings = _two("padding", padding)
     return torch.ops.task2vec_ext.filter_grad_sq(
@@ -213,16 +213,19 @@ def _as_pointwise_conv(
             f"layer of weight_shape {list(weight_shape)}; got {list(input.shape)} and {list(grad_output.shape)}."
         )
 
-    def as_image(tensor: Tensor) -> Tensor:
-        positions = tensor.flatten(1, -2) if tensor.dim() > 2 else tensor.unsqueeze(1)  # [N, T, D]
-        return positions.transpose(1, 2).unsqueeze(-1)  # [N, D, T, 1]
-
     return as_image(input), as_image(grad_output), (features_out, features_in, 1, 1)
 
 
-def _string_padding(
+def as_image(tensor: Tensor) -> Tensor:
+    """Return a Linear layer's ``[N, …, D]`` as the image ``[N, D, T, 1]`` of a pointwise convolution."""
+    positions = tensor.flatten(1, -2) if tensor.dim() > 2 else tensor.unsqueeze(1)  # [N, T, D]
+    return positions.transpose(1, 2).unsqueeze(-1)
+
+
+def string_padding(
     input: Tensor, padding: str, weight_shape: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> tuple[Tensor, list[int]]:
+    """Return ``"same"`` or ``"valid"`` as two integers, and the input with what they cannot say padded on."""
     if padding == "valid":
         return input, [0, 0]
     if len(weight_shape) != 4:

@@ -40,7 +40,7 @@ class Case:
         x, delta = self.tensors()
         arguments = self.arguments()
         if isinstance(arguments["padding"], str):
-            x, arguments["padding"] = ops._string_padding(
+            x, arguments["padding"] = ops.string_padding(
                 x, *(arguments[key] for key in ("padding", "weight_shape", "stride", "dilation"))
             )
         return conv_geometry(x, delta, **arguments)

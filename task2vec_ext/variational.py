@@ -1,0 +1,334 @@
+"""The robust (variational) Fisher: how much noise the weights bear before the task is forgotten.
+
+**Objective.** Weights w ∼ N(ŵ, σ²), one variance σ_o² a filter, minimised over the variances and the head:
+
+    J = E_w[mean cross-entropy] + κ·Σ_o P_o·(λ²σ_o² − 1 − log(λ²σ_o²)),        λ² the prior's precision, one a layer
+
+- recipe ``"paper"``: J·N is the paper's L(ŵ;Λ) = E[H] + β·KL(N(0,Λ)‖N(0,λ²I)) with H summed over N pictures and KL =
+  ½Σ(λ²/Λ − 1 − log(λ²/Λ)), so **κ = β/2N**; λ² is fixed, 1/mean(w²) of the layer.
+- recipe ``"authors"``: their code's mean cross-entropy + β·2KL, so **κ = β**; λ² is learned, and an output's variance
+  is σ²·Σ(x² + 0.01).
+
+**What the optimum says.** To second order E_w[mean H] = H(ŵ) + ½Σ_o P_o·F_o·σ_o², so ∂J/∂σ_o² = 0 reads ½F = κ(1/σ² −
+λ²):
+
+    F = 2κ·(precision − λ²),        precision = 1/σ²
+
+that is F = (β/N)(Λ − λ²) for the paper (which prints β/2N: it leaves out the ½ of the Taylor term) and F =
+2β(precision − λ²) for the authors. 2κ is the c of the closed form ``precision = F/c + λ²``.
+
+**Which noise.** ``noise="weights"`` draws w once a batch: the expectation above; a filter's gradient is summed over
+positions, then squared, (Σ_q …)². ``noise="activations"``, the paper's local reparameterisation, adds to every output
+the noise it would have if every position had weights of its own: the same variance at each position, no correlation
+between them. It estimates Σ_q(…)², the Fisher of a filter that is not shared between positions: smaller where the
+gradients of different positions agree. Its gradients vary far less from batch to batch.
+
+Source:
+    Achille et al. 2019 (arXiv 1902.03545), §3; Kingma, Salimans, Welling 2015 (arXiv 1506.02557).
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .folding import FoldedProbe
+from .noise import local_noise, weight_noise
+from .ops import as_image, string_padding
+from .probe import check_eval, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from .data import Batch
+    from .embedding import Layer
+    from .head import Head
+    from .probe import Probe
+
+VariationalRecipe = Literal["paper", "authors"]
+Noise = Literal["activations", "weights"]
+
+DEFAULT_KAPPA = 1e-7
+"""κ where no β is given: the authors' β."""
+_EPSILON = {"paper": 0.0, "authors": 0.01}
+"""What the square of every input is raised by in the variance of ``noise="activations"``."""
+_START = 0.05
+"""Variance of the noise at the start, in units of the variance of a filter's own weights (the authors')."""
+
+
+@dataclass(frozen=True)
+class Variational:
+    """How the robust Fisher is fitted.
+
+    Args:
+        recipe: ``"paper"`` or ``"authors"`` (module docstring).
+        beta: weight of the KL term; default: what gives κ = 1e-7, the authors' 1e-7 and the paper's 2e-7·N.
+        noise: ``"activations"`` or ``"weights"``.
+        epochs: passes of `epoch_samples` pictures each.
+        epoch_samples: pictures an epoch, drawn with replacement, every class equally often.
+        learning_rate: Adam's, of the log-variances.
+        head_learning_rate: Adam's, of the head.
+
+    Raises:
+        ValueError: If a value is unknown or out of range.
+    """
+
+    recipe: VariationalRecipe = "paper"
+    beta: float | None = None
+    noise: Noise = "activations"
+    epochs: int = 2
+    epoch_samples: int = 10_000
+    learning_rate: float = 1e-2
+    head_learning_rate: float = 1e-4
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name, known in (("recipe", get_args(VariationalRecipe)), ("noise", get_args(Noise))):
+            if getattr(self, name) not in known:
+                wanted = " or ".join(map(repr, known))
+                raise ValueError(f"Variational: expected {name} {wanted}, got {getattr(self, name)!r}.")
+        for name in ("beta", "learning_rate", "head_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not (0 < value < math.inf):
+                raise ValueError(f"Variational: expected {name} > 0, got {value!r}.")
+        for name in ("epochs", "epoch_samples"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"Variational: expected {name} as a whole number >= 1, got {value!r}.")
+
+    def epochs_of(self, labels: Tensor, seed: int) -> Iterator[Tensor]:
+        """Yield which pictures to take, ``[epoch_samples]`` int64 an epoch: with replacement, classes equally often.
+
+        Args:
+            labels: ``[N]`` int64 in 0…C−1, each of them at least once.
+            seed: of the draws.
+        """
+        counts = torch.bincount(labels)
+        by_class, start = labels.argsort(stable=True), counts.cumsum(0) - counts
+        for epoch in range(self.epochs):
+            random = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+            chosen = torch.from_numpy(random.integers(len(counts), size=self.epoch_samples))
+            place = torch.from_numpy(random.random(self.epoch_samples)) * counts[chosen]
+            yield by_class[start[chosen] + place.long()]
+
+    def kappa(self, pictures: int) -> float:
+        """κ, the weight of the KL term for a task of so many pictures, nats."""
+        if self.beta is None:
+            return DEFAULT_KAPPA
+        return self.beta if self.recipe == "authors" else self.beta / (2 * pictures)
+
+
+@dataclass(frozen=True)
+class RobustFisher:
+    """What `variational_epochs` has found.
+
+    Args:
+        fisher: F of every filter, ``[K]`` float64, nats² per weight²; 0 where the noise grew beyond the prior's.
+        log_variance: log σ² of every filter, ``[K]`` float64.
+        prior_precision: λ² of every filter, ``[K]`` float64.
+        kappa: κ, nats.
+        nll: mean cross-entropy under noise of each epoch, nats.
+    """
+
+    fisher: Tensor
+    log_variance: Tensor
+    prior_precision: Tensor
+    kappa: float
+    nll: tuple[float, ...]
+
+    @property
+    def prior(self) -> Tensor:
+        """The trivial embedding 2κλ², ``[K]``, in the unit of `fisher`."""
+        return 2 * self.kappa * self.prior_precision
+
+
+def check_layers(layers: Sequence[Layer]) -> None:
+    """Raise ValueError unless every filter is a convolution's or Linear layer's, with weights that have a variance."""
+    for layer in layers:
+        if layer.kind == "batchnorm":
+            raise ValueError(
+                "fisher_embed: expected convolutions and Linear layers for the variational estimator, got "
+                f"{layer.name!r} (BatchNorm); leave include_batchnorm off."
+            )
+        if layer.fan_in < 2:
+            raise ValueError(
+                f"fisher_embed: expected filters of at least 2 weights for the variational estimator, those of "
+                f"{layer.name!r} have 1 and no variance; pass layers=[…] with the others."
+            )
+
+
+def variational_epochs(
+    probe: Probe,
+    layers: Sequence[Layer],
+    head: Head,
+    epochs: Iterable[Iterable[Batch]],
+    pictures: int,
+    options: Variational,
+    seed: int = 0,
+) -> Iterator[RobustFisher]:
+    """Minimise the robust objective over the noise's variances and the head (module docstring), epoch by epoch.
+
+    Args:
+        probe: in eval mode; untouched. `folding.fold` gives a faster one.
+        layers: convolutions and Linear layers, as ``probe.layers()`` returns them.
+        head: where the head starts; untouched.
+        epochs: batches on the probe's device, epoch after epoch, drawn as wanted.
+        pictures: N, of the task.
+        options: recipe and rates.
+        seed: of the noise.
+
+    Yields:
+        Fisher, variances and prior after each epoch.
+
+    Raises:
+        ValueError: If a layer has filters of one weight, or is a BatchNorm.
+        RuntimeError: If the loss is not finite: names step and layer.
+    """
+    check_eval(probe.module)
+    check_layers(layers)
+    noisy = _NoisyProbe(probe, layers, options, seed)
+    kappa = options.kappa(pictures)
+    fan_in = noisy.of_filters([float(layer.fan_in) for layer in layers])
+    log_prior = noisy.mean_square.log()  # log 1/λ², of every layer
+    weight = head.weight.float().clone().requires_grad_()
+    bias = head.bias.float().clone().requires_grad_()
+    groups: list[dict[str, Any]] = [
+        {"params": [noisy.log_variance], "lr": options.learning_rate},
+        {"params": [weight, bias], "lr": options.head_learning_rate},
+    ]
+    if options.recipe == "authors":
+        groups.append({"params": [log_prior.requires_grad_()], "lr": options.learning_rate})
+    adam = torch.optim.Adam(groups)
+    nll: list[float] = []
+    step = 0
+    for batches in epochs:
+        total, seen = 0.0, 0
+        with torch.enable_grad(), frozen(probe.module):
+            for batch in batches:
+                adam.zero_grad()
+                features = noisy.features(batch.images, step)
+                loss = F.cross_entropy(F.linear(features.float(), weight, bias), batch.labels)
+                if not torch.isfinite(loss):
+                    raise RuntimeError(
+                        f"fisher_embed: the loss is not finite at step {step}: {noisy.blame(batch.images, step)} not "
+                        "finite; use a smaller beta or learning rate, float32 weights and finite pictures."
+                    )
+                gap = noisy.log_variance - noisy.of_filters(log_prior)
+                (loss + kappa * (fan_in * (gap.exp() - 1 - gap)).sum()).backward()
+                adam.step()
+                total, seen, step = total + float(loss.detach()) * len(batch.index), seen + len(batch.index), step + 1
+        nll.append(total / max(seen, 1))
+        log_variance = noisy.log_variance.detach().double().cpu()
+        precision = noisy.of_filters(log_prior.detach()).double().cpu().neg().exp()
+        fisher = 2 * kappa * (log_variance.neg().exp() - precision)
+        yield RobustFisher(fisher.clamp(min=0), log_variance, precision, kappa, tuple(nll))
+
+
+class _NoisyProbe:
+    """A probe whose layers are noisy. The variances are those of the original weights, also if it is a folded one."""
+
+    def __init__(self, probe: Probe, layers: Sequence[Layer], options: Variational, seed: int) -> None:
+        self.probe, self.layers, self.noise, self.seed = probe, layers, options.noise, seed
+        self.epsilon = _EPSILON[options.recipe]
+        self.modules: list[Any] = [probe.module.get_submodule(layer.name) for layer in layers]
+        weights = [module.weight.detach().flatten(1) for module in self.modules]
+        self.sizes = torch.tensor([len(weight) for weight in weights], device=weights[0].device)
+        scale = probe.scale if isinstance(probe, FoldedProbe) else {}
+        factors = [
+            scale.get(layer.name, weight.new_ones(len(weight))).double()
+            for layer, weight in zip(layers, weights, strict=True)
+        ]
+        self.log_scale = torch.cat(factors).square().log().float()
+        # A filter whose BatchNorm's factor is 0 has lost its weights and feels no noise.
+        original = [w.double() / f.where(f != 0, 1.0)[:, None] for w, f in zip(weights, factors, strict=True)]
+        tiny = torch.finfo(torch.float32).tiny
+        self.mean_square = torch.stack([w.square().mean() for w in original]).clamp(min=tiny).float()  # of every layer
+        start = _START * torch.cat([w.var(1) for w in original])
+        self.log_variance = start.clamp(min=1e-6 * self.of_filters(self.mean_square)).log().float().requires_grad_()
+        if self.noise == "weights":
+            self.weight = torch.cat([weight.flatten() for weight in weights]).float()
+            fan_in = self.of_filters([weight.shape[1] for weight in weights])
+            self.starts = F.pad(fan_in.cumsum(0), (1, 0))
+
+    def of_filters(self, of_layers: Tensor | list[float] | list[int]) -> Tensor:
+        """Repeat one number a layer for each of its filters, ``[K]``."""
+        return torch.as_tensor(of_layers, device=self.sizes.device).repeat_interleave(self.sizes)
+
+    def features(self, images: Tensor, step: int) -> Tensor:
+        """Return the head's input ``[B, D]`` with the noise of one step."""
+        log_variance = self.log_variance + self.log_scale
+        if self.noise == "weights":
+            noisy = weight_noise(self.weight, log_variance, self.starts, seed=self.seed, step=step)
+            parts = noisy.split([module.weight.numel() for module in self.modules])
+            named = {
+                f"net.{layer.name}.weight": part.view(module.weight.shape).to(module.weight.dtype)
+                for layer, module, part in zip(self.layers, self.modules, parts, strict=True)
+            }
+            return torch.func.functional_call(_Features(self.probe), named, (images,))
+        of_layers = log_variance.split(self.sizes.tolist())
+        with self._hooks(lambda number, *rest: self._local(number, of_layers[number], step, *rest)):
+            return self.probe.features(images)
+
+    def blame(self, images: Tensor, step: int) -> str:
+        """Say where the numbers stop being finite."""
+        for layer, own in zip(self.layers, self.log_variance.split(self.sizes.tolist()), strict=True):
+            if not torch.isfinite(own).all():
+                return f"the variances of layer {layer.name!r} are"
+        broken: list[str] = []
+
+        def look(number: int, module: nn.Module, input: Tensor, output: Tensor) -> None:
+            if not torch.isfinite(output).all():
+                broken.append(self.layers[number].name)
+
+        with torch.no_grad(), self._hooks(look):  # before the noise is added
+            self.features(images, step)
+        return f"the output of layer {broken[0]!r} is" if broken else "the head's logits are"
+
+    @contextmanager
+    def _hooks(self, call: Callable[[int, nn.Module, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
+        handles = [
+            module.register_forward_hook(lambda m, args, out, number=number: call(number, m, args[0], out))
+            for number, module in enumerate(self.modules)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _local(
+        self, number: int, log_variance: Tensor, step: int, module: nn.Module, input: Tensor, output: Tensor
+    ) -> Tensor:
+        key: dict[str, Any] = {"seed": self.seed, "layer": number, "step": step, "epsilon": self.epsilon}
+        if isinstance(module, nn.Linear):  # a pointwise convolution over what lies between the first and last axis
+            shape = (*module.weight.shape, 1, 1)
+            noisy = local_noise(as_image(output), as_image(input), log_variance, shape, **key)
+            return noisy.squeeze(-1).transpose(1, 2).reshape(output.shape)
+        assert isinstance(module, nn.Conv2d)
+        shape = module.weight.shape
+        padding: Any = module.padding
+        if module.padding_mode != "zeros":
+            input, padding = F.pad(input, module._reversed_padding_repeated_twice, mode=module.padding_mode), (0, 0)
+        if isinstance(padding, str):
+            input, padding = string_padding(input, padding, shape, module.stride, module.dilation)
+        return local_noise(
+            output, input, log_variance, shape, module.stride, padding, module.dilation, module.groups, **key
+        )
+
+
+class _Features(nn.Module):
+    """`Probe.features` as a module, for `torch.func.functional_call`."""
+
+    def __init__(self, probe: Probe) -> None:
+        super().__init__()
+        self.probe, self.net = probe, probe.module
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.probe.features(images)
