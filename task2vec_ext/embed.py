@@ -15,7 +15,7 @@ from ._native import Task2VecWarning
 from ._progress import progress_bar
 from .data import Batch, Preprocess, as_task, batches, check_labels, draw, read_labels
 from .embedding import Embedding, HeadInfo, ProbeInfo
-from .fisher import ESTIMATORS, Estimator, sum_fisher
+from .fisher import ESTIMATORS, Estimator, check_per_sample, sum_fisher
 from .folding import fold
 from .head import HeadMethod, fit_head
 from .head import head_l2 as resolve_l2
@@ -222,6 +222,7 @@ def _features(
             if stop == 0:
                 first = batch.images[0].clone()
                 probe = fold(probe, layers, batch.images[:1])
+                check_per_sample(probe, layers, batch.images)
             rows = slice(stop, stop := stop + len(batch.index))
             features[rows] = probe.features(batch.images).float().cpu()
             labels[rows], kept[rows] = batch.labels.cpu(), batch.index.cpu()

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ._native import Task2VecWarning
+from ._network import default_head, filter_weight, find_head, named_filters, undescribed
 from .data.preprocess import Preprocess
-from .embedding import Layer, LayerKind
+from .embedding import Layer
 from .weights import load_state, read_checkpoint
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ TORCHVISION_PROBES = (
     *("wide_resnet50_2", "wide_resnet101_2"),
 )
 OFFLINE_PROBE = "tiny"
-_HEAD_NAMES = ("fc", "head", "classifier")  # torchvision's ResNets, timm, MobileNet-like
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +54,13 @@ class Probe:
 
     def __post_init__(self) -> None:
         """Check head and mode."""
-        _find_head(self.module, self.head)
+        find_head(self.module, self.head)
         check_eval(self.module)
 
     @property
     def feature_size(self) -> int:
         """D, the length of the head's input."""
-        return int(_find_head(self.module, self.head).in_features)
+        return int(find_head(self.module, self.head).in_features)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -89,7 +89,7 @@ class Probe:
             ValueError: If the head's input is not ``[B, D]``.
         """
         seen: list[Tensor] = []
-        handle = _find_head(self.module, self.head).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        handle = find_head(self.module, self.head).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         try:
             self.module(images)
         finally:
@@ -126,12 +126,18 @@ class Probe:
             raise TypeError(f"Probe: expected layers as a list of names, got {only!r}; pass for instance ['layer4'].")
         if only is not None and not only:
             raise ValueError("Probe: expected layers to name at least one module, got none; pass None for all of them.")
+        named = {name: kind for name, kind in named_filters(self.module, include_batchnorm) if not self._in_head(name)}
+        for wanted in only or ():
+            if not any(_within(name, wanted) for name in named):
+                raise ValueError(
+                    f"Probe: expected layers to name modules of {self.name} that hold filters, got {wanted!r}; they "
+                    f"are: {', '.join(named)}."
+                )
         found, owners, stop = [], dict[int, str](), 0
-        for name, module in self.module.named_modules():
-            kind = _kind(module, include_batchnorm)
-            if kind is None or self._in_head(name) or not (only is None or any(_within(name, o) for o in only)):
+        for name, kind in named.items():
+            if only is not None and not any(_within(name, wanted) for wanted in only):
                 continue
-            weight: Tensor = module.weight
+            weight = self.weight(name)
             if id(weight) in owners:
                 raise NotImplementedError(
                     f"Probe: layers {owners[id(weight)]!r} and {name!r} share one weight, whose per-sample gradient is "
@@ -140,39 +146,30 @@ class Probe:
             owners[id(weight)] = name
             start, stop = stop, stop + len(weight)
             found.append(Layer(name, kind, start, stop, weight[0].numel()))
-        for wanted in only or ():
-            if not any(_within(layer.name, wanted) for layer in found):
-                known = [
-                    name
-                    for name, child in self.module.named_modules()
-                    if _kind(child, include_batchnorm) and not self._in_head(name)
-                ]
-                raise ValueError(
-                    f"Probe: expected layers to name modules of {self.name} that hold filters, got {wanted!r}; they "
-                    f"are: {', '.join(known)}."
-                )
         if not found:
             raise ValueError(f"Probe: {self.name} has no Conv2d or Linear layer besides its head {self.head!r}.")
-        if only is None:
-            self._warn_of_what_is_left_out()
-        return found
-
-    def _warn_of_what_is_left_out(self) -> None:
-        """Tell of weights that have no place in an embedding: transposed, 1-D and 3-D convolutions, attention."""
-        left_out = [
-            f"{name} ({type(module).__name__})"
-            for name, module in self.module.named_modules()
-            if _kind(module, True) is None
-            and not self._in_head(name)
-            and any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
-        ]
-        if left_out:
+        if only is None and (left_out := list(undescribed(self.module))):
             warnings.warn(
                 f"the embedding has no entries for {', '.join(left_out[:5])}{' …' if len(left_out) > 5 else ''}: only "
                 "Conv2d and Linear layers are described; pass layers=[…] to choose among them and silence this",
                 Task2VecWarning,
-                stacklevel=3,
+                stacklevel=2,
             )
+        return found
+
+    def weight(self, layer: str) -> nn.Parameter:
+        """Return the parameter whose rows are a layer's filters.
+
+        Args:
+            layer: name of one of `layers`.
+
+        Returns:
+            The parameter, ``[C_out, …]``.
+
+        Raises:
+            NotImplementedError: If the weight is computed from other parameters (``weight_norm``, …).
+        """
+        return filter_weight(self.module, layer)
 
     def prior(self, layers: Sequence[Layer], scale: float) -> Tensor:
         """Return the trivial embedding ``t₀ = c/λ_l²`` of every filter, λ_l² the mean squared weight of its layer.
@@ -189,8 +186,7 @@ class Probe:
         """
         prior = torch.empty(layers[-1].stop, dtype=torch.float64)
         for layer in layers:
-            weight: Tensor = self.module.get_submodule(layer.name).weight  # type: ignore[assignment]
-            mean_square = weight.detach().double().square().mean().item()
+            mean_square = self.weight(layer.name).detach().double().square().mean().item()
             prior[layer.start : layer.stop] = scale / max(mean_square, torch.finfo(torch.float32).tiny)
         return prior
 
@@ -255,7 +251,7 @@ def load_probe(
         if not isinstance(image_size, int) or image_size < 1:
             raise ValueError(f"load_probe: expected image_size as a whole number of pixels >= 1, got {image_size!r}.")
         expected = expected.with_size(image_size)
-    return Probe(module, head or _default_head(module), name, source, expected)
+    return Probe(module, head or default_head(module), name, source, expected)
 
 
 def _build(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
@@ -288,39 +284,6 @@ def _build_tiny(weights: Any) -> tuple[nn.Module, str, Preprocess]:
     if weights != "random":
         load_state(module, read_checkpoint(tiny_weights_path()), "the tiny probe")
     return module, weights or "offline", Preprocess(TINY_SIZE, TINY_SIZE, TINY_MEAN, TINY_STD)
-
-
-def _default_head(module: nn.Module) -> str:
-    for name in _HEAD_NAMES:
-        if isinstance(getattr(module, name, None), nn.Linear):
-            return name
-    linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
-    raise ValueError(
-        f"load_probe: expected a head named {', '.join(_HEAD_NAMES)} in {type(module).__name__}, found none; pass "
-        f"head=…, one of its Linear layers: {', '.join(linear) or 'it has none'}."
-    )
-
-
-def _find_head(module: nn.Module, name: str) -> nn.Linear:
-    try:
-        head = module.get_submodule(name)
-    except AttributeError:
-        linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
-        raise ValueError(
-            f"Probe: expected a module named {name!r} as head, found none; Linear layers: "
-            f"{', '.join(linear) or 'none'}."
-        ) from None
-    if not isinstance(head, nn.Linear):
-        raise TypeError(f"Probe: expected the head {name!r} to be an nn.Linear, got {type(head).__name__}.")
-    return head
-
-
-def _kind(module: nn.Module, include_batchnorm: bool) -> LayerKind | None:
-    if isinstance(module, nn.Conv2d):
-        return "conv"
-    if isinstance(module, nn.Linear):
-        return "linear"
-    return "batchnorm" if include_batchnorm and isinstance(module, nn.BatchNorm2d) and module.affine else None
 
 
 def _within(name: str, prefix: str) -> bool:

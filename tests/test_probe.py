@@ -185,11 +185,20 @@ def test_a_module_in_train_mode_is_refused():
         load_probe(resnet18())
 
 
-def test_a_module_without_a_known_head_lists_its_linear_layers():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
-    with pytest.raises(ValueError, match=r"pass head=….*Linear layers: 3"):
-        load_probe(net)
-    assert load_probe(net, head="3").feature_size == 4
+def test_the_head_is_found():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 2)).eval()
+    assert load_probe(net).head == "3"
+    assert load_probe(net, head="2").head == "2"
+    net.add_module("fc", nn.Linear(2, 2))
+    net.add_module("aside", nn.Linear(2, 2))
+    assert load_probe(net.eval()).head == "fc"
+
+
+def test_attentions_out_projection_is_no_head():
+    layer = nn.TransformerEncoderLayer(4, 2, batch_first=True)
+    layer.linear1, layer.linear2 = nn.Identity(), nn.Identity()
+    with pytest.raises(ValueError, match=r"ends in a Linear layer.*got TransformerEncoderLayer without"):
+        load_probe(layer.eval())
 
 
 def test_unknown_layers_are_refused_with_what_there_is():
