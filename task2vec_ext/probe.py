@@ -17,7 +17,7 @@ from ._native import Task2VecWarning
 from ._network import default_head, filter_weight, find_head, named_filters, undescribed
 from .data.preprocess import Preprocess
 from .embedding import Layer
-from .weights import load_state, read_checkpoint
+from .weights import load_state, read_checkpoint, timm_weights, torchvision_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,7 +26,13 @@ TORCHVISION_PROBES = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
     *("wide_resnet50_2", "wide_resnet101_2"),
+    *("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
+    *("densenet121", "densenet161", "densenet169", "densenet201"),
+    *("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
+    *("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"),
+    *("swin_t", "swin_s", "swin_b"),
 )
+TIMM_PREFIX = "timm:"
 OFFLINE_PROBE = "tiny"
 
 
@@ -205,15 +211,16 @@ def load_probe(
     """Return a probe from a name or from a module of your own.
 
     Args:
-        probe: a torchvision name (`TORCHVISION_PROBES`), ``"tiny"`` (ships with the package, no download), a module in
-            eval mode, or a `Probe`, returned as it is.
+        probe: a torchvision name (`TORCHVISION_PROBES`), a model of timm by ``"timm:NAME"`` (the extra ``timm``),
+            ``"tiny"`` (ships with the package, no download), a module in eval mode, or a `Probe`, returned as it is.
         weights: for a name: a torchvision weights enum or the name of one (default ``"IMAGENET1K_V1"``, the paper's
             kind), the path of a ``.safetensors`` or ``.pth`` checkpoint (loaded with ``weights_only=True``; its head
             may have any number of classes), ``"offline"`` (the weights of ``"tiny"``), or ``"random"`` (seed 0: a
             baseline). For a module: a path, loaded into that module, or None for the weights it has.
-        head: name of the ``nn.Linear`` to refit; default: ``fc``, ``head`` or ``classifier``.
-        preprocess: ``"weights"`` takes what the weights were trained with (for paths, random weights and modules:
-            torchvision's ImageNet preset, 256 → 224 px); None where tasks give preprocessed tensors.
+        head: name of the ``nn.Linear`` to refit; default: ``fc``, ``head`` or ``classifier`` where that is one, else
+            the last one of the module. ``Probe.head`` tells which.
+        preprocess: ``"weights"`` takes what the weights were trained with (for torchvision's paths and random weights,
+            and for modules: torchvision's ImageNet preset, 256 → 224 px); None where tasks give preprocessed tensors.
         image_size: another crop in pixels, the resize in proportion.
 
     Returns:
@@ -222,7 +229,8 @@ def load_probe(
     Raises:
         ValueError: If a name, head or checkpoint does not fit, or a module is in train mode.
         TypeError: If the arguments are of the wrong kind.
-        RuntimeError: If weights must be downloaded and cannot be.
+        NotImplementedError: If weights were trained with a preprocessing other than resize, crop, normalise.
+        RuntimeError: If weights must be downloaded and cannot be, or timm is not installed.
     """
     if isinstance(probe, Probe):
         if weights is not None or head is not None or preprocess != "weights" or image_size is not None:
@@ -258,19 +266,19 @@ def _build(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
     """Return (module, where its weights are from, their preprocessing) of a named probe."""
     if name == OFFLINE_PROBE:
         return _build_tiny(weights)
+    if name.startswith(TIMM_PREFIX):
+        return timm_weights(name.removeprefix(TIMM_PREFIX), weights)
     if name not in TORCHVISION_PROBES:
         raise ValueError(
-            f"load_probe: expected {OFFLINE_PROBE!r} or one of {', '.join(TORCHVISION_PROBES)}; got {name!r}. Any "
-            "other network can be passed as a module."
+            f"load_probe: expected {OFFLINE_PROBE!r}, a model of timm ('{TIMM_PREFIX}resnet34.a1_in1k') or one of "
+            f"{', '.join(TORCHVISION_PROBES)}; got {name!r}. Any other network can be passed as a module."
         )
     if weights == "offline":
         raise ValueError(
             f"load_probe: the weights that ship with the package fit the probe {OFFLINE_PROBE!r}, not {name!r}; pass "
             f"probe={OFFLINE_PROBE!r}, or the path of a checkpoint of {name}."
         )
-    from .weights import torchvision_weights
-
-    return torchvision_weights(name, "IMAGENET1K_V1" if weights is None else weights)
+    return torchvision_weights(name, weights)
 
 
 def _build_tiny(weights: Any) -> tuple[nn.Module, str, Preprocess]:

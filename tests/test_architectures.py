@@ -95,9 +95,9 @@ def build(builder, dtype=torch.float64):
         return load_probe(randomised(builder(), dtype), preprocess=None)
 
 
-def task(probe, dtype=torch.float64):
+def task(probe, dtype=torch.float64, side=SIDE):
     generator = torch.Generator().manual_seed(1)
-    images = torch.randn(N, 3, SIDE, SIDE, generator=generator, dtype=torch.float64).to(dtype)
+    images = torch.randn(N, 3, side, side, generator=generator, dtype=torch.float64).to(dtype)
     weight = torch.randn(4, probe.feature_size, generator=generator, dtype=torch.float64)
     return Head(weight, torch.zeros(4, dtype=torch.float64), 0.0, 0.0), Batch(
         torch.arange(N), images, torch.zeros(N, dtype=torch.int64)
@@ -113,9 +113,9 @@ def oracle(probe, head, batch, layers):
     return [column / layer.fan_in for column, layer in zip(columns, layers, strict=True)]
 
 
-def assert_equals_autograd(probe, tolerance, dtype=torch.float64):
+def assert_equals_autograd(probe, tolerance, dtype=torch.float64, side=SIDE):
     layers = probe.layers()
-    head, batch = task(probe, dtype)
+    head, batch = task(probe, dtype, side)
     expected = oracle(probe, head, batch, layers)
     folded = fold(probe, layers, batch.images[:1])
     for network in (probe, folded):
@@ -134,3 +134,20 @@ def test_the_fisher_of_every_layer_equals_autograd_at_batch_size_one(family, dty
     probe = build(builder, dtype)
     assert probe.head == head
     assert isinstance(assert_equals_autograd(probe, tolerance, dtype), FoldedProbe)
+
+
+TIMM = {  # timm's own miniatures, for tests
+    "test_resnet": "fc",
+    "test_convnext": "head.fc",
+    "test_vit": "head",
+}
+
+
+@pytest.mark.parametrize("family", TIMM)
+def test_the_fisher_of_every_layer_of_timms_networks_equals_autograd(family):
+    pytest.importorskip("timm", reason="needs the extra timm: pip install '.[timm]'")
+    probe = load_probe(f"timm:{family}", weights="random")
+    assert probe.head == TIMM[family]
+    side = probe.preprocess.crop
+    probe = load_probe(randomised(probe.module, torch.float64), preprocess=None)
+    assert_equals_autograd(probe, 1e-10, side=side)

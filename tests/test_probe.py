@@ -1,11 +1,22 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from small import small_probe, small_resnet
 from torch import nn
-from torchvision.models import ResNet18_Weights, ResNet34_Weights, resnet18
+from torchvision.models import (
+    DenseNet121_Weights,
+    ResNet18_Weights,
+    ResNet34_Weights,
+    VisionTransformer,
+    densenet121,
+    resnet18,
+)
 
 from task2vec_ext import Preprocess, Task2VecWarning, load_probe
 from task2vec_ext.probe import TORCHVISION_PROBES
+from task2vec_ext.weights import _with_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -85,8 +96,6 @@ def test_a_download_without_a_network_names_the_file_and_where_to_put_it(monkeyp
 
 
 def test_weights_already_on_the_machine_are_loaded_without_a_network(monkeypatch, tmp_path):
-    from pathlib import Path
-
     enum = ResNet18_Weights.IMAGENET1K_V1
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
@@ -97,6 +106,54 @@ def test_weights_already_on_the_machine_are_loaded_without_a_network(monkeypatch
     assert torch.equal(probe.module.conv1.weight, net.conv1.weight)
     assert probe.preprocess == Preprocess(256, 224)
     assert load_probe("resnet18", weights="DEFAULT").fingerprint == probe.fingerprint
+
+
+def old_names(state):
+    """Torchvision's DenseNet files are older than its code, and than BatchNorm's counters."""
+    return {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name): value
+        for name, value in state.items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+@pytest.mark.parametrize("how", ["by-name", "by-path"])
+def test_old_names_in_torchvisions_files_are_known(how, monkeypatch, tmp_path):
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    file = folder / Path(DenseNet121_Weights.IMAGENET1K_V1.url).name
+    net = densenet121().eval()
+    torch.save(old_names(net.state_dict()), file)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    probe = load_probe("densenet121", weights=None if how == "by-name" else file)
+    assert probe.fingerprint == load_probe(net).fingerprint
+    assert (probe.head, probe.feature_size) == ("classifier", 1024)
+
+
+def test_old_names_of_a_vits_mlp_are_known(tmp_path):
+    net = VisionTransformer(8, 4, 1, 2, 8, 12, num_classes=3)
+    old = {
+        re.sub(r"mlp\.([03])", lambda m: f"mlp.linear_{1 + int(m[1]) // 3}", k): v for k, v in net.state_dict().items()
+    }
+    assert "encoder.layers.encoder_layer_0.mlp.linear_2.weight" in old
+    torch.save(old, tmp_path / "vit.pth")
+    other = _with_checkpoint(VisionTransformer(8, 4, 1, 2, 8, 12, num_classes=5), tmp_path / "vit.pth", "vit")
+    assert load_probe(other.eval()).fingerprint == load_probe(net.eval()).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "size", "filters"),
+    [
+        ("vgg11", "classifier.6", 4096, 2752 + 2 * 4096),
+        ("densenet121", "classifier", 1024, 10240),
+        ("convnext_tiny", "classifier.2", 768, 41184),
+        ("swin_t", "head", 768, 41184),
+    ],
+)
+def test_a_network_of_every_family_builds(name, head, size, filters):
+    probe = load_probe(name, weights="random")
+    assert (probe.head, probe.feature_size) == (head, size)
+    assert probe.layers()[-1].stop == filters
 
 
 @pytest.mark.parametrize(
@@ -159,7 +216,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"probe": "resnet35"}, ValueError, "'tiny' or one of resnet18"),
+        ({"probe": "resnet35"}, ValueError, "expected 'tiny', a model of timm .* or one of resnet18"),
         ({"probe": 34}, TypeError, "a name, an nn.Module or a Probe, got int"),
         ({"probe": "resnet18", "weights": "IMAGENET1K_V7"}, ValueError, "IMAGENET1K_V1, DEFAULT, random"),
         ({"probe": "resnet18", "weights": ResNet34_Weights.DEFAULT}, ValueError, "expected weights of resnet18"),
