@@ -189,8 +189,8 @@ class _Watch(TorchFunctionMode):
         # A Linear layer may see a picture in parts, such as Swin's windows.
         if input.dim() < 2 or (len(input) % samples if use.weight.dim() == 2 else len(input) != samples):
             raise NotImplementedError(
-                f"capture: expected the first axis of layer {name!r}'s input to hold the batch's {samples} pictures, "
-                f"got shape {list(input.shape)}; pass layers=[…] with the others."
+                f"capture: expected the input of layer {name!r} to hold the batch's {samples} pictures along its first "
+                f"axis, got shape {list(input.shape)}; pass layers=[…] with the others."
             )
         if not output.requires_grad:
             output = _Root.apply(output, torch.empty(0, requires_grad=True))

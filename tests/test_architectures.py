@@ -4,18 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from cases import assert_near
+from oracles import SIDE, assert_equals_autograd, randomised
 from torch import nn
 from torchvision.models import VGG, ConvNeXt, DenseNet, SwinTransformer, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig
 
-from task2vec_ext import load_probe, reference
-from task2vec_ext.data import Batch
-from task2vec_ext.fisher import check_per_sample, cotangents, per_sample_fisher
-from task2vec_ext.folding import FoldedProbe, fold
-from task2vec_ext.head import Head
-
-N, SIDE = 3, 32
+from task2vec_ext import load_probe
+from task2vec_ext.folding import FoldedProbe
 
 
 def vgg():
@@ -76,55 +71,10 @@ TORCHVISION = {
 }
 
 
-def randomised(net, dtype):
-    """In eval mode, with no weight at a special value: LayerScale, tables of positions, BatchNorm's statistics."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-        for norm in net.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.running_mean.copy_(torch.randn(norm.running_mean.shape, generator=generator) * 0.1)
-                norm.running_var.copy_(torch.rand(norm.running_var.shape, generator=generator) + 0.5)
-    return net.to(dtype).eval()
-
-
 def build(builder, dtype=torch.float64):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return load_probe(randomised(builder(), dtype), preprocess=None)
-
-
-def task(probe, dtype=torch.float64, side=SIDE):
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(N, 3, side, side, generator=generator, dtype=torch.float64).to(dtype)
-    weight = torch.randn(4, probe.feature_size, generator=generator, dtype=torch.float64)
-    return Head(weight, torch.zeros(4, dtype=torch.float64), 0.0, 0.0), Batch(
-        torch.arange(N), images, torch.zeros(N, dtype=torch.int64)
-    )
-
-
-def oracle(probe, head, batch, layers):
-    """Autograd at batch size one, through torch's own forward pass."""
-    net = lambda x: head.logits(probe.features(x))  # noqa: E731
-    (v,) = cotangents("signed", net(batch.images).detach(), batch.labels, batch.index)
-    weights = [probe.weight(layer.name) for layer in layers]
-    columns = reference.per_sample_grad_sq(net, batch.images, v, weights)
-    return [column / layer.fan_in for column, layer in zip(columns, layers, strict=True)]
-
-
-def assert_equals_autograd(probe, tolerance, dtype=torch.float64, side=SIDE):
-    layers = probe.layers()
-    head, batch = task(probe, dtype, side)
-    expected = oracle(probe, head, batch, layers)
-    folded = fold(probe, layers, batch.images[:1])
-    for network in (probe, folded):
-        check_per_sample(network, layers, batch.images)
-        actual = per_sample_fisher(network, layers, head, batch)
-        for layer, column in zip(layers, expected, strict=True):  # each on its own scale
-            assert column.max() > 0, layer.name
-            assert_near(actual[:, layer.start : layer.stop], column, tolerance)
-    return folded
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["f64", "f32"])
