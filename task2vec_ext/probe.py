@@ -73,8 +73,10 @@ class Probe:
         """SHA-256 of architecture and weights, the head excluded: equal fingerprints mean equal probes."""
         digest = hashlib.sha256()
         for name, module in self.module.named_modules():
-            if not self._in_head(name) and not any(module.children()):
-                digest.update(f"{name}:{type(module).__qualname__}({module.extra_repr()})\n".encode())
+            attention = isinstance(module, nn.MultiheadAttention)  # has a child, and does not tell of its heads
+            if not self._in_head(name) and (attention or not any(module.children())):
+                options = f"num_heads={module.num_heads}" if attention else module.extra_repr()
+                digest.update(f"{name}:{type(module).__qualname__}({options})\n".encode())
         for name, value in self.module.state_dict().items():
             if not self._in_head(name) and not name.endswith("num_batches_tracked"):  # no part of the function
                 digest.update(f"{name}:{value.dtype}{list(value.shape)}\n".encode())

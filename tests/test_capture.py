@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from oracles import assert_equals_autograd, randomised
 from cases import assert_near
+from oracles import assert_equals_autograd, randomised
 from small import small_probe
 from torch import nn
 from torch.nn import functional as F

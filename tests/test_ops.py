@@ -77,6 +77,16 @@ def test_linear_layers_by_every_route(route, positions):
     assert_near(actual, gradient.square().sum(-1), TOLERANCE[torch.float64])
 
 
+@pytest.mark.parametrize("positions", [(), (7,), (2, 3)], ids=["vector", "sequence", "grid"])
+def test_a_linear_layers_tensors_are_read_where_they_are(positions):
+    x, delta = torch.randn(4, *positions, 6), torch.randn(4, *positions, 5)
+    images = task2vec_ext.ops._as_pointwise_conv(x, delta, (5, 6))[:2]
+    for image, tensor in zip(images, (x, delta), strict=True):
+        assert image.data_ptr() == tensor.data_ptr()
+        assert image.shape[1] == tensor.shape[-1]
+        assert image.is_contiguous(memory_format=torch.channels_last)
+
+
 @every_route
 def test_no_samples_give_an_empty_result(route):
     x, delta = (t[:0] for t in SIMPLE.tensors())

@@ -63,6 +63,14 @@ def test_fingerprint_sees_weights_statistics_and_architecture_but_not_the_head()
     assert small_probe(activation).fingerprint != base
 
 
+def test_fingerprint_sees_how_many_heads_attention_has():
+    nets = [VisionTransformer(8, 4, 1, heads, 8, 12) for heads in (2, 2, 4)]
+    for net in nets[1:]:
+        net.load_state_dict(nets[0].state_dict())
+    first, same, other = (load_probe(net.eval()).fingerprint for net in nets)
+    assert first == same != other
+
+
 def test_features_are_the_heads_input():
     net = small_resnet()
     images = torch.randn(3, 3, 12, 12)
