@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import assert_near
 from oracles import assert_equals_autograd, randomised
-from small import small_probe
+from small import small_probe, small_resnet
 from torch import nn
 from torch.nn import functional as F
 
@@ -173,6 +173,20 @@ WINDOWS = lambda x: x.reshape(len(x) * 4, 4, 8)  # noqa: E731
 )
 def test_a_weight_is_seen_whoever_uses_it(middle):
     assert_equals_autograd(probe_of(middle), 1e-10)
+
+
+class FusedActivation(nn.BatchNorm2d):
+    """As timm's."""
+
+    def forward(self, x):
+        return super().forward(x).tanh()
+
+
+def test_a_batchnorm_that_does_more_equals_autograd():
+    net = small_resnet().double()
+    net.bn1.__class__ = net.layer2[0].bn2.__class__ = FusedActivation
+    probe = small_probe(net)
+    assert_equals_autograd(probe, 1e-10, layers=probe.layers(include_batchnorm=True))
 
 
 def test_a_linear_layer_over_patches_may_come_first():
