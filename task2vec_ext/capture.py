@@ -165,7 +165,7 @@ class _Watch(TorchFunctionMode):
             with self:  # its projections are Linear layers
                 return self_attention(names[0], *args, **kwargs)
         output = func(*args, **kwargs)
-        if next(_tensors((output,)), None) is None:  # the weight's shape, its type
+        if output is not None and next(_tensors((output,)), None) is None:  # the weight's shape, its type
             return output
         use = _USES[func](*args, **kwargs) if func in _USES else None
         if use is None or names != [self._names.get(id(use.weight))]:

@@ -211,6 +211,14 @@ def tied():
         (Does(lambda self, x: self.a(self.a(x).tanh()), a=nn.Linear(8, 8)), None, "layer 'middle.a' ran twice"),
         (Does(lambda self, x: self.a(x) @ self.a.weight, a=nn.Linear(8, 8)), None, "'middle.a' .* got it in matmul"),
         (Does(lambda self, x: F.linear(x, F.normalize(self.a.weight)), a=nn.Linear(8, 8)), None, "got it in normalize"),
+        (
+            Does(
+                lambda self, x: (w := torch.zeros(8, 8).to(x)).__setitem__(..., self.a.weight) or x @ w,
+                a=nn.Linear(8, 8),
+            ),
+            None,
+            "got it in __setitem__",
+        ),
         (Does(lambda self, x: x * torch.stack([self.a.weight] * 2).mean(), a=nn.Linear(8, 8)), None, "got it in stack"),
         (
             Does(lambda self, x: self.a(x.transpose(0, 1)).transpose(0, 1), a=nn.Linear(8, 8)),
@@ -228,7 +236,17 @@ def tied():
             r"'middle.a' to hold the batch's 2 pictures along its first axis, got shape \[4, 8, 4, 2\]",
         ),
     ],
-    ids=["tied", "reused", "matmul", "normalised", "in-a-list", "sequence-first", "no-picture", "conv-over-parts"],
+    ids=[
+        "tied",
+        "reused",
+        "matmul",
+        "normalised",
+        "copied",
+        "in-a-list",
+        "sequence-first",
+        "no-picture",
+        "conv-over-parts",
+    ],
 )
 def test_what_has_no_per_sample_gradient_is_refused_by_name(middle, only, message):
     probe = probe_of(middle)
