@@ -38,6 +38,14 @@ def test_every_named_family_builds():
     assert not any(module.training for module in probe.module.modules())
 
 
+def test_the_preprocessing_of_every_named_weight_is_known():
+    from torchvision.models import get_model_weights
+
+    for name in TORCHVISION_PROBES:
+        for weights in get_model_weights(name):
+            assert Preprocess.from_torchvision(weights.transforms()).crop == weights.transforms().crop_size[0]
+
+
 def test_random_weights_are_the_same_every_time_and_leave_the_global_generator_alone():
     state = torch.random.get_rng_state()
     first, second = (load_probe("resnet18", weights="random") for _ in range(2))
