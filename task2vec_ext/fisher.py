@@ -139,6 +139,7 @@ def per_sample_fisher(
 
     Raises:
         ValueError: If the probe is in train mode or its output is not finite.
+        NotImplementedError: If a layer has no per-sample gradient that is known; see `check_per_sample`.
     """
     check_eval(probe.module)
     with torch.enable_grad(), frozen(probe.module), capture(probe.module, layers, len(batch.images)) as captured:

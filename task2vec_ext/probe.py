@@ -123,12 +123,13 @@ class Probe:
                 Monte-Carlo embeddings: 17,024 for a ResNet-34 instead of 8,512).
 
         Returns:
-            Conv2d and Linear layers except the head, and BatchNorm2d if asked for.
+            Conv2d and Linear layers except the head, the packed in-projections of ``nn.MultiheadAttention`` (kind
+            ``"linear"``, 3·D filters, ``"….in_proj"``), and BatchNorm2d if asked for.
 
         Raises:
             TypeError: If `only` is not a list of names.
             ValueError: If `only` is empty, a name in it matches nothing, or no layer is left.
-            NotImplementedError: If two layers share one weight.
+            NotImplementedError: If two layers share one weight, or one is computed (``weight_norm``, …).
         """
         if isinstance(only, str) or (only is not None and not all(isinstance(name, str) for name in only)):
             raise TypeError(f"Probe: expected layers as a list of names, got {only!r}; pass for instance ['layer4'].")
