@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 from typing import TYPE_CHECKING, Any
+
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -137,3 +140,99 @@ def conv_geometry(
     if max(conv.positions, conv.patch_size, height * width) > _LARGEST:
         raise ValueError(f"{who}: expected fewer than 2³¹ numbers in one patch or map, got {conv}.")
     return conv
+
+
+def as_convolution(
+    input: Tensor,
+    grad_output: Tensor,
+    weight_shape: Sequence[int],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    who: str = "filter_grad_sq",
+    second: str = "grad_output",
+) -> tuple[Tensor, Tensor, list[int], list[int], list[int], list[int]]:
+    """Return the arguments as a plain convolution's: a Linear layer's as images, numbers in pairs, padding as numbers.
+
+    Args:
+        input: ``[N, C_in, H, W]``, or of a Linear layer ``[N, …, D_in]``.
+        grad_output: ``[N, C_out, H_out, W_out]`` or ``[N, …, D_out]``.
+        weight_shape: of 4 numbers, or of a Linear layer 2.
+        stride: as in Conv2d.
+        padding: as in Conv2d.
+        dilation: as in Conv2d.
+        who: the operator that asks, for messages.
+        second: what it calls its `grad_output`.
+
+    Returns:
+        input, grad_output, weight_shape, stride, padding, dilation.
+
+    Raises:
+        ValueError: If a Linear layer's shapes do not belong together, or the padding is unknown.
+        TypeError: If a number is none.
+    """
+    if len(weight_shape) == 2:
+        input, grad_output, weight_shape = _as_pointwise_conv(input, grad_output, weight_shape, who, second)
+    strides, dilations = _two(who, "stride", stride), _two(who, "dilation", dilation)
+    if isinstance(padding, str):
+        input, paddings = string_padding(input, padding, weight_shape, strides, dilations, who)
+    else:
+        paddings = _two(who, "padding", padding)
+    return input, grad_output, list(weight_shape), strides, paddings, dilations
+
+
+def _two(who: str, name: str, value: int | Sequence[int]) -> list[int]:
+    try:
+        numbers = [index(v) for v in value] if isinstance(value, (tuple, list)) else [index(value)] * 2  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{who}: expected {name} as an integer or two, got {value!r}.") from None
+    if len(numbers) != 2:
+        raise ValueError(f"{who}: expected {name} as two integers, got {tuple(numbers)}.")
+    return numbers
+
+
+def _as_pointwise_conv(
+    input: Tensor, grad_output: Tensor, weight_shape: Sequence[int], who: str, second: str
+) -> tuple[Tensor, Tensor, Sequence[int]]:
+    """A Linear layer is a 1×1 convolution over the positions between the first and the last axis."""
+    features_out, features_in = weight_shape
+    if (
+        input.dim() < 2
+        or input.shape[:-1] != grad_output.shape[:-1]
+        or (input.shape[-1], grad_output.shape[-1]) != (features_in, features_out)
+    ):
+        raise ValueError(
+            f"{who}: expected input [N, …, {features_in}] and {second} [N, …, {features_out}] for a Linear "
+            f"layer of weight_shape {list(weight_shape)}; got {list(input.shape)} and {list(grad_output.shape)}."
+        )
+    return as_image(input), as_image(grad_output), (features_out, features_in, 1, 1)
+
+
+def as_image(tensor: Tensor) -> Tensor:
+    """Return a Linear layer's ``[N, …, D]`` as the image ``[N, D, T, 1]`` of a pointwise convolution."""
+    positions = tensor.flatten(1, -2) if tensor.dim() > 2 else tensor.unsqueeze(1)  # [N, T, D]
+    return positions.transpose(1, 2).unsqueeze(-1)
+
+
+def string_padding(
+    input: Tensor,
+    padding: str,
+    weight_shape: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    who: str = "filter_grad_sq",
+) -> tuple[Tensor, list[int]]:
+    """Return ``"same"`` or ``"valid"`` as two integers, and the input with what they cannot say padded on."""
+    if padding == "valid":
+        return input, [0, 0]
+    if len(weight_shape) != 4:
+        return input, [0, 0]  # refused with the other shapes
+    if padding != "same" or any(step != 1 for step in stride):
+        raise ValueError(
+            f"{who}: expected padding as integers, 'valid', or 'same' with stride 1; got {padding!r} with "
+            f"stride {tuple(stride)}."
+        )
+    total = [gap * (size - 1) for gap, size in zip(dilation, weight_shape[2:], strict=True)]
+    odd = [pad % 2 for pad in total]
+    # As Conv2d does: the extra row and column of an even span go below and to the right.
+    return (F.pad(input, (0, odd[1], 0, odd[0])) if any(odd) else input), [pad // 2 for pad in total]

@@ -1,4 +1,4 @@
-"""From a backward pass to per-sample squared gradients: hooks that live in a context manager and die with it."""
+"""From a backward pass to per-sample squared gradients: a watch over the weights that ends with its context manager."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ._network import filter_weight
+from ._watch import ConvUse, LinearUse, Use, Watch
 from .ops import filter_grad_sq
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Captured:
 
 
 @contextmanager
-def capture(module: nn.Module, layers: Sequence[Layer]) -> Iterator[Captured]:
+def capture(module: nn.Module, layers: Sequence[Layer], samples: int) -> Iterator[Captured]:
     """Yield a `Captured` that holds the layers' per-sample squared gradients after each backward pass.
 
     For one forward pass of `module` and any number of backward passes through it. Every parameter must be frozen
@@ -76,51 +77,44 @@ def capture(module: nn.Module, layers: Sequence[Layer]) -> Iterator[Captured]:
     Args:
         module: the probe's network, in eval mode.
         layers: as `Probe.layers` returns them.
+        samples: B, of the forward pass.
 
     Yields:
         The values' holder.
     """
     captured = Captured(layers)
-    handles = [module.get_submodule(layer.name).register_forward_hook(_hook(layer.name, captured)) for layer in layers]
-    try:
+    weights = {layer.name: filter_weight(module, layer.name) for layer in layers}
+    with Watch(weights, lambda name, use, output: _follow(name, use, output, captured, samples)):
         yield captured
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _hook(name: str, captured: Captured) -> Any:
-    ran = False
+def _follow(name: str, use: Use, output: Tensor, captured: Captured, samples: int) -> Tensor:
+    """Return `output`, whose gradient will be put among the captured."""
+    input = use.input.detach()
+    version = input._version
+    # A Linear layer may see a picture in parts, such as Swin's windows.
+    if input.dim() < 2 or (len(input) % samples if isinstance(use, LinearUse) else len(input) != samples):
+        raise NotImplementedError(
+            f"capture: expected the input of layer {name!r} to hold the batch's {samples} pictures along its first "
+            f"axis, got shape {list(input.shape)}; pass layers=[…] with the others."
+        )
+    if not output.requires_grad:
+        output = _Root.apply(output, torch.empty(0, requires_grad=True))
 
-    def forward_hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        nonlocal ran
-        if ran:
-            raise NotImplementedError(
-                f"capture: layer {name!r} ran twice in one forward pass; the per-sample gradient of a reused layer is "
-                "not the sum of its parts squared. Pass layers=[…] with the others."
+    def backward_hook(grad_output: Tensor) -> None:
+        if input._version != version:
+            raise RuntimeError(
+                f"capture: the input of layer {name!r} was changed in place after the layer had read it; make the "
+                "operation that follows it out-of-place."
             )
-        ran = True
-        input = args[0].detach()
-        version = input._version
-        if not output.requires_grad:
-            output = _Root.apply(output, torch.empty(0, requires_grad=True))
+        captured.put(name, _grad_sq(use, input, grad_output, samples))
 
-        def backward_hook(grad_output: Tensor) -> None:
-            if input._version != version:
-                raise RuntimeError(
-                    f"capture: the input of layer {name!r} was changed in place after the layer had read it; make the "
-                    "operation that follows it out-of-place."
-                )
-            captured.put(name, _grad_sq(layer, input, grad_output))
-
-        # On the tensor, not on the module: module backward hooks break on the in-place ReLU that may follow.
-        output.register_hook(backward_hook)
-        return output
-
-    return forward_hook
+    # On the tensor, not on the module: module backward hooks break on the in-place ReLU that may follow.
+    output.register_hook(backward_hook)
+    return output
 
 
-def _grad_sq(layer: nn.Module, input: Tensor, grad_output: Tensor) -> Tensor:
+def _grad_sq(use: Use, input: Tensor, grad_output: Tensor, samples: int) -> Tensor:
     """Return ``[B, C_out]`` for one layer."""
     with torch.no_grad():
         # Under autocast the layer itself computed in a narrower type than its input's; the CPU's loops take no 16 bits.
@@ -128,21 +122,15 @@ def _grad_sq(layer: nn.Module, input: Tensor, grad_output: Tensor) -> Tensor:
         if input.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
             dtype = torch.float32
         input, grad_output = input.to(dtype), grad_output.to(dtype)
-        if isinstance(layer, nn.Conv2d):
-            padding: Any = layer.padding
-            if layer.padding_mode != "zeros":
-                input = F.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-                padding = 0
+        if len(input) != samples:
+            input, grad_output = (t.reshape(samples, -1, t.shape[-1]) for t in (input, grad_output))
+        if isinstance(use, ConvUse):
             return filter_grad_sq(
-                input, grad_output, layer.weight.shape, layer.stride, padding, layer.dilation, layer.groups
+                input, grad_output, use.weight.shape, use.stride, use.padding, use.dilation, use.groups
             )
-        if isinstance(layer, nn.Linear):
-            return filter_grad_sq(input, grad_output, layer.weight.shape)
-        assert isinstance(layer, nn.BatchNorm2d)  # Probe.layers finds no other kind
-        mean, var = layer.running_mean, layer.running_var
-        assert mean is not None  # check_eval refuses others
-        assert var is not None
+        if isinstance(use, LinearUse):
+            return filter_grad_sq(input, grad_output, use.weight.shape)
         # The scale's gradient is Σ_q δ·x̂, one weight a channel; x̂ = (x − μ)·rstd, folded so that x is read once.
-        rstd = (var + layer.eps).rsqrt()
         moment = torch.einsum("nchw,nchw->nc", grad_output, input)
-        return ((moment - mean * grad_output.sum((2, 3))) * rstd).square()
+        centred = moment - use.running_mean * grad_output.sum((2, 3))
+        return (centred * (use.running_var + use.eps).rsqrt()).square()

@@ -128,7 +128,7 @@ def embed(
         Path, typer.Option("--output", "-o", help="Folder for the embeddings, one .safetensors per task.")
     ],
     probe: Annotated[
-        str, typer.Option(help="resnet18 … resnet152, resnext…, wide_resnet…, or tiny (ships with the package).")
+        str, typer.Option(help="tiny (ships with the package), torchvision's (resnet50, vit_b_16, …) or timm:NAME.")
     ] = "resnet34",
     weights: Annotated[
         str | None,

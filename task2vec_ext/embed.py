@@ -15,7 +15,7 @@ from ._native import Task2VecWarning
 from ._progress import progress_bar
 from .data import Batch, Preprocess, as_task, batches, check_labels, draw, read_labels
 from .embedding import Embedding, HeadInfo, ProbeInfo
-from .fisher import ESTIMATORS, Estimator, sum_fisher
+from .fisher import ESTIMATORS, Estimator, check_per_sample, sum_fisher
 from .folding import fold
 from .head import HeadMethod, fit_head
 from .head import head_l2 as resolve_l2
@@ -73,11 +73,11 @@ def fisher_embed(
     Args:
         task: a folder of class folders, a list of (path, label), a map-style torch data set of (image, label), or a
             `Task`. Images: PIL of any mode, tensors or arrays. Labels: integers 0…C−1.
-        probe: a name (torchvision's ResNet, ResNeXt and Wide-ResNet families, or ``"tiny"``, which ships with the
-            package), a module in eval mode, or a `Probe` (load it once for many tasks).
+        probe: a name (torchvision's, ``"timm:NAME"``, or ``"tiny"``, which ships with the package: see `load_probe`), a
+            module in eval mode, or a `Probe` (load it once for many tasks).
         weights: of a named probe: see `load_probe`. Default: ImageNet (``"IMAGENET1K_V1"``), downloaded once by
             torchvision.
-        head: name of the probe's last Linear layer; default ``fc``, ``head`` or ``classifier``.
+        head: name of the probe's last Linear layer; default: found, and told by the recipe's ``head_layer``.
         estimator: how the expectation over y is taken: ``"signed"`` (one backward pass, small variance), ``"exact"`` (C
             passes, none), ``"sampled"`` (the paper's; heavy-tailed), ``"empirical"`` (the data's label: not the
             Fisher). Or ``"variational"``: the paper's robust Fisher, from the noise that the weights bear, by SGD (see
@@ -114,9 +114,14 @@ def fisher_embed(
         ValueError: If the task is empty, has one class, gaps in its labels or unreadable pictures, the probe is in
             train mode, a checkpoint does not fit, or an option is unknown.
         TypeError: If task, labels or options are of the wrong type.
+        NotImplementedError: If a layer's weight is shared, reused or computed, or used by other than a Conv2d or Linear
+            layer: told before the work begins; ``layers`` leaves it out.
         RuntimeError: If weights must be downloaded and cannot be, or the variational loss is not finite.
 
     Note:
+        Only Conv2d and Linear layers are described, packed attention projections among them: no biases, norms, class
+        tokens, tables of positions or LayerScale.
+
         Labels that the data set does not list (``.targets``) are known, and checked, after the first pass. Memory
         beyond the probe's own is the cached features, ``4·N·D`` bytes, and one batch. The probe comes back untouched,
         also after an exception or Ctrl-C. Sums are in float64.
@@ -186,6 +191,7 @@ def fisher_embed(
             "seed": seed,
             "num_samples": num_samples,
             "preprocess": None if net.preprocess is None else net.preprocess.to_dict(),
+            "head_layer": net.head,
             "layers": None if layers is None else list(layers),
             "include_batchnorm": include_batchnorm,
             **record,
@@ -275,6 +281,7 @@ def _features(
             if stop == 0:
                 first = batch.images[0].clone()
                 probe = fold(probe, layers, batch.images[:1])
+                check_per_sample(probe, layers, batch.images)
             rows = slice(stop, stop := stop + len(batch.index))
             features[rows] = probe.features(batch.images).float().cpu()
             labels[rows], kept[rows] = batch.labels.cpu(), batch.index.cpu()

@@ -33,7 +33,8 @@ class Layer:
     """The part of an embedding that belongs to one layer of the probe.
 
     Args:
-        name: The module's name in the probe, e.g. ``"layer1.0.conv1"``.
+        name: The module's name in the probe, e.g. ``"layer1.0.conv1"``; an attention's packed in-projection has its
+            module's and ``".in_proj"``.
         kind: What the module is.
         start: First index of its filters in the embedding.
         stop: One past the last.

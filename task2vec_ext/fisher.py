@@ -91,6 +91,36 @@ def _per_picture(index: Tensor, seed: int, draw: Callable[[np.random.Generator],
     return torch.from_numpy(np.stack(rows))
 
 
+def check_per_sample(probe: Probe, layers: Sequence[Layer], images: Tensor) -> None:
+    """Raise unless every layer's gradient can be taken picture by picture: found out before the work, not after it.
+
+    One forward and backward pass of one picture, twice in a batch: with a gradient at the first one's features alone,
+    the other must have none anywhere.
+
+    Args:
+        probe: in eval mode; untouched.
+        layers: as ``probe.layers()`` returns them.
+        images: a preprocessed picture or more, ``[B, 3, H, W]``, on the probe's device.
+
+    Raises:
+        NotImplementedError: If a layer's weight is reused or used in an unknown way, or its rows are no pictures'.
+        RuntimeError: If a layer takes no part in the features, or its input is changed in place.
+    """
+    with torch.enable_grad(), frozen(probe.module), capture(probe.module, layers, 2) as captured:
+        features = probe.features(images[:1].repeat(2, 1, 1, 1))
+        # Any direction will do but the special ones: LayerNorm has no gradient along the vector of ones.
+        direction = torch.randn(features.shape[1], generator=torch.Generator().manual_seed(0)).to(features)
+        torch.autograd.backward(features, torch.stack([direction, torch.zeros_like(direction)]))
+        other = captured.take()[1]
+    mixed = [layer.name for layer in layers if (other[layer.start : layer.stop] > 0).any()]
+    if mixed:
+        raise NotImplementedError(
+            "fisher_embed: expected pictures that stay apart along the first axis of every layer's input, but in "
+            f"{', '.join(mixed[:3])}{' …' if len(mixed) > 3 else ''} one picture's features depend on another's rows "
+            "(sequences whose first axis is time, statistics over the batch?); pass layers=[…] with the others."
+        )
+
+
 def per_sample_fisher(
     probe: Probe, layers: Sequence[Layer], head: Head, batch: Batch, estimator: Estimator = "signed", seed: int = 0
 ) -> Tensor:
@@ -109,9 +139,10 @@ def per_sample_fisher(
 
     Raises:
         ValueError: If the probe is in train mode or its output is not finite.
+        NotImplementedError: If a layer has no per-sample gradient that is known; see `check_per_sample`.
     """
     check_eval(probe.module)
-    with torch.enable_grad(), frozen(probe.module), capture(probe.module, layers) as captured:
+    with torch.enable_grad(), frozen(probe.module), capture(probe.module, layers, len(batch.images)) as captured:
         features = probe.features(batch.images)
         logits = head.logits(features.detach())
         if not torch.isfinite(logits).all():

@@ -7,14 +7,14 @@ to float32 rounding.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.nn import functional as F
 
 from . import _C
 from ._cuda import SCALARS, Runtime
-from ._geometry import ConvGeometry, conv_geometry
+from ._geometry import ConvGeometry, as_convolution, conv_geometry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,9 +41,9 @@ def local_noise(
     input: Tensor,
     log_variance: Tensor,
     weight_shape: Sequence[int],
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | Literal["same", "valid"] = 0,
+    dilation: int | Sequence[int] = 1,
     groups: int = 1,
     *,
     seed: int,
@@ -51,21 +51,21 @@ def local_noise(
     step: int,
     epsilon: float = 0.01,
 ) -> Tensor:
-    """Return a convolution's output as if each of its weights were noisy, independently at every location.
+    """Return the output of a Conv2d or Linear layer as if its weights were noisy, independently at every location.
 
     ``out[n,o,q] = output[n,o,q] + √(σ_o²·B[n,q])·ε[n,o,q]``, ε standard normal, ``B[n,q] = Σ_{p∈patch(q)} (x_n[p]² +
     epsilon)`` over the input channels of the filter's group (zero padding adds nothing): the variance that
     ``conv2d(x² + epsilon, σ²)`` gives, from one channel a group.
 
     Args:
-        output: of the convolution, ``[N, C_out, H_out, W_out]``; float32 or float64 on the CPU, float32, float16 or
-            bfloat16 on CUDA; channels-first or channels-last, as it lies.
-        input: of the convolution, ``[N, C_in, H, W]``, of the dtype of `output`.
+        output: of the layer, ``[N, C_out, H_out, W_out]``, or of a Linear layer ``[N, …, D_out]``; float32 or float64
+            on the CPU, float32, float16 or bfloat16 on CUDA; channels-first or channels-last, as it lies.
+        input: of the layer, ``[N, C_in, H, W]`` or ``[N, …, D_in]``, of the dtype of `output`.
         log_variance: log σ² of every filter, ``[C_out]``.
-        weight_shape: ``(C_out, C_in / groups, kH, kW)``.
-        stride: two integers, as in Conv2d.
-        padding: two integers: zeros on both sides.
-        dilation: two integers, as in Conv2d.
+        weight_shape: ``(C_out, C_in / groups, kH, kW)``, or ``(D_out, D_in)``.
+        stride: as in Conv2d.
+        padding: as in Conv2d; for other padding modes pad the input first and give 0.
+        dilation: as in Conv2d.
         groups: as in Conv2d.
         seed: 0 … 2⁶³ − 1.
         layer: 0 … 2³² − 2, another stream each.
@@ -83,7 +83,11 @@ def local_noise(
     Source:
         Kingma, Salimans, Welling 2015 (arXiv 1506.02557), local reparameterisation; Salmon et al., SC 2011, Philox.
     """
-    conv = conv_geometry(input, output, weight_shape, stride, padding, dilation, groups, "local_noise", "output")
+    shape, who = output.shape, ("local_noise", "output")
+    input, output, weight_shape, stride, padding, dilation = as_convolution(
+        input, output, weight_shape, stride, padding, dilation, *who
+    )
+    conv = conv_geometry(input, output, weight_shape, stride, padding, dilation, groups, *who)
     _check_numbers("local_noise", seed, layer, step)
     if log_variance.shape != (conv.filters,):
         raise ValueError(
@@ -96,7 +100,8 @@ def local_noise(
         if groups > 1:
             norm = norm.unsqueeze(2).expand(-1, -1, conv.group_filters, -1, -1).flatten(1, 2)
         sigma = (0.5 * log_variance).exp().to(norm.dtype)
-        return torch.ops.task2vec_ext.add_noise(output, norm, sigma, seed, layer, step)
+        noisy: Tensor = torch.ops.task2vec_ext.add_noise(output, norm, sigma, seed, layer, step)
+    return noisy if noisy.shape == shape else noisy.squeeze(-1).transpose(1, 2).reshape(shape)
 
 
 def patch_norm(input: Tensor, conv: ConvGeometry, epsilon: float) -> Tensor:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from operator import index
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.autograd import forward_ad
-from torch.nn import functional as F
 
 from ._cpu import filter_grad_sq_cpu
 from ._cuda import filter_grad_sq_cuda
-from ._geometry import conv_geometry
+from ._geometry import as_convolution, conv_geometry
 from ._routes import ROUTES, Route, available_routes, choose_route
 
 if TYPE_CHECKING:
@@ -170,72 +168,11 @@ def filter_grad_sq(
     """
     if not torch.compiler.is_compiling():
         _refuse_forward_mode(input, grad_output)
-    if len(weight_shape) == 2:
-        input, grad_output, weight_shape = _as_pointwise_conv(input, grad_output, weight_shape)
-    strides, dilations = _two("stride", stride), _two("dilation", dilation)
-    if isinstance(padding, str):
-        input, paddings = string_padding(input, padding, weight_shape, strides, dilations)
-    else:
-        paddings = _two("padding", padding)
-    return torch.ops.task2vec_ext.filter_grad_sq(
-        input, grad_output, list(weight_shape), strides, paddings, dilations, groups, route
-    )
-
-
-def _two(name: str, value: int | Sequence[int]) -> list[int]:
-    try:
-        numbers = [index(v) for v in value] if isinstance(value, (tuple, list)) else [index(value)] * 2  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"filter_grad_sq: expected {name} as an integer or two, got {value!r}.") from None
-    if len(numbers) != 2:
-        raise ValueError(f"filter_grad_sq: expected {name} as two integers, got {tuple(numbers)}.")
-    return numbers
+    input, grad_output, *layer = as_convolution(input, grad_output, weight_shape, stride, padding, dilation)
+    return torch.ops.task2vec_ext.filter_grad_sq(input, grad_output, *layer, groups, route)
 
 
 def _refuse_forward_mode(*tensors: Tensor) -> None:
     """Raise for dual tensors: an operator without a formula would return a tangent of zeros."""
     if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         _refuse_derivative(None, tensors[0])
-
-
-def _as_pointwise_conv(
-    input: Tensor, grad_output: Tensor, weight_shape: Sequence[int]
-) -> tuple[Tensor, Tensor, Sequence[int]]:
-    """A Linear layer is a 1×1 convolution over the positions between the first and the last axis."""
-    features_out, features_in = weight_shape
-    if (
-        input.dim() < 2
-        or input.shape[:-1] != grad_output.shape[:-1]
-        or (input.shape[-1], grad_output.shape[-1]) != (features_in, features_out)
-    ):
-        raise ValueError(
-            f"filter_grad_sq: expected input [N, …, {features_in}] and grad_output [N, …, {features_out}] for a Linear "
-            f"layer of weight_shape {list(weight_shape)}; got {list(input.shape)} and {list(grad_output.shape)}."
-        )
-
-    return as_image(input), as_image(grad_output), (features_out, features_in, 1, 1)
-
-
-def as_image(tensor: Tensor) -> Tensor:
-    """Return a Linear layer's ``[N, …, D]`` as the image ``[N, D, T, 1]`` of a pointwise convolution."""
-    positions = tensor.flatten(1, -2) if tensor.dim() > 2 else tensor.unsqueeze(1)  # [N, T, D]
-    return positions.transpose(1, 2).unsqueeze(-1)
-
-
-def string_padding(
-    input: Tensor, padding: str, weight_shape: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> tuple[Tensor, list[int]]:
-    """Return ``"same"`` or ``"valid"`` as two integers, and the input with what they cannot say padded on."""
-    if padding == "valid":
-        return input, [0, 0]
-    if len(weight_shape) != 4:
-        return input, [0, 0]  # refused with the other shapes
-    if padding != "same" or any(step != 1 for step in stride):
-        raise ValueError(
-            f"filter_grad_sq: expected padding as integers, 'valid', or 'same' with stride 1; got {padding!r} with "
-            f"stride {tuple(stride)}."
-        )
-    total = [gap * (size - 1) for gap, size in zip(dilation, weight_shape[2:], strict=True)]
-    odd = [pad % 2 for pad in total]
-    # As Conv2d does: the extra row and column of an even span go below and to the right.
-    return (F.pad(input, (0, odd[1], 0, odd[0])) if any(odd) else input), [pad // 2 for pad in total]

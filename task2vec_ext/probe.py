@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ._native import Task2VecWarning
+from ._network import default_head, filter_weight, find_head, named_filters, undescribed
 from .data.preprocess import Preprocess
-from .embedding import Layer, LayerKind
-from .weights import load_state, read_checkpoint
+from .embedding import Layer
+from .weights import load_state, read_checkpoint, timm_weights, torchvision_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,9 +26,14 @@ TORCHVISION_PROBES = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
     *("wide_resnet50_2", "wide_resnet101_2"),
+    *("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
+    *("densenet121", "densenet161", "densenet169", "densenet201"),
+    *("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
+    *("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"),
+    *("swin_t", "swin_s", "swin_b"),
 )
+TIMM_PREFIX = "timm:"
 OFFLINE_PROBE = "tiny"
-_HEAD_NAMES = ("fc", "head", "classifier")  # torchvision's ResNets, timm, MobileNet-like
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,21 +60,23 @@ class Probe:
 
     def __post_init__(self) -> None:
         """Check head and mode."""
-        _find_head(self.module, self.head)
+        find_head(self.module, self.head)
         check_eval(self.module)
 
     @property
     def feature_size(self) -> int:
         """D, the length of the head's input."""
-        return int(_find_head(self.module, self.head).in_features)
+        return int(find_head(self.module, self.head).in_features)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of architecture and weights, the head excluded: equal fingerprints mean equal probes."""
         digest = hashlib.sha256()
         for name, module in self.module.named_modules():
-            if not self._in_head(name) and not any(module.children()):
-                digest.update(f"{name}:{type(module).__qualname__}({module.extra_repr()})\n".encode())
+            attention = isinstance(module, nn.MultiheadAttention)  # has a child, and does not tell of its heads
+            if not self._in_head(name) and (attention or not any(module.children())):
+                options = f"num_heads={module.num_heads}" if attention else module.extra_repr()
+                digest.update(f"{name}:{type(module).__qualname__}({options})\n".encode())
         for name, value in self.module.state_dict().items():
             if not self._in_head(name) and not name.endswith("num_batches_tracked"):  # no part of the function
                 digest.update(f"{name}:{value.dtype}{list(value.shape)}\n".encode())
@@ -89,7 +97,7 @@ class Probe:
             ValueError: If the head's input is not ``[B, D]``.
         """
         seen: list[Tensor] = []
-        handle = _find_head(self.module, self.head).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        handle = find_head(self.module, self.head).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         try:
             self.module(images)
         finally:
@@ -115,23 +123,30 @@ class Probe:
                 Monte-Carlo embeddings: 17,024 for a ResNet-34 instead of 8,512).
 
         Returns:
-            Conv2d and Linear layers except the head, and BatchNorm2d if asked for.
+            Conv2d and Linear layers except the head, the packed in-projections of ``nn.MultiheadAttention`` (kind
+            ``"linear"``, 3·D filters, ``"….in_proj"``), and BatchNorm2d if asked for.
 
         Raises:
             TypeError: If `only` is not a list of names.
             ValueError: If `only` is empty, a name in it matches nothing, or no layer is left.
-            NotImplementedError: If two layers share one weight.
+            NotImplementedError: If two layers share one weight, or one is computed (``weight_norm``, …).
         """
         if isinstance(only, str) or (only is not None and not all(isinstance(name, str) for name in only)):
             raise TypeError(f"Probe: expected layers as a list of names, got {only!r}; pass for instance ['layer4'].")
         if only is not None and not only:
             raise ValueError("Probe: expected layers to name at least one module, got none; pass None for all of them.")
+        named = {name: kind for name, kind in named_filters(self.module, include_batchnorm) if not self._in_head(name)}
+        for wanted in only or ():
+            if not any(_within(name, wanted) for name in named):
+                raise ValueError(
+                    f"Probe: expected layers to name modules of {self.name} that hold filters, got {wanted!r}; they "
+                    f"are: {', '.join(named)}."
+                )
         found, owners, stop = [], dict[int, str](), 0
-        for name, module in self.module.named_modules():
-            kind = _kind(module, include_batchnorm)
-            if kind is None or self._in_head(name) or not (only is None or any(_within(name, o) for o in only)):
+        for name, kind in named.items():
+            if only is not None and not any(_within(name, wanted) for wanted in only):
                 continue
-            weight: Tensor = module.weight
+            weight = self.weight(name)
             if id(weight) in owners:
                 raise NotImplementedError(
                     f"Probe: layers {owners[id(weight)]!r} and {name!r} share one weight, whose per-sample gradient is "
@@ -140,39 +155,30 @@ class Probe:
             owners[id(weight)] = name
             start, stop = stop, stop + len(weight)
             found.append(Layer(name, kind, start, stop, weight[0].numel()))
-        for wanted in only or ():
-            if not any(_within(layer.name, wanted) for layer in found):
-                known = [
-                    name
-                    for name, child in self.module.named_modules()
-                    if _kind(child, include_batchnorm) and not self._in_head(name)
-                ]
-                raise ValueError(
-                    f"Probe: expected layers to name modules of {self.name} that hold filters, got {wanted!r}; they "
-                    f"are: {', '.join(known)}."
-                )
         if not found:
             raise ValueError(f"Probe: {self.name} has no Conv2d or Linear layer besides its head {self.head!r}.")
-        if only is None:
-            self._warn_of_what_is_left_out()
-        return found
-
-    def _warn_of_what_is_left_out(self) -> None:
-        """Tell of weights that have no place in an embedding: transposed, 1-D and 3-D convolutions, attention."""
-        left_out = [
-            f"{name} ({type(module).__name__})"
-            for name, module in self.module.named_modules()
-            if _kind(module, True) is None
-            and not self._in_head(name)
-            and any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
-        ]
-        if left_out:
+        if only is None and (left_out := list(undescribed(self.module))):
             warnings.warn(
                 f"the embedding has no entries for {', '.join(left_out[:5])}{' …' if len(left_out) > 5 else ''}: only "
                 "Conv2d and Linear layers are described; pass layers=[…] to choose among them and silence this",
                 Task2VecWarning,
-                stacklevel=3,
+                stacklevel=2,
             )
+        return found
+
+    def weight(self, layer: str) -> nn.Parameter:
+        """Return the parameter whose rows are a layer's filters.
+
+        Args:
+            layer: name of one of `layers`.
+
+        Returns:
+            The parameter, ``[C_out, …]``.
+
+        Raises:
+            NotImplementedError: If the weight is computed from other parameters (``weight_norm``, …).
+        """
+        return filter_weight(self.module, layer)
 
     def prior(self, layers: Sequence[Layer], scale: float) -> Tensor:
         """Return the trivial embedding ``t₀ = c/λ_l²`` of every filter, λ_l² the mean squared weight of its layer.
@@ -189,8 +195,7 @@ class Probe:
         """
         prior = torch.empty(layers[-1].stop, dtype=torch.float64)
         for layer in layers:
-            weight: Tensor = self.module.get_submodule(layer.name).weight  # type: ignore[assignment]
-            mean_square = weight.detach().double().square().mean().item()
+            mean_square = self.weight(layer.name).detach().double().square().mean().item()
             prior[layer.start : layer.stop] = scale / max(mean_square, torch.finfo(torch.float32).tiny)
         return prior
 
@@ -209,15 +214,16 @@ def load_probe(
     """Return a probe from a name or from a module of your own.
 
     Args:
-        probe: a torchvision name (`TORCHVISION_PROBES`), ``"tiny"`` (ships with the package, no download), a module in
-            eval mode, or a `Probe`, returned as it is.
+        probe: a torchvision name (`TORCHVISION_PROBES`), a model of timm by ``"timm:NAME"`` (the extra ``timm``),
+            ``"tiny"`` (ships with the package, no download), a module in eval mode, or a `Probe`, returned as it is.
         weights: for a name: a torchvision weights enum or the name of one (default ``"IMAGENET1K_V1"``, the paper's
             kind), the path of a ``.safetensors`` or ``.pth`` checkpoint (loaded with ``weights_only=True``; its head
             may have any number of classes), ``"offline"`` (the weights of ``"tiny"``), or ``"random"`` (seed 0: a
             baseline). For a module: a path, loaded into that module, or None for the weights it has.
-        head: name of the ``nn.Linear`` to refit; default: ``fc``, ``head`` or ``classifier``.
-        preprocess: ``"weights"`` takes what the weights were trained with (for paths, random weights and modules:
-            torchvision's ImageNet preset, 256 → 224 px); None where tasks give preprocessed tensors.
+        head: name of the ``nn.Linear`` to refit; default: ``fc``, ``head`` or ``classifier`` where that is one, else
+            the last one of the module. ``Probe.head`` tells which.
+        preprocess: ``"weights"`` takes what the weights were trained with (for torchvision's paths and random weights,
+            and for modules: torchvision's ImageNet preset, 256 → 224 px); None where tasks give preprocessed tensors.
         image_size: another crop in pixels, the resize in proportion.
 
     Returns:
@@ -226,7 +232,8 @@ def load_probe(
     Raises:
         ValueError: If a name, head or checkpoint does not fit, or a module is in train mode.
         TypeError: If the arguments are of the wrong kind.
-        RuntimeError: If weights must be downloaded and cannot be.
+        NotImplementedError: If weights were trained with a preprocessing other than resize, crop, normalise.
+        RuntimeError: If weights must be downloaded and cannot be, or timm is not installed.
     """
     if isinstance(probe, Probe):
         if weights is not None or head is not None or preprocess != "weights" or image_size is not None:
@@ -255,26 +262,26 @@ def load_probe(
         if not isinstance(image_size, int) or image_size < 1:
             raise ValueError(f"load_probe: expected image_size as a whole number of pixels >= 1, got {image_size!r}.")
         expected = expected.with_size(image_size)
-    return Probe(module, head or _default_head(module), name, source, expected)
+    return Probe(module, head or default_head(module), name, source, expected)
 
 
 def _build(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
     """Return (module, where its weights are from, their preprocessing) of a named probe."""
     if name == OFFLINE_PROBE:
         return _build_tiny(weights)
+    if name.startswith(TIMM_PREFIX):
+        return timm_weights(name.removeprefix(TIMM_PREFIX), weights)
     if name not in TORCHVISION_PROBES:
         raise ValueError(
-            f"load_probe: expected {OFFLINE_PROBE!r} or one of {', '.join(TORCHVISION_PROBES)}; got {name!r}. Any "
-            "other network can be passed as a module."
+            f"load_probe: expected {OFFLINE_PROBE!r}, a model of timm ('{TIMM_PREFIX}resnet34.a1_in1k') or one of "
+            f"{', '.join(TORCHVISION_PROBES)}; got {name!r}. Any other network can be passed as a module."
         )
     if weights == "offline":
         raise ValueError(
             f"load_probe: the weights that ship with the package fit the probe {OFFLINE_PROBE!r}, not {name!r}; pass "
             f"probe={OFFLINE_PROBE!r}, or the path of a checkpoint of {name}."
         )
-    from .weights import torchvision_weights
-
-    return torchvision_weights(name, "IMAGENET1K_V1" if weights is None else weights)
+    return torchvision_weights(name, weights)
 
 
 def _build_tiny(weights: Any) -> tuple[nn.Module, str, Preprocess]:
@@ -288,39 +295,6 @@ def _build_tiny(weights: Any) -> tuple[nn.Module, str, Preprocess]:
     if weights != "random":
         load_state(module, read_checkpoint(tiny_weights_path()), "the tiny probe")
     return module, weights or "offline", Preprocess(TINY_SIZE, TINY_SIZE, TINY_MEAN, TINY_STD)
-
-
-def _default_head(module: nn.Module) -> str:
-    for name in _HEAD_NAMES:
-        if isinstance(getattr(module, name, None), nn.Linear):
-            return name
-    linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
-    raise ValueError(
-        f"load_probe: expected a head named {', '.join(_HEAD_NAMES)} in {type(module).__name__}, found none; pass "
-        f"head=…, one of its Linear layers: {', '.join(linear) or 'it has none'}."
-    )
-
-
-def _find_head(module: nn.Module, name: str) -> nn.Linear:
-    try:
-        head = module.get_submodule(name)
-    except AttributeError:
-        linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
-        raise ValueError(
-            f"Probe: expected a module named {name!r} as head, found none; Linear layers: "
-            f"{', '.join(linear) or 'none'}."
-        ) from None
-    if not isinstance(head, nn.Linear):
-        raise TypeError(f"Probe: expected the head {name!r} to be an nn.Linear, got {type(head).__name__}.")
-    return head
-
-
-def _kind(module: nn.Module, include_batchnorm: bool) -> LayerKind | None:
-    if isinstance(module, nn.Conv2d):
-        return "conv"
-    if isinstance(module, nn.Linear):
-        return "linear"
-    return "batchnorm" if include_batchnorm and isinstance(module, nn.BatchNorm2d) and module.affine else None
 
 
 def _within(name: str, prefix: str) -> bool:

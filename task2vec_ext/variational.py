@@ -30,7 +30,7 @@ Source:
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -39,9 +39,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._watch import BatchNormUse, ConvUse, Use, Watch
 from .folding import FoldedProbe
 from .noise import local_noise, weight_noise
-from .ops import as_image, string_padding
 from .probe import check_eval, frozen
 
 if TYPE_CHECKING:
@@ -235,92 +235,74 @@ class _NoisyProbe:
     """A probe whose layers are noisy. The variances are those of the original weights, also if it is a folded one."""
 
     def __init__(self, probe: Probe, layers: Sequence[Layer], options: Variational, seed: int) -> None:
-        self.probe, self.layers, self.noise, self.seed = probe, layers, options.noise, seed
-        self.epsilon = _EPSILON[options.recipe]
-        self.modules: list[Any] = [probe.module.get_submodule(layer.name) for layer in layers]
-        weights = [module.weight.detach().flatten(1) for module in self.modules]
-        self.sizes = torch.tensor([len(weight) for weight in weights], device=weights[0].device)
+        self.probe, self.options, self.seed = probe, options, seed
+        self.weights = {layer.name: probe.weight(layer.name) for layer in layers}
+        rows = [weight.detach().flatten(1) for weight in self.weights.values()]
+        self.sizes = torch.tensor([len(weight) for weight in rows], device=rows[0].device)
         scale = probe.scale if isinstance(probe, FoldedProbe) else {}
         factors = [
             scale.get(layer.name, weight.new_ones(len(weight))).double()
-            for layer, weight in zip(layers, weights, strict=True)
+            for layer, weight in zip(layers, rows, strict=True)
         ]
         self.log_scale = torch.cat(factors).square().log().float()
         # A filter whose BatchNorm's factor is 0 has lost its weights and feels no noise.
-        original = [w.double() / f.where(f != 0, 1.0)[:, None] for w, f in zip(weights, factors, strict=True)]
+        original = [w.double() / f.where(f != 0, 1.0)[:, None] for w, f in zip(rows, factors, strict=True)]
         tiny = torch.finfo(torch.float32).tiny
         self.mean_square = torch.stack([w.square().mean() for w in original]).clamp(min=tiny).float()  # of every layer
         start = _START * torch.cat([w.var(1) for w in original])
         self.log_variance = start.clamp(min=1e-6 * self.of_filters(self.mean_square)).log().float().requires_grad_()
-        if self.noise == "weights":
-            self.weight = torch.cat([weight.flatten() for weight in weights]).float()
-            fan_in = self.of_filters([weight.shape[1] for weight in weights])
-            self.starts = F.pad(fan_in.cumsum(0), (1, 0))
+        if options.noise == "weights":
+            self.flat = torch.cat([weight.flatten() for weight in rows]).float()
+            self.starts = F.pad(self.of_filters([weight.shape[1] for weight in rows]).cumsum(0), (1, 0))
+            names = {id(weight): name for name, weight in probe.module.named_parameters()}
+            self.parameters = [f"net.{names[id(weight)]}" for weight in self.weights.values()]
 
     def of_filters(self, of_layers: Tensor | list[float] | list[int]) -> Tensor:
         """Repeat one number a layer for each of its filters, ``[K]``."""
         return torch.as_tensor(of_layers, device=self.sizes.device).repeat_interleave(self.sizes)
 
-    def features(self, images: Tensor, step: int) -> Tensor:
-        """Return the head's input ``[B, D]`` with the noise of one step."""
+    def features(self, images: Tensor, step: int, look: Callable[[str, Use, Tensor], Tensor] | None = None) -> Tensor:
+        """Return the head's input ``[B, D]`` with the noise of one step; `look` sees every layer at work."""
         log_variance = self.log_variance + self.log_scale
-        if self.noise == "weights":
-            noisy = weight_noise(self.weight, log_variance, self.starts, seed=self.seed, step=step)
-            parts = noisy.split([module.weight.numel() for module in self.modules])
+        if self.options.noise == "weights":
+            noisy = weight_noise(self.flat, log_variance, self.starts, seed=self.seed, step=step)
+            weights = list(self.weights.values())
+            parts = noisy.split([weight.numel() for weight in weights])
             named = {
-                f"net.{layer.name}.weight": part.view(module.weight.shape).to(module.weight.dtype)
-                for layer, module, part in zip(self.layers, self.modules, parts, strict=True)
+                name: part.view(weight.shape).to(weight.dtype)
+                for name, weight, part in zip(self.parameters, weights, parts, strict=True)
             }
-            return torch.func.functional_call(_Features(self.probe), named, (images,))
-        of_layers = log_variance.split(self.sizes.tolist())
-        with self._hooks(lambda number, *rest: self._local(number, of_layers[number], step, *rest)):
+            watched = dict(zip(self.weights, named.values(), strict=True))
+            with Watch(watched, look) if look else nullcontext():
+                return torch.func.functional_call(_Features(self.probe), named, (images,))
+        of_layers = dict(zip(self.weights, enumerate(log_variance.split(self.sizes.tolist())), strict=True))
+
+        def follow(name: str, use: Use, output: Tensor) -> Tensor:
+            assert not isinstance(use, BatchNormUse)  # check_layers refuses it
+            number, own = of_layers[name]
+            conv = (use.stride, use.padding, use.dilation, use.groups) if isinstance(use, ConvUse) else ()
+            key: dict[str, Any] = {"seed": self.seed, "layer": number, "step": step}
+            epsilon = _EPSILON[self.options.recipe]
+            return local_noise(output, use.input, own, use.weight.shape, *conv, **key, epsilon=epsilon)
+
+        with Watch(self.weights, look) if look else nullcontext(), Watch(self.weights, follow):
             return self.probe.features(images)
 
     def blame(self, images: Tensor, step: int) -> str:
         """Say where the numbers stop being finite."""
-        for layer, own in zip(self.layers, self.log_variance.split(self.sizes.tolist()), strict=True):
+        for name, own in zip(self.weights, self.log_variance.split(self.sizes.tolist()), strict=True):
             if not torch.isfinite(own).all():
-                return f"the variances of layer {layer.name!r} are"
+                return f"the variances of layer {name!r} are"
         broken: list[str] = []
 
-        def look(number: int, module: nn.Module, input: Tensor, output: Tensor) -> None:
+        def look(name: str, use: Use, output: Tensor) -> Tensor:
             if not torch.isfinite(output).all():
-                broken.append(self.layers[number].name)
+                broken.append(name)
+            return output
 
-        with torch.no_grad(), self._hooks(look):  # before the noise is added
-            self.features(images, step)
+        with torch.no_grad():
+            self.features(images, step, look)
         return f"the output of layer {broken[0]!r} is" if broken else "the head's logits are"
-
-    @contextmanager
-    def _hooks(self, call: Callable[[int, nn.Module, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
-        handles = [
-            module.register_forward_hook(lambda m, args, out, number=number: call(number, m, args[0], out))
-            for number, module in enumerate(self.modules)
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _local(
-        self, number: int, log_variance: Tensor, step: int, module: nn.Module, input: Tensor, output: Tensor
-    ) -> Tensor:
-        key: dict[str, Any] = {"seed": self.seed, "layer": number, "step": step, "epsilon": self.epsilon}
-        if isinstance(module, nn.Linear):  # a pointwise convolution over what lies between the first and last axis
-            shape = (*module.weight.shape, 1, 1)
-            noisy = local_noise(as_image(output), as_image(input), log_variance, shape, **key)
-            return noisy.squeeze(-1).transpose(1, 2).reshape(output.shape)
-        assert isinstance(module, nn.Conv2d)
-        shape = module.weight.shape
-        padding: Any = module.padding
-        if module.padding_mode != "zeros":
-            input, padding = F.pad(input, module._reversed_padding_repeated_twice, mode=module.padding_mode), (0, 0)
-        if isinstance(padding, str):
-            input, padding = string_padding(input, padding, shape, module.stride, module.dilation)
-        return local_noise(
-            output, input, log_variance, shape, module.stride, padding, module.dilation, module.groups, **key
-        )
 
 
 class _Features(nn.Module):

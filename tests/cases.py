@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from task2vec_ext import ops
+from task2vec_ext import _geometry
 from task2vec_ext._geometry import ConvGeometry, conv_geometry
 from task2vec_ext._routes import available_routes
 
@@ -40,7 +40,7 @@ class Case:
         x, delta = self.tensors()
         arguments = self.arguments()
         if isinstance(arguments["padding"], str):
-            x, arguments["padding"] = ops.string_padding(
+            x, arguments["padding"] = _geometry.string_padding(
                 x, *(arguments[key] for key in ("padding", "weight_shape", "stride", "dilation"))
             )
         return conv_geometry(x, delta, **arguments)

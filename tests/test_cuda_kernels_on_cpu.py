@@ -5,7 +5,7 @@ import torch
 from cases import CASES, TENSOR_CORE_CASES, TOLERANCE, Case, assert_near, every_case, oracle, tolerance
 from torch.nn import functional as F
 
-from task2vec_ext import _cuda, _gram, ops, reference
+from task2vec_ext import _cuda, _geometry, _gram, reference
 from task2vec_ext._geometry import conv_geometry
 from task2vec_ext._routes import CUDA_ROUTES
 
@@ -43,7 +43,7 @@ def run(x, delta, arguments, route, multiprocessors=1, tensor_cores=True):
 
     padding, stride = arguments["padding"], arguments["stride"]
     if isinstance(padding, str):
-        x, padding = ops.string_padding(x, padding, arguments["weight_shape"], stride, arguments["dilation"])
+        x, padding = _geometry.string_padding(x, padding, arguments["weight_shape"], stride, arguments["dilation"])
     conv = conv_geometry(
         x, delta, arguments["weight_shape"], stride, padding, arguments["dilation"], arguments["groups"]
     )
@@ -81,7 +81,7 @@ def test_tensor_cores_equal_the_reference(case, layout, route, dtype, tensor_cor
     arguments = case.arguments()
     x, delta = case.tensors(dtype)
     if isinstance(arguments["padding"], str):
-        x, arguments["padding"] = ops.string_padding(
+        x, arguments["padding"] = _geometry.string_padding(
             x, arguments["padding"], arguments["weight_shape"], arguments["stride"], arguments["dilation"]
         )
     operands, bound = (x, delta), tolerance(dtype, route, tensor_cores=True)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from cases import assert_near
 from PIL import Image
-from small import Blobs, assert_untouched, small_probe, state_of
+from small import Blobs, assert_untouched, small_probe, small_resnet, state_of
+from torch import nn
 
 from task2vec_ext import Embedding, Task, Task2VecWarning, as_task, distance_matrix, fisher_embed, load_probe
 from task2vec_ext.data import Batch
@@ -259,6 +260,23 @@ def test_a_probe_in_train_mode_is_refused():
     net = small_probe().module.train()
     with pytest.raises(ValueError, match=r"call module.eval\(\) first"):
         fisher_embed(Blobs(), net, preprocess=None)
+
+
+def test_a_layer_without_per_sample_gradient_is_refused_before_the_second_batch():
+    net = small_resnet()
+    net.layer2.forward = lambda x: nn.Sequential.forward(net.layer2, x) + net.layer1[0].conv1.weight.mean()
+    seen = []
+    blobs = Blobs()
+    blobs.__class__ = type(
+        "Watched", (Blobs,), {"__getitem__": lambda self, i: seen.append(i) or Blobs.__getitem__(self, i)}
+    )
+    with pytest.raises(NotImplementedError, match=r"weight of 'layer1.0.conv1' .* got it in mean"):
+        embed(blobs, small_probe(net), batch_size=4)
+    assert len(seen) == 4
+
+
+def test_the_recipe_tells_which_layer_was_the_head():
+    assert embed().recipe["head_layer"] == "fc"
 
 
 def test_a_wrapped_task_keeps_its_name():

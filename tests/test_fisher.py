@@ -278,7 +278,7 @@ def test_a_second_take_without_a_backward_pass_is_an_error():
     from task2vec_ext.probe import frozen
 
     probe = small_probe()
-    with frozen(probe.module), capture(probe.module, probe.layers()) as captured:
+    with frozen(probe.module), capture(probe.module, probe.layers(), 2) as captured:
         features = probe.features(batch_of(2, torch.float32).images)
         features.sum().backward()
         captured.take()

@@ -44,7 +44,7 @@ def with_gradients(function, leaves):
 def assert_all_near(actual, expected, tolerance):
     for a, b in zip(actual, expected, strict=True):
         assert a.shape == b.shape
-        assert (a.double() - b).detach().abs().max() <= tolerance * max(float(b.abs().max()), 1e-6)
+        assert (a.double() - b).detach().abs().max() <= tolerance * max(float(b.detach().abs().max()), 1e-6)
 
 
 # ---- the generator --------------------------------------------------------------------------------------------------

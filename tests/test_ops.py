@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 import task2vec_ext
 from task2vec_ext import _C, _cpu, filter_grad_sq, reference
+from task2vec_ext._geometry import as_convolution
 from task2vec_ext._routes import CPU_ROUTES
 
 every_route = pytest.mark.parametrize("route", CPU_ROUTES)
@@ -75,6 +76,16 @@ def test_linear_layers_by_every_route(route, positions):
     gradient = torch.einsum("nto,nti->noi", delta.reshape(4, -1, 5), x.reshape(4, -1, 6))
     actual = filter_grad_sq(x, delta, (5, 6), route=route)
     assert_near(actual, gradient.square().sum(-1), TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("positions", [(), (7,), (2, 3)], ids=["vector", "sequence", "grid"])
+def test_a_linear_layers_tensors_are_read_where_they_are(positions):
+    x, delta = torch.randn(4, *positions, 6), torch.randn(4, *positions, 5)
+    images = as_convolution(x, delta, (5, 6), 1, 0, 1)[:2]
+    for image, tensor in zip(images, (x, delta), strict=True):
+        assert image.data_ptr() == tensor.data_ptr()
+        assert image.shape[1] == tensor.shape[-1]
+        assert image.is_contiguous(memory_format=torch.channels_last)
 
 
 @every_route

@@ -1,11 +1,22 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from small import small_probe, small_resnet
 from torch import nn
-from torchvision.models import ResNet18_Weights, ResNet34_Weights, resnet18
+from torchvision.models import (
+    DenseNet121_Weights,
+    ResNet18_Weights,
+    ResNet34_Weights,
+    VisionTransformer,
+    densenet121,
+    resnet18,
+)
 
 from task2vec_ext import Preprocess, Task2VecWarning, load_probe
 from task2vec_ext.probe import TORCHVISION_PROBES
+from task2vec_ext.weights import _with_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -25,6 +36,14 @@ def test_every_named_family_builds():
     probe = load_probe("resnext50_32x4d", weights="random")
     assert probe.feature_size == 2048
     assert not any(module.training for module in probe.module.modules())
+
+
+def test_the_preprocessing_of_every_named_weight_is_known():
+    from torchvision.models import get_model_weights
+
+    for name in TORCHVISION_PROBES:
+        for weights in get_model_weights(name):
+            assert Preprocess.from_torchvision(weights.transforms()).crop == weights.transforms().crop_size[0]
 
 
 def test_random_weights_are_the_same_every_time_and_leave_the_global_generator_alone():
@@ -50,6 +69,14 @@ def test_fingerprint_sees_weights_statistics_and_architecture_but_not_the_head()
     activation = small_resnet()
     activation.relu = nn.LeakyReLU().eval()
     assert small_probe(activation).fingerprint != base
+
+
+def test_fingerprint_sees_how_many_heads_attention_has():
+    nets = [VisionTransformer(8, 4, 1, heads, 8, 12) for heads in (2, 2, 4)]
+    for net in nets[1:]:
+        net.load_state_dict(nets[0].state_dict())
+    first, same, other = (load_probe(net.eval()).fingerprint for net in nets)
+    assert first == same != other
 
 
 def test_features_are_the_heads_input():
@@ -85,8 +112,6 @@ def test_a_download_without_a_network_names_the_file_and_where_to_put_it(monkeyp
 
 
 def test_weights_already_on_the_machine_are_loaded_without_a_network(monkeypatch, tmp_path):
-    from pathlib import Path
-
     enum = ResNet18_Weights.IMAGENET1K_V1
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
@@ -97,6 +122,54 @@ def test_weights_already_on_the_machine_are_loaded_without_a_network(monkeypatch
     assert torch.equal(probe.module.conv1.weight, net.conv1.weight)
     assert probe.preprocess == Preprocess(256, 224)
     assert load_probe("resnet18", weights="DEFAULT").fingerprint == probe.fingerprint
+
+
+def old_names(state):
+    """Torchvision's DenseNet files are older than its code, and than BatchNorm's counters."""
+    return {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name): value
+        for name, value in state.items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+@pytest.mark.parametrize("how", ["by-name", "by-path"])
+def test_old_names_in_torchvisions_files_are_known(how, monkeypatch, tmp_path):
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    file = folder / Path(DenseNet121_Weights.IMAGENET1K_V1.url).name
+    net = densenet121().eval()
+    torch.save(old_names(net.state_dict()), file)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    probe = load_probe("densenet121", weights=None if how == "by-name" else file)
+    assert probe.fingerprint == load_probe(net).fingerprint
+    assert (probe.head, probe.feature_size) == ("classifier", 1024)
+
+
+def test_old_names_of_a_vits_mlp_are_known(tmp_path):
+    net = VisionTransformer(8, 4, 1, 2, 8, 12, num_classes=3)
+    old = {
+        re.sub(r"mlp\.([03])", lambda m: f"mlp.linear_{1 + int(m[1]) // 3}", k): v for k, v in net.state_dict().items()
+    }
+    assert "encoder.layers.encoder_layer_0.mlp.linear_2.weight" in old
+    torch.save(old, tmp_path / "vit.pth")
+    other = _with_checkpoint(VisionTransformer(8, 4, 1, 2, 8, 12, num_classes=5), tmp_path / "vit.pth", "vit")
+    assert load_probe(other.eval()).fingerprint == load_probe(net.eval()).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "size", "filters"),
+    [
+        ("vgg11", "classifier.6", 4096, 2752 + 2 * 4096),
+        ("densenet121", "classifier", 1024, 10240),
+        ("convnext_tiny", "classifier.2", 768, 41184),
+        ("swin_t", "head", 768, 41184),
+    ],
+)
+def test_a_network_of_every_family_builds(name, head, size, filters):
+    probe = load_probe(name, weights="random")
+    assert (probe.head, probe.feature_size) == (head, size)
+    assert probe.layers()[-1].stop == filters
 
 
 @pytest.mark.parametrize(
@@ -159,7 +232,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"probe": "resnet35"}, ValueError, "'tiny' or one of resnet18"),
+        ({"probe": "resnet35"}, ValueError, "expected 'tiny', a model of timm .* or one of resnet18"),
         ({"probe": 34}, TypeError, "a name, an nn.Module or a Probe, got int"),
         ({"probe": "resnet18", "weights": "IMAGENET1K_V7"}, ValueError, "IMAGENET1K_V1, DEFAULT, random"),
         ({"probe": "resnet18", "weights": ResNet34_Weights.DEFAULT}, ValueError, "expected weights of resnet18"),
@@ -185,11 +258,20 @@ def test_a_module_in_train_mode_is_refused():
         load_probe(resnet18())
 
 
-def test_a_module_without_a_known_head_lists_its_linear_layers():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
-    with pytest.raises(ValueError, match=r"pass head=….*Linear layers: 3"):
-        load_probe(net)
-    assert load_probe(net, head="3").feature_size == 4
+def test_the_head_is_found():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 2)).eval()
+    assert load_probe(net).head == "3"
+    assert load_probe(net, head="2").head == "2"
+    net.add_module("fc", nn.Linear(2, 2))
+    net.add_module("aside", nn.Linear(2, 2))
+    assert load_probe(net.eval()).head == "fc"
+
+
+def test_attentions_out_projection_is_no_head():
+    layer = nn.TransformerEncoderLayer(4, 2, batch_first=True)
+    layer.linear1, layer.linear2 = nn.Identity(), nn.Identity()
+    with pytest.raises(ValueError, match=r"ends in a Linear layer.*got TransformerEncoderLayer without"):
+        load_probe(layer.eval())
 
 
 def test_unknown_layers_are_refused_with_what_there_is():

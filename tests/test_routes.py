@@ -32,6 +32,18 @@ def test_large_maps_take_the_direct_route_and_small_ones_the_shifted_gram(device
     assert choose_route(layer(4096, 1, kernel=1, filters=4096), device) != "direct"  # a Linear layer
 
 
+def linear(features_in, features_out, positions):
+    return ConvGeometry(8, 1, features_in, features_out, (positions, 1), (positions, 1), (1, 1), (1, 1), (0, 0), (1, 1))
+
+
+def test_linear_layers_on_sequences_take_the_cheaper_of_direct_and_gram():
+    for features in ((768, 2304), (768, 3072), (3072, 768), (768, 768)):  # a ViT-B's at 224 px
+        assert choose_route(linear(*features, positions=197), "cpu") == "shifted_gram"
+    for features in ((96, 384), (384, 96)):  # a ConvNeXt's first stage
+        assert choose_route(linear(*features, positions=56 * 56), "cpu") == "direct"
+    assert choose_route(linear(25088, 4096, positions=1), "cpu") == "shifted_gram"  # a VGG's
+
+
 def test_large_maps_of_3x3_layers_take_the_winograd_route():
     assert [choose_route(layer(channels, side), "cpu") for channels, side in ((64, 56), (128, 28))] == ["winograd"] * 2
     assert choose_route(layer(64, 56, stride=2, filters=128), "cpu") == "direct"

@@ -125,6 +125,29 @@ class Preprocess:
             )
         return cls(int(resize[0]), int(crop[0]), tuple(mean), tuple(std), mode)  # type: ignore[arg-type]
 
+    @classmethod
+    def from_timm(cls, config: Mapping[str, Any]) -> Preprocess:
+        """Return the same preprocessing as timm's for one of its models.
+
+        Args:
+            config: ``timm.data.resolve_model_data_config(model)``.
+
+        Returns:
+            The preprocessing.
+
+        Raises:
+            NotImplementedError: If it resizes in a way `Preprocess` does not.
+        """
+        _, height, width = config["input_size"]
+        mode = config["interpolation"]
+        if height != width or config["crop_mode"] != "center" or mode not in get_args(Interpolation):
+            raise NotImplementedError(
+                "Preprocess.from_timm: supported are a bilinear or bicubic resize of the shorter side and a square "
+                f"centre crop; got {dict(config)}; build the model with timm.create_model and pass it as a module, "
+                "with preprocess=Preprocess(…) or None."
+            )
+        return cls(math.floor(height / config["crop_pct"]), height, config["mean"], config["std"], mode)
+
     def with_size(self, crop: int) -> Preprocess:
         """Return the same preprocessing for another input size.
 
