@@ -22,7 +22,8 @@ from benchmarks._record import write_result
 from benchmarks._step import LIMIT, PRECISIONS, Setup, Step
 from task2vec_ext._geometry import conv_geometry
 from task2vec_ext._routes import Route, choose_route
-from task2vec_ext.capture import _conv2d, _grad_sq, _Root
+from task2vec_ext._watch import ConvUse
+from task2vec_ext.capture import _grad_sq, _Root
 from task2vec_ext.probe import frozen
 
 LAYOUTS = {"contiguous": False, "channels-last": True}
@@ -109,7 +110,7 @@ def breakdown(step: Step, repeats: int, device: str) -> dict[str, Any]:
     def operator(name: str, module: nn.Conv2d, input: Tensor, grad_output: Tensor) -> None:
         arguments = (module.weight.shape, module.stride, module.padding, module.dilation, module.groups)
         routes[name] = choose_route(conv_geometry(input, grad_output.to(input.dtype), *arguments), input.device.type)
-        use = _conv2d(input, module.weight, None, *arguments[1:])
+        use = ConvUse(input, module.weight, None, *arguments[1:])
         seconds[name].append(seconds_of(lambda: _grad_sq(use, input, grad_output, len(input)), device))
 
     for _ in range(repeats):

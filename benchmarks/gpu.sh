@@ -71,6 +71,7 @@ benchmark() { step "$1" "$2" "$python" -m "benchmarks.$1" "${@:3}"; }
 step "CUDA tests" 60 "${cuda_tests[@]}"
 benchmark fisher_pass 100 --arch resnet34 resnet50 --repeats 3
 benchmark operator 60 --arch resnet34 resnet50 --repeats 3
+benchmark variational 60 --repeats 3
 benchmark distances 40
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do

@@ -98,6 +98,11 @@ def _faster(name: str, package: str, limit: float) -> Row:
     return Row(f"faster than {name}", "CPU", "peers", _peer(package), "≥", limit, _TIMES, _PEERS)
 
 
+def _noisy(hardware: Literal["CPU", "H100"], question: str, other: str, limit: float) -> Row:
+    value = _field("ratios", f"activations ÷ {other}", "median")
+    return Row(question, hardware, "variational", value, "≤", limit, settings={"arch": "resnet34", "size": 224})
+
+
 # The fields of distances.json stand in these lines alone.
 _NUMPY_RATIO, _DISTANCE_BYTES = ("ways", "native", "times_the_loop"), ("peak_bytes_beyond_input",)
 _DISTANCE_SECONDS = ("ways", "native, GPU (result on the CPU)", "seconds", "median")
@@ -116,11 +121,16 @@ ROWS = [
     Row("d_sym of all pairs, faster than NumPy", "CPU", "distances", _field(*_NUMPY_RATIO), "≥", 100, "{:.0f}×".format),
     Row("its peak memory", "CPU", "distances", _field(*_DISTANCE_BYTES), "≤", 300e6, lambda v: f"{v / 1e6:.0f} MB"),
     Row("time waiting for pictures", "CPU", "inaturalist", _field("waiting_share"), "≤", 0.10, _PERCENT, _PHOTOS),
+    _noisy("CPU", "variational step ÷ plain step", "plain", 0.95),
+    _noisy("CPU", "variational step ÷ the authors' two convolutions", "authors", 0.5),
     _gpu_pass("resnet34", "ResNet-34", "tf32"),
     _gpu_pass("resnet34", "ResNet-34", "bf16"),
     _gpu_pass("resnet50", "ResNet-50", "tf32"),
     _gpu_pass("resnet50", "ResNet-50", "bf16"),
     Row("direct route ÷ a matrix product's speed, bf16", "H100", "operator", _direct_share, "≥", 0.5, _PERCENT),
+    _noisy("H100", "variational step ÷ plain step", "plain", 0.95),
+    _noisy("H100", "variational step ÷ the authors' two convolutions", "authors", 0.5),
+    Row("`local_noise` ÷ a copy's GB/s", "H100", "variational", _field("local_noise", "share"), "≥", 0.7, _PERCENT),
     Row(
         "d_sym of all pairs", "H100", "distances", _field(*_DISTANCE_SECONDS), "≤", 0.01, lambda v: f"{1e3 * v:.1f} ms"
     ),

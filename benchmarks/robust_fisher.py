@@ -1,0 +1,129 @@
+"""How near does the variational Fisher come to the per-sample one, on a real task, and after how many epochs?
+
+    python -m benchmarks.robust_fisher --data DIR [--task cub_order_charadriiformes] [--num-samples 75 300] [--epochs 6]
+
+Rank correlation (Spearman) over filters, per layer and over all, of the variational F after each epoch with the
+per-sample F of the same pictures and head (signed, mean of 4 seeds); and d_sym between the two.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from benchmarks import _real
+from benchmarks._measure import print_table, say
+from benchmarks._record import write_result
+from task2vec_ext import Probe, Task, cross_distances
+from task2vec_ext.data import Batch, batches, draw
+from task2vec_ext.fisher import sum_fisher
+from task2vec_ext.folding import fold
+from task2vec_ext.head import Head, fit_head
+from task2vec_ext.variational import Variational, variational_epochs
+
+SEEDS, BATCH = 4, 32
+
+
+def main() -> None:
+    """Fit once per number of pictures and kind of noise, compare after every epoch, print, write."""
+    parser = _real.parser(__doc__ or "")
+    parser.add_argument("--task", default="cub_order_charadriiformes")
+    parser.add_argument("--num-samples", type=int, nargs="+", default=[75, 300])
+    parser.add_argument("--noise", nargs="+", default=["activations", "weights"])
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epoch-samples", type=int, default=10_000)
+    parser.add_argument("--beta", type=float, help="of the authors' recipe; default: that of the package")
+    parser.set_defaults(image_size=64)
+    options = parser.parse_args()
+
+    (real,) = _real.real_tasks(options.data, only=[options.task])
+    net = _real.probe(options)
+    rows: list[dict[str, Any]] = []
+    for noise in options.noise:
+        settings = Variational(
+            noise=noise, beta=options.beta, epochs=options.epochs, epoch_samples=options.epoch_samples
+        )
+        for count in options.num_samples:
+            rows += compare(net, real.task, count, settings)
+    print(
+        write_result(
+            "robust_fisher",
+            {
+                **{name: getattr(options, name) for name in ("task", "probe", "image_size", "epoch_samples", "beta")},
+                "batch_size": BATCH,
+                "rows": rows,
+            },
+        )
+    )
+
+
+def compare(net: Probe, task: Task, count: int, settings: Variational) -> list[dict[str, Any]]:
+    """Return one row an epoch."""
+    images, labels = pictures(net, task, count)
+    layers = net.layers()
+    faster = fold(net, layers, images[:1])
+    with torch.no_grad():
+        features = torch.cat([faster.features(part) for part in images.split(64)])
+    head = fit_head(features, labels, int(labels.max()) + 1)
+    expected = per_sample(faster, layers, head, images, labels)
+
+    def epochs() -> Any:
+        for chosen in settings.epochs_of(labels, seed=0):
+            yield (Batch(rows, images[rows], labels[rows]) for rows in chosen.split(BATCH))
+
+    rows = []
+    for epoch, robust in enumerate(variational_epochs(faster, layers, head, epochs(), count, settings), 1):
+        say(f"{settings.noise}, {count} pictures: epoch {epoch} of {settings.epochs}")
+        by_layer = [_spearman(robust.fisher, expected, slice(each.start, each.stop)) for each in layers]
+        rows.append(
+            {
+                "noise": settings.noise,
+                "pictures": count,
+                "head_nll": head.nll,
+                "epoch": epoch,
+                "nll_under_noise": robust.nll[-1],
+                "spearman_all": _spearman(robust.fisher, expected, slice(None)),
+                "spearman_median": median(by_layer),
+                "spearman_by_layer": dict(zip([each.name for each in layers], by_layer, strict=True)),
+                "norm_ratio": float(robust.fisher.sum() / expected.sum()),
+                "zeros": int((robust.fisher == 0).sum()),
+                "d_sym": float(cross_distances(robust.fisher[None], expected[None])[0, 0]),
+            }
+        )
+    names = ("epoch", "spearman_all", "spearman_median", "norm_ratio", "zeros", "d_sym", "nll_under_noise")
+    print_table(
+        f"{task.name}: {count} pictures, noise on {settings.noise}, head {head.nll:.3f} nats",
+        names,
+        [[row[name] for name in names] for row in rows],
+    )
+    return rows
+
+
+def pictures(net: Probe, task: Task, count: int) -> tuple[Tensor, Tensor]:
+    """Return preprocessed pictures ``[N, 3, H, W]`` and their labels."""
+    assert task.labels is not None
+    read = list(batches(task, draw(task.labels, count, seed=0), net.preprocess, batch_size=64))
+    return torch.cat([batch.images for batch in read]), torch.cat([batch.labels for batch in read])
+
+
+def per_sample(probe: Probe, layers: Any, head: Head, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean of `SEEDS` signed estimates, ``[K]``."""
+    parts = torch.arange(len(images)).split(64)
+    total = sum(
+        sum_fisher(probe, layers, head, [Batch(rows, images[rows], labels[rows]) for rows in parts], "signed", s).mean
+        for s in range(SEEDS)
+    )
+    assert isinstance(total, Tensor)
+    return total / SEEDS
+
+
+def _spearman(a: Tensor, b: Tensor, part: slice) -> float:
+    return float(spearmanr(a[part].numpy(), b[part].numpy()).statistic)
+
+
+if __name__ == "__main__":
+    main()

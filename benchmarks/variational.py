@@ -1,0 +1,172 @@
+"""What does a step of the robust Fisher cost? Against a plain training step, and the authors' second convolution.
+
+    python -m benchmarks.variational [--arch resnet34] [--batch-size 16] [--precision fp32]
+
+Each way is one forward and backward, in eval mode, without the optimiser: plain with every weight's gradient; ours with
+noise on activations or on weights, folded as `fisher_embed` has it; the authors' with frozen weights, every layer
+followed by conv(x² + 0.01, σ²) and stored noise. KL terms included; all channels-last, the faster layout. And
+`local_noise` alone on the network's largest map: bytes read and written a second, against a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks._measure import check, interleave, parser, print_table, ratio, summary
+from benchmarks._record import write_result
+from benchmarks._step import PRECISIONS, Setup, Step
+from task2vec_ext import reference
+from task2vec_ext.noise import local_noise
+from task2vec_ext.probe import frozen
+from task2vec_ext.variational import Variational, _NoisyProbe
+
+KAPPA = 1e-7
+
+
+def main() -> None:
+    """Check, time, print, write."""
+    arguments = parser(__doc__, repeats=7)
+    arguments.add_argument("--arch", default="resnet34")
+    arguments.add_argument("--batch-size", type=int, help="default: 16 on the CPU, 256 on a GPU")
+    arguments.add_argument("--precision", choices=PRECISIONS, help="default: fp32; on a GPU tf32")
+    options = arguments.parse_args()
+    cuda = options.device.startswith("cuda")
+    options.batch_size = options.batch_size or (256 if cuda else 16)
+    options.precision = options.precision or ("tf32" if cuda else "fp32")
+    error = check("local_noise", error_to_reference(options.device), 1e-4)
+
+    setup = Setup(options.arch, options.batch_size, options.size, options.device, options.precision, channels_last=True)
+    step = setup.build()
+    ways = {"plain": step.plain, **{noise: ours(step, noise) for noise in ("activations", "weights")}}
+    ways["authors"] = authors(step)
+    for way in ways.values():
+        way()
+    seconds = interleave(ways, options.repeats, options.device)
+    pairs = [("activations", "plain"), ("weights", "plain"), ("activations", "authors"), ("authors", "plain")]
+    result = {
+        **{name: getattr(options, name) for name in ("arch", "batch_size", "size", "device", "precision")},
+        "error_of_local_noise": error,
+        "seconds": {name: summary(values) for name, values in seconds.items()},
+        "ratios": {f"{a} ÷ {b}": ratio(seconds[a], seconds[b]) for a, b in pairs},
+        "local_noise": operator(options.batch_size, options.repeats, options.device),
+    }
+    print_table(
+        f"{options.arch}, {options.size} px, batch {options.batch_size}, {options.precision}, {options.device}",
+        ["a step", "seconds", "÷ plain", "÷ authors'"],
+        [
+            (name, summary(values)["median"], *(ratio(values, seconds[of])["median"] for of in ("plain", "authors")))
+            for name, values in seconds.items()
+        ],
+    )
+    alone = result["local_noise"]
+    print(
+        f"local_noise {alone['shape']}: {alone['gigabytes_per_second']:.1f} GB/s, copy "
+        f"{alone['copy_gigabytes_per_second']:.1f} GB/s ({alone['share']:.0%})"
+    )
+    print(write_result("variational", result))
+
+
+def error_to_reference(device: str) -> float:
+    """Return the largest relative error of `local_noise` and its gradient to the authors' formula, float64."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=generator) for shape in ((2, 16, 20, 20), (24, 16, 3, 3)))
+    output = F.conv2d(x, weight, None, 2, 1)
+    noise = reference.local_normals(output.shape, 1, 2, 3)
+    log_variance = torch.linspace(-3, 0, 24)
+
+    def run(noisy: Callable[..., Tensor], dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
+        leaf = log_variance.to(device, dtype).requires_grad_()
+        out = noisy(output.to(device, dtype), x.to(device, dtype), leaf, weight.shape, 2, 1)
+        return out, torch.autograd.grad(out.sin().sum(), leaf)[0]
+
+    ours = run(lambda *layer: local_noise(*layer, seed=1, layer=2, step=3), torch.float32, device)
+    exact = run(lambda *layer: reference.local_noise(*layer, noise=noise), torch.float64, "cpu")
+    return max(float(((a.cpu() - b).abs().max() / b.abs().max()).detach()) for a, b in zip(ours, exact, strict=True))
+
+
+def ours(step: Step, noise: Any) -> Callable[[], None]:
+    """Return forward and backward of the robust objective as `variational_epochs` takes them."""
+    noisy = _NoisyProbe(step.faster, step.layers, Variational(noise=noise, recipe="authors"), seed=0)
+    fan_in = noisy.of_filters([float(layer.fan_in) for layer in step.layers])
+    weight, bias = (t.float().clone().requires_grad_() for t in (step.head.weight, step.head.bias))
+    weight, bias = (t.detach().to(step.batch.images.device).requires_grad_() for t in (weight, bias))
+
+    def run() -> None:
+        with frozen(step.faster.module):
+            with step.context:
+                features = noisy.features(step.batch.images, 0)
+            loss = F.cross_entropy(F.linear(features.float(), weight, bias), step.batch.labels)
+            gap = noisy.log_variance - noisy.of_filters(noisy.mean_square.log())
+            torch.autograd.grad(
+                loss + KAPPA * (fan_in * (gap.exp() - 1 - gap)).sum(), (noisy.log_variance, weight, bias)
+            )
+
+    return run
+
+
+def authors(step: Step) -> Callable[[], None]:
+    """Return forward and backward of their formulation, written plainly: a second convolution and stored noise."""
+    modules = [step.probe.module.get_submodule(layer.name) for layer in step.layers]
+    log_variance = [(0.05 * m.weight.detach().flatten(1).var(1)).log().requires_grad_() for m in modules]  # type: ignore[operator, union-attr]
+    prior = [m.weight.detach().square().mean().log().requires_grad_() for m in modules]  # type: ignore[operator, union-attr]
+    head = step.probe.module.get_submodule(step.probe.head)
+
+    def hook(number: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def add(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            variance = log_variance[number].exp()[:, None, None, None].expand_as(module.weight)
+            noise = module._conv_forward(args[0] ** 2 + 0.01, variance, None).sqrt()
+            return output + noise * torch.randn_like(output)
+
+        return add
+
+    def run() -> None:
+        handles = [module.register_forward_hook(hook(number)) for number, module in enumerate(modules)]
+        try:
+            with frozen(step.probe.module):
+                head.requires_grad_(True)
+                with step.context:
+                    logits = step.probe.module(step.batch.images)
+                loss = F.cross_entropy(logits.float(), step.batch.labels)
+                for own, p, layer in zip(log_variance, prior, step.layers, strict=True):
+                    gap = own - p
+                    loss = loss + KAPPA * layer.fan_in * (gap.exp() - 1 - gap).sum()
+                torch.autograd.grad(loss, [*log_variance, *prior, *head.parameters()])
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    return run
+
+
+def operator(batch_size: int, repeats: int, device: str) -> dict[str, Any]:
+    """Return `local_noise`'s bytes a second on a ResNet's widest map, and a copy's."""
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    shape = (batch_size, 64, 112, 112)
+    output = torch.randn(shape).to(device, dtype, memory_format=torch.channels_last)
+    norm, sigma = torch.rand(batch_size, 1, 112, 112, device=device), torch.rand(64, device=device)
+    target = torch.empty_like(output)
+    ways = {
+        "noise": lambda: torch.ops.task2vec_ext.add_noise(output, norm, sigma, 0, 0, 0),
+        "copy": lambda: target.copy_(output),
+    }
+    for way in ways.values():
+        way()
+    seconds = {name: summary(values) for name, values in interleave(ways, 5 * repeats, device).items()}
+    speed = {name: 2e-9 * output.nbytes / values["median"] for name, values in seconds.items()}
+    return {
+        "shape": list(shape),
+        "dtype": str(dtype).removeprefix("torch."),
+        "seconds": seconds,
+        "gigabytes_per_second": speed["noise"],
+        "copy_gigabytes_per_second": speed["copy"],
+        "share": speed["noise"] / speed["copy"],
+    }
+
+
+if __name__ == "__main__":
+    main()
