@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import operator
 import warnings
 from contextlib import closing, contextmanager
@@ -15,10 +16,11 @@ from ._native import Task2VecWarning
 from ._progress import progress_bar
 from .data import Batch, Preprocess, as_task, batches, check_labels, draw, read_labels
 from .embedding import Embedding, HeadInfo, ProbeInfo
-from .fisher import ESTIMATORS, Estimator, sum_fisher
+from .fisher import ESTIMATORS, Estimator, FisherSum, sum_fisher
 from .folding import fold
 from .head import HeadMethod, fit_head
 from .head import head_l2 as resolve_l2
+from .jackknife import FEWEST_GROUPS, relative_error
 from .probe import Probe, load_probe
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def fisher_embed(
     head: str | None = None,
     estimator: Estimator = "signed",
     num_samples: int | None = None,
+    rel_error: float | None = None,
     seed: int = 0,
     layers: Sequence[str] | None = None,
     include_batchnorm: bool = False,
@@ -56,6 +59,7 @@ def fisher_embed(
     num_workers: int = 0,
     on_error: OnError = "raise",
     name: str | None = None,
+    error_bars: bool = True,
     progress: bool | None = None,
 ) -> Embedding:
     """Return the Task2Vec embedding of a labelled image data set: one number per filter of a fixed probe.
@@ -76,12 +80,15 @@ def fisher_embed(
             passes, none), ``"sampled"`` (the paper's; heavy-tailed), ``"empirical"`` (the data's label: not the
             Fisher).
         num_samples: at most so many pictures, drawn at random in proportion to the classes; default: all.
+        rel_error: the Fisher is taken of pictures in random order until its relative standard error ‖SE‖₂/‖F‖₂ is at
+            most this, say 0.05, or they end (a warning says so); the head is fitted to all of them. Default: take all.
         seed: of every random choice: the draw, the estimator's noise, Adam. Same seed, same embedding.
         layers: restrict to modules by name or prefix, e.g. ``["layer3", "layer4"]``.
         include_batchnorm: add one entry per BatchNorm channel (the authors' Monte-Carlo layout).
         head_method: ``"lbfgs"`` (convex, to convergence) or ``"adam"`` (the authors' recipe).
         head_l2: L2 penalty of the head; default: 1e-2 for ``"lbfgs"``, 1e-4 (the authors') for ``"adam"``.
-        class_balanced: every class weighs the same in the head's fit.
+        class_balanced: every class weighs the same in the head's fit, and `num_samples` draws equally many of each, as
+            far as they go.
         preprocess: ``"weights"``: what the weights were trained with; a `Preprocess`; or None: the task gives the
             probe's input.
         image_size: crop in pixels instead of the weights' own, the resize in proportion.
@@ -90,6 +97,8 @@ def fisher_embed(
         num_workers: processes that decode pictures; 0: this one.
         on_error: a picture that cannot be read raises, or is left out and counted (``"skip"``).
         name: what to call the task; default: the folder's or data set's own name.
+        error_bars: keep the means of 32 groups of pictures, ``4·32·K`` bytes, from which `task2vec_ext.uncertainty` has
+            errors of all that is computed from the embedding; not kept of fewer than 8 pictures.
         progress: show a progress bar; default: where standard error is a terminal.
 
     Returns:
@@ -116,13 +125,16 @@ def fisher_embed(
     seed = _whole("seed", seed, 0, 2**63 - 1)
     batch_size, num_workers = _whole("batch_size", batch_size, 1), _whole("num_workers", num_workers, 0)
     num_samples = None if num_samples is None else _whole("num_samples", num_samples, 1)
+    if rel_error is not None and not 0 < rel_error < math.inf:
+        raise ValueError(f"fisher_embed: expected rel_error > 0, say 0.05, got {rel_error}.")
     source = as_task(task, name=name)
     if len(source) == 0:
         raise ValueError(f"fisher_embed: expected a task with pictures, {source.name!r} has none.")
     known = read_labels(source) if num_samples is not None else source.labels
     if known is not None:
         check_labels(known, who="fisher_embed")
-    indices = torch.arange(len(source)) if known is None else draw(known, num_samples, seed)
+    indices = torch.arange(len(source)) if known is None else draw(known, num_samples, seed, balanced=class_balanced)
+    indices = indices[torch.randperm(len(indices), generator=torch.Generator().manual_seed(~seed))]  # not draw's stream
     net = load_probe(probe, weights=weights, head=head, preprocess=preprocess, image_size=image_size)
     parts = net.layers(layers, include_batchnorm=include_batchnorm)
 
@@ -143,7 +155,9 @@ def fisher_embed(
             seed=seed,
         )
         with pictures.batches(indices, "Fisher") as loaded:
-            result = sum_fisher(faster, parts, fitted, _same_as_before(loaded, first), estimator, seed)
+            result = sum_fisher(faster, parts, fitted, _same_as_before(loaded, first), estimator, seed, rel_error)
+    if rel_error is not None:
+        _check_reached(rel_error, result, source.name)
     return Embedding(
         fisher=result.mean,
         prior=net.prior(parts, PRIOR_SCALE),
@@ -154,6 +168,7 @@ def fisher_embed(
             "estimator": estimator,
             "seed": seed,
             "num_samples": num_samples,
+            "rel_error": rel_error,
             "preprocess": None if net.preprocess is None else net.preprocess.to_dict(),
             "layers": None if layers is None else list(layers),
             "include_batchnorm": include_batchnorm,
@@ -165,6 +180,7 @@ def fisher_embed(
         num_skipped=len(skipped),
         name=source.name,
         classes=source.classes if source.classes is not None and len(source.classes) == num_classes else None,
+        group_means=result.group_means.float() if error_bars and len(result.counts) >= FEWEST_GROUPS else None,
     )
 
 
@@ -240,6 +256,20 @@ def _same_as_before(batches: Iterator[Batch], first: Tensor) -> Iterator[Batch]:
                 stacklevel=4,
             )
         yield batch
+
+
+def _check_reached(target: float, result: FisherSum, name: str) -> None:
+    """Warn if the pictures ended before the error was small enough."""
+    few = len(result.counts) < FEWEST_GROUPS
+    reached = math.inf if few else relative_error(result.mean, result.group_means, result.counts)
+    if reached > target:
+        so = "unknown of so few" if few else f"{reached:.3g}"
+        warnings.warn(
+            f"fisher_embed: expected a relative error of at most {target:g}, {name!r} came to {so} after all "
+            f"{result.samples} pictures; raise rel_error, or give it more pictures (num_samples)",
+            Task2VecWarning,
+            stacklevel=4,  # the caller of fisher_embed, behind torch's decorator
+        )
 
 
 def _whole(name: str, value: int, least: int, most: int | None = None) -> int:

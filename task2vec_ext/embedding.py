@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from ._atomic import atomic_path
+from .jackknife import group_sizes
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 LayerKind = Literal["conv", "linear", "batchnorm"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # of what older versions would misread; the tensor group_means they need not know
 _METADATA_KEY = "task2vec_ext"  # one key only: safetensors does not promise an order of several
+_TENSORS = ("fisher", "prior", "group_means")
 _BLANK_DIGEST = "0" * 64
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
 _FISHER_ESTIMATORS = ("exact", "signed", "sampled")  # three ways to one quantity: they compare
@@ -99,6 +101,9 @@ class Embedding:
         num_skipped: How many samples could not be read and were left out.
         name: What people call the task.
         classes: Names of the C classes in label order, or None.
+        group_means: The mean over each of G groups of the samples, ``[G, K]`` float32 on the CPU, from which
+            `jackknife` tells how sure F is; the samples were dealt in random order, one to each group in turn. None
+            where they were not kept, or are too few.
 
     Raises:
         TypeError: A tensor is not a float64 tensor, or another field holds what JSON cannot.
@@ -115,6 +120,7 @@ class Embedding:
     num_skipped: int = 0
     name: str = ""
     classes: tuple[str, ...] | None = None
+    group_means: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check every field; copies what a caller could change later."""
@@ -127,6 +133,8 @@ class Embedding:
         object.__setattr__(self, "layers", tuple(self.layers))
         _check_layers(self.layers, len(self))
         _check_counts(self)
+        if self.group_means is not None:
+            object.__setattr__(self, "group_means", _checked_group_means(self.group_means, self))
         if self.classes is not None:
             object.__setattr__(self, "classes", tuple(self.classes))
             if len(self.classes) != self.head.num_classes:
@@ -173,7 +181,7 @@ class Embedding:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the embedding as safetensors, atomically.
 
-        The same embedding always gives the same bytes. Any safetensors reader can read the two tensors; the
+        The same embedding always gives the same bytes. Any safetensors reader can read the tensors; the
         rest is JSON in the metadata, with a SHA-256 over the whole file.
 
         Args:
@@ -205,12 +213,12 @@ class Embedding:
         fields["head"] = HeadInfo(**fields["head"])
         if fields["classes"] is not None:
             fields["classes"] = tuple(fields["classes"])
-        return cls(fisher=tensors["fisher"], prior=tensors["prior"], **fields)
+        return cls(**{field: tensors[field] for field in _TENSORS if field in tensors}, **fields)
 
     def _fields(self) -> dict[str, Any]:
-        """Everything but the two tensors, as plain dictionaries and lists."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["fisher"], fields["prior"]
+        """Everything but the tensors, as plain dictionaries and lists."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in _TENSORS]
+        fields = {name: getattr(self, name) for name in names}
         fields["layers"] = [dataclasses.asdict(layer) for layer in self.layers]
         fields["probe"] = dataclasses.asdict(self.probe)
         fields["head"] = dataclasses.asdict(self.head)
@@ -219,7 +227,8 @@ class Embedding:
     def _encode(self, digest: str) -> bytes:
         """The file's bytes, with ``digest`` as its checksum."""
         text = _to_json({"format": FORMAT_VERSION, "sha256": digest, "embedding": self._fields()})
-        return safetensors.torch.save({"fisher": self.fisher, "prior": self.prior}, metadata={_METADATA_KEY: text})
+        tensors = {field: getattr(self, field) for field in _TENSORS if getattr(self, field) is not None}
+        return safetensors.torch.save(tensors, metadata={_METADATA_KEY: text})
 
 
 def check_comparable(embeddings: Sequence[Embedding]) -> None:
@@ -305,6 +314,27 @@ def _checked_vector(field: str, value: Tensor) -> Tensor:
         raise ValueError(
             f"Embedding: expected {field} to be finite and not negative, got {float(value[index])} at index "
             f"{index} ({int(bad.sum())} such of {value.numel()}); look for NaN or infinite samples."
+        )
+    return value.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _checked_group_means(value: Tensor, embedding: Embedding) -> Tensor:
+    """A private copy of the groups' means, once their own mean is known to be the embedding."""
+    if not isinstance(value, Tensor) or value.dtype != torch.float32:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"Embedding: expected group_means to be a torch.float32 tensor, got {got}.")
+    shape_fits = value.dim() == 2 and 2 <= len(value) <= embedding.num_samples and value.shape[1] == len(embedding)
+    if not shape_fits or value.device.type != "cpu":
+        raise ValueError(
+            f"Embedding: expected group_means of shape [G, {len(embedding)}] with 2 <= G <= num_samples on the CPU, "
+            f"got shape {list(value.shape)} on {value.device}."
+        )
+    sizes = group_sizes(embedding.num_samples, len(value))
+    apart = ((sizes[:, None] * value).sum(0) / sizes.sum() - embedding.fisher).abs().max()
+    if not apart <= 1e-5 * embedding.fisher.max():  # float32 rounds to 1e-7; NaN and infinity are refused here too
+        raise ValueError(
+            f"Embedding: expected group_means whose mean is fisher, got one that differs by up to {float(apart):.3g}; "
+            "deal the samples to the groups in turn."
         )
     return value.detach().clone(memory_format=torch.contiguous_format)
 
