@@ -13,12 +13,15 @@ from .data import Preprocess, Task, as_task
 from .distance import cross_distances, distance_matrix
 from .embed import fisher_embed
 from .embedding import Embedding
+from .jackknife import Estimate
 from .ops import filter_grad_sq
 from .probe import Probe, load_probe
+from .uncertainty import neighbour_ranks, norm_with_error, relative_error, with_error
 
 __all__ = [
     "BuildInfo",
     "Embedding",
+    "Estimate",
     "Preprocess",
     "Probe",
     "Task",
@@ -30,4 +33,8 @@ __all__ = [
     "filter_grad_sq",
     "fisher_embed",
     "load_probe",
+    "neighbour_ranks",
+    "norm_with_error",
+    "relative_error",
+    "with_error",
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from .distance import DistanceKind
+from ._kinds import DistanceKind
 from .fisher import Estimator
 
 if TYPE_CHECKING:
@@ -294,6 +294,7 @@ def _kept(file: Path, probe: Any, task: Any, settings: dict[str, Any]) -> Embedd
         "task_digest": task.digest(),
         "layers": None,
         "include_batchnorm": False,
+        "rel_error": None,
         "head": ("lbfgs", DEFAULT_L2["lbfgs"], False),
     }
     head = embedding.head

@@ -20,7 +20,7 @@ from .fisher import ESTIMATORS, Estimator, FisherSum, sum_fisher
 from .folding import fold
 from .head import HeadMethod, fit_head
 from .head import head_l2 as resolve_l2
-from .jackknife import FEWEST_GROUPS, relative_error
+from .jackknife import FEWEST_GROUPS
 from .probe import Probe, load_probe
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def fisher_embed(
         num_skipped=len(skipped),
         name=source.name,
         classes=source.classes if source.classes is not None and len(source.classes) == num_classes else None,
-        group_means=result.group_means.float() if error_bars and len(result.counts) >= FEWEST_GROUPS else None,
+        group_means=result.groups.means.float() if error_bars and len(result.counts) >= FEWEST_GROUPS else None,
     )
 
 
@@ -261,7 +261,7 @@ def _same_as_before(batches: Iterator[Batch], first: Tensor) -> Iterator[Batch]:
 def _check_reached(target: float, result: FisherSum, name: str) -> None:
     """Warn if the pictures ended before the error was small enough."""
     few = len(result.counts) < FEWEST_GROUPS
-    reached = math.inf if few else relative_error(result.mean, result.group_means, result.counts)
+    reached = math.inf if few else result.groups.relative_error()
     if reached > target:
         so = "unknown of so few" if few else f"{reached:.3g}"
         warnings.warn(

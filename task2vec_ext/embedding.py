@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ._atomic import atomic_path
-from .jackknife import group_sizes
+from .jackknife import checked_group_means
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 LayerKind = Literal["conv", "linear", "batchnorm"]
@@ -134,7 +134,9 @@ class Embedding:
         _check_layers(self.layers, len(self))
         _check_counts(self)
         if self.group_means is not None:
-            object.__setattr__(self, "group_means", _checked_group_means(self.group_means, self))
+            object.__setattr__(
+                self, "group_means", checked_group_means(self.group_means, self.fisher, self.num_samples)
+            )
         if self.classes is not None:
             object.__setattr__(self, "classes", tuple(self.classes))
             if len(self.classes) != self.head.num_classes:
@@ -206,14 +208,14 @@ class Embedding:
                 version of this package wrote it.
         """
         record, raw = _read(Path(path))
-        fields = dict(record["embedding"])
         tensors = safetensors.torch.load(raw)
+        fields = {**record["embedding"], **{field: tensors[field] for field in _TENSORS if field in tensors}}
         fields["layers"] = tuple(Layer(**layer) for layer in fields["layers"])
         fields["probe"] = ProbeInfo(**fields["probe"])
         fields["head"] = HeadInfo(**fields["head"])
         if fields["classes"] is not None:
             fields["classes"] = tuple(fields["classes"])
-        return cls(**{field: tensors[field] for field in _TENSORS if field in tensors}, **fields)
+        return cls(**fields)
 
     def _fields(self) -> dict[str, Any]:
         """Everything but the tensors, as plain dictionaries and lists."""
@@ -314,27 +316,6 @@ def _checked_vector(field: str, value: Tensor) -> Tensor:
         raise ValueError(
             f"Embedding: expected {field} to be finite and not negative, got {float(value[index])} at index "
             f"{index} ({int(bad.sum())} such of {value.numel()}); look for NaN or infinite samples."
-        )
-    return value.detach().clone(memory_format=torch.contiguous_format)
-
-
-def _checked_group_means(value: Tensor, embedding: Embedding) -> Tensor:
-    """A private copy of the groups' means, once their own mean is known to be the embedding."""
-    if not isinstance(value, Tensor) or value.dtype != torch.float32:
-        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"Embedding: expected group_means to be a torch.float32 tensor, got {got}.")
-    shape_fits = value.dim() == 2 and 2 <= len(value) <= embedding.num_samples and value.shape[1] == len(embedding)
-    if not shape_fits or value.device.type != "cpu":
-        raise ValueError(
-            f"Embedding: expected group_means of shape [G, {len(embedding)}] with 2 <= G <= num_samples on the CPU, "
-            f"got shape {list(value.shape)} on {value.device}."
-        )
-    sizes = group_sizes(embedding.num_samples, len(value))
-    apart = ((sizes[:, None] * value).sum(0) / sizes.sum() - embedding.fisher).abs().max()
-    if not apart <= 1e-5 * embedding.fisher.max():  # float32 rounds to 1e-7; NaN and infinity are refused here too
-        raise ValueError(
-            f"Embedding: expected group_means whose mean is fisher, got one that differs by up to {float(apart):.3g}; "
-            "deal the samples to the groups in turn."
         )
     return value.detach().clone(memory_format=torch.contiguous_format)
 

@@ -10,7 +10,7 @@ import torch
 
 from .capture import capture
 from .folding import FoldedProbe, fold
-from .jackknife import GROUPS, group_sizes, relative_error
+from .jackknife import GROUPS, Groups, group_sizes, num_groups
 from .probe import check_eval, frozen
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class FisherSum(NamedTuple):
     """Σ_n of `per_sample_fisher` over each group of pictures, dealt to the groups in turn like cards."""
 
     totals: Tensor
-    """``[G, K]`` float64 on the CPU; G = `jackknife.GROUPS`, or fewer pictures."""
+    """``[G, K]`` float64 on the CPU; G = `jackknife.num_groups`."""
     counts: Tensor
     """``[G]`` float64, pictures in each group."""
 
@@ -163,9 +163,9 @@ class FisherSum(NamedTuple):
         return self.totals.sum(0) / self.samples
 
     @property
-    def group_means(self) -> Tensor:
-        """F of each group's pictures, ``[G, K]``."""
-        return self.totals / self.counts[:, None]
+    def groups(self) -> Groups:
+        """F, and F of each group's pictures."""
+        return Groups(self.mean, self.totals / self.counts[:, None], self.counts)
 
 
 def sum_fisher(
@@ -200,14 +200,13 @@ def sum_fisher(
     totals, samples = torch.zeros(GROUPS, layers[-1].stop, dtype=torch.float64), 0
 
     def result() -> FisherSum:
-        groups = min(samples, GROUPS)
-        return FisherSum(totals[:groups], group_sizes(samples, groups))
+        groups = num_groups(samples)  # divides GROUPS: picture i is in group i mod G still
+        return FisherSum(totals.view(-1, groups, totals.shape[1]).sum(0), group_sizes(samples, groups))
 
     def enough() -> bool:
         if rel_error is None or samples % GROUPS or samples < _FIRST_LOOK:
             return False
-        so_far = result()
-        return relative_error(so_far.mean, so_far.group_means, so_far.counts) <= rel_error
+        return result().groups.relative_error() <= rel_error
 
     for batch in batches:
         probe = fold(probe, layers, batch.images[:1])
