@@ -9,6 +9,7 @@ except ImportError as error:
     ) from error
 
 from ._native import BuildInfo, Task2VecWarning, build_info
+from .batch_diversity import cross_diversity, diversity, embed_batches
 from .data import Preprocess, Task, as_task
 from .distance import cross_distances, distance_matrix
 from .embed import fisher_embed
@@ -29,7 +30,10 @@ __all__ = [
     "as_task",
     "build_info",
     "cross_distances",
+    "cross_diversity",
     "distance_matrix",
+    "diversity",
+    "embed_batches",
     "filter_grad_sq",
     "fisher_embed",
     "load_probe",
