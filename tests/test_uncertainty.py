@@ -18,7 +18,10 @@ from task2vec_ext import (
     with_error,
 )
 from task2vec_ext._kinds import DistanceKind
+from task2vec_ext.data import Batch
 from task2vec_ext.embedding import Embedding, HeadInfo, Layer, ProbeInfo
+from task2vec_ext.fisher import sum_fisher
+from task2vec_ext.head import fit_head
 
 K = 40
 
@@ -119,6 +122,22 @@ def test_noise_inflates_distances_and_the_corrected_distance_of_two_halves_of_on
     assert values.mean() > 20 * values.std() / 10  # 0.005: surely not 0 without
     assert abs(corrected.mean()) < 0.1 * values.mean()
     assert abs(corrected.mean()) < 5 * corrected.std() / 10  # 5 standard errors
+
+
+def test_two_disjoint_halves_of_one_task_under_one_head_are_at_distance_zero():
+    blobs, probe = Blobs(n=256), small_probe()
+    whole = fisher_embed(blobs, probe, progress=False)
+    head = fit_head(probe.features(blobs.images).detach(), blobs.targets, 3)
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
+    halves = []
+    for half in order.chunk(2):
+        batch = Batch(half, blobs.images[half], blobs.targets[half])
+        found = sum_fisher(probe, probe.layers(), head, [batch])
+        changes = {"fisher": found.mean, "group_means": found.groups.means.float(), "num_samples": 128}
+        halves.append(dataclasses.replace(whole, **changes))
+    found = distance_matrix(halves, with_error=True)
+    low, high = (float(end[0, 1]) for end in found.interval())
+    assert low < 0 < high < float(found.value[0, 1])
 
 
 def test_the_relative_error_is_what_the_embedding_is_off_by():
