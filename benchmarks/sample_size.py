@@ -24,10 +24,10 @@ from benchmarks import _real, _rows
 from benchmarks._record import write_result
 from task2vec_ext import Probe, distance_matrix
 from task2vec_ext.data import Batch
-from task2vec_ext.embedding import Layer
 from task2vec_ext.fisher import Estimator, sample_labels
 from task2vec_ext.head import Head
 from task2vec_ext.plot import save_figure
+from task2vec_ext.reference import authors_monte_carlo
 
 ESTIMATORS: tuple[Estimator, ...] = tuple(e for e in get_args(Estimator) if e in {"exact", "signed", "sampled"})
 BATCH = 64
@@ -80,22 +80,18 @@ def main() -> None:
 
 def _batch_means(probe: Probe, pictures: Batch, head: Head, count: int, random: torch.Generator) -> Tensor:
     """Return 64 times the squared gradient of the mean loss of random batches with sampled labels: ``[count, K]``."""
-    layers = probe.layers()
-    weights = [probe.module.get_submodule(layer.name).weight for layer in layers]
+    network = torch.nn.Module()
+    network.forward = lambda images: head.logits(probe.features(images))  # type: ignore[method-assign]
+    weights = [probe.module.get_submodule(layer.name).weight for layer in probe.layers()]
     kept = []
     for number in track(range(count), "batch means"):
         drawn = torch.randint(len(pictures.labels), (BATCH,), generator=random)
-        features = probe.features(pictures.images[drawn])
-        logits = head.logits(features)
-        labels = sample_labels(logits.detach(), drawn + number * len(pictures.labels))  # anew for each batch
-        loss = torch.nn.functional.cross_entropy(logits, labels)
-        grads = torch.autograd.grad(loss, weights)
-        kept.append(_per_filter(grads, layers) * BATCH)
+        images = pictures.images[drawn]
+        with torch.no_grad():
+            # A number for every place in every batch: a picture that is drawn twice has two labels.
+            labels = sample_labels(network(images), torch.arange(BATCH) + number * BATCH)
+        kept.append(torch.cat(authors_monte_carlo(network, images, labels, weights, BATCH)) * BATCH)
     return torch.stack(kept)
-
-
-def _per_filter(grads: tuple[Tensor, ...], layers: list[Layer]) -> Tensor:
-    return torch.cat([g.square().flatten(1).sum(1) / layer.fan_in for g, layer in zip(grads, layers, strict=True)])
 
 
 def _draw(found: list[dict], probe: str, path: Path) -> None:
