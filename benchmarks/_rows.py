@@ -68,10 +68,13 @@ def fitted(probe: Probe, pictures: Batch, l2: float) -> Head:
 
 
 def refitted(probe: Probe, pictures: Batch, samples: int, l2: float, random: torch.Generator) -> Tensor:
-    """Return the rows ``[N, K]`` of N pictures drawn with replacement, under the head that is fitted to them alone."""
-    drawn = torch.randint(len(pictures.labels), (samples,), generator=random)
+    """Return the rows ``[N, K]`` of N pictures under the head that is fitted to them alone.
+
+    Drawn without replacement: a picture that is there twice would make the head surer than N pictures can.
+    """
+    drawn = torch.randperm(len(pictures.labels), generator=random)[:samples]
     images, labels = pictures.images[drawn], pictures.labels[drawn].unique(return_inverse=True)[1]
-    some = Batch(torch.arange(samples), images, labels)  # a picture drawn twice has two draws of noise
+    some = Batch(drawn, images, labels)
     layers, head = probe.layers(), fitted(probe, some, l2)
     faster = fold(probe, layers, images[:1])
     return torch.cat([per_sample_fisher(faster, layers, head, batch, "signed") for batch in split(some, _BATCH)])

@@ -4,9 +4,9 @@
 
 Every picture's Fisher is computed once, under the head of the full task. A draw takes N of them at random with
 replacement: independent pictures of a population whose mean is known, the full task (a draw without replacement would
-have less error than the interval is about). Second figure, "refitted": the head is fitted to the N pictures alone and
-the Fisher taken anew; the truth stays that of the full task under its own head, and the interval knows nothing of
-heads.
+have less error than the interval is about). Second figure, "refitted": N pictures drawn without
+replacement, the head fitted to them alone and the Fisher taken anew; the truth stays that of the full task under its
+own head, and the interval knows nothing of heads.
 
 ``same`` is the distance of two draws of one task: truth 0.
 """
