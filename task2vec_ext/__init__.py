@@ -9,16 +9,20 @@ except ImportError as error:
     ) from error
 
 from ._native import BuildInfo, Task2VecWarning, build_info
+from .batch_diversity import cross_diversity, diversity, embed_batches
 from .data import Preprocess, Task, as_task
 from .distance import cross_distances, distance_matrix
 from .embed import fisher_embed
 from .embedding import Embedding
+from .jackknife import Estimate
 from .ops import filter_grad_sq
 from .probe import Probe, load_probe
+from .uncertainty import neighbour_ranks, norm_with_error, relative_error, with_error
 
 __all__ = [
     "BuildInfo",
     "Embedding",
+    "Estimate",
     "Preprocess",
     "Probe",
     "Task",
@@ -26,8 +30,15 @@ __all__ = [
     "as_task",
     "build_info",
     "cross_distances",
+    "cross_diversity",
     "distance_matrix",
+    "diversity",
+    "embed_batches",
     "filter_grad_sq",
     "fisher_embed",
     "load_probe",
+    "neighbour_ranks",
+    "norm_with_error",
+    "relative_error",
+    "with_error",
 ]

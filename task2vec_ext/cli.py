@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from .distance import DistanceKind
+from ._kinds import DistanceKind
 from .fisher import Estimator
 
 if TYPE_CHECKING:
@@ -262,13 +262,19 @@ def distances(
 def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding (.safetensors).")]) -> None:
     """Print what an embedding is and how it was made."""
     from .embedding import Embedding
+    from .uncertainty import norm_with_error, relative_error
 
     embedding = Embedding.load(file)
     print(embedding)
+    sure = {}
+    if embedding.group_means is not None:
+        low, high = (float(end) for end in norm_with_error(embedding).interval())
+        sure = {"norm, 95 %": f"{low:.4g} to {high:.4g}", "relative error": f"{relative_error(embedding):.1%}"}
     rows = {
         "classes": ", ".join(embedding.classes) if embedding.classes else str(embedding.head.num_classes),
         "pictures": f"{embedding.num_samples:,} ({embedding.num_skipped} skipped)",
         "norm": f"{embedding.norm:.6g} nats² per weight²",
+        **sure,
         "probe": f"{embedding.probe.name} {embedding.probe.weights}, fingerprint {embedding.probe.fingerprint[:16]}",
         **{f"head {key}": str(value) for key, value in asdict(embedding.head).items()},
         **{key: str(value) for key, value in embedding.recipe.items()},
@@ -294,6 +300,7 @@ def _kept(file: Path, probe: Any, task: Any, settings: dict[str, Any]) -> Embedd
         "task_digest": task.digest(),
         "layers": None,
         "include_batchnorm": False,
+        "rel_error": None,
         "head": ("lbfgs", DEFAULT_L2["lbfgs"], False),
     }
     head = embedding.head

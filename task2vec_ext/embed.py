@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import operator
 import warnings
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 
@@ -15,10 +16,11 @@ from ._native import Task2VecWarning
 from ._progress import progress_bar
 from .data import Batch, Preprocess, as_task, batches, check_labels, draw, read_labels
 from .embedding import Embedding, HeadInfo, ProbeInfo
-from .fisher import ESTIMATORS, Estimator, check_per_sample, sum_fisher
+from .fisher import ESTIMATORS, Estimator, FisherSum, check_per_sample, sum_fisher
 from .folding import fold
 from .head import HeadMethod, fit_head
 from .head import head_l2 as resolve_l2
+from .jackknife import FEWEST_GROUPS
 from .probe import Probe, load_probe
 from .variational import DEFAULT_KAPPA, Noise, Variational, VariationalRecipe, check_layers, variational_epochs
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from .data import Failure, Task, TaskSource
     from .data.loader import OnError
     from .embedding import Layer
+    from .variational import RobustFisher
 
 PRIOR_SCALE = 2 * DEFAULT_KAPPA
 """c of the prior c/λ_l²: at the optimum of the robust objective a filter's precision is F/c + λ_l² (variational.py)."""
@@ -44,6 +47,7 @@ def fisher_embed(
     head: str | None = None,
     estimator: Estimator | Literal["variational"] = "signed",
     num_samples: int | None = None,
+    rel_error: float | None = None,
     seed: int = 0,
     layers: Sequence[str] | None = None,
     include_batchnorm: bool = False,
@@ -57,6 +61,7 @@ def fisher_embed(
     num_workers: int = 0,
     on_error: OnError = "raise",
     name: str | None = None,
+    error_bars: bool = True,
     progress: bool | None = None,
     recipe: VariationalRecipe | None = None,
     beta: float | None = None,
@@ -83,12 +88,15 @@ def fisher_embed(
             Fisher). Or ``"variational"``: the paper's robust Fisher, from the noise that the weights bear, by SGD (see
             `task2vec_ext.variational`).
         num_samples: at most so many pictures, drawn at random in proportion to the classes; default: all.
+        rel_error: the Fisher is taken of pictures in random order until its relative standard error ‖SE‖₂/‖F‖₂ is at
+            most this, say 0.05, or they end (a warning says so); the head is fitted to all of them. Default: take all.
         seed: of every random choice: the draw, the estimator's noise, Adam. Same seed, same embedding.
         layers: restrict to modules by name or prefix, e.g. ``["layer3", "layer4"]``.
         include_batchnorm: add one entry per BatchNorm channel (the authors' Monte-Carlo layout).
         head_method: ``"lbfgs"`` (convex, to convergence) or ``"adam"`` (the authors' recipe).
         head_l2: L2 penalty of the head; default: 1e-2 for ``"lbfgs"``, 1e-4 (the authors') for ``"adam"``.
-        class_balanced: every class weighs the same in the head's fit.
+        class_balanced: every class weighs the same in the head's fit, and `num_samples` draws equally many of each, as
+            far as they go.
         preprocess: ``"weights"``: what the weights were trained with; a `Preprocess`; or None: the task gives the
             probe's input.
         image_size: crop in pixels instead of the weights' own, the resize in proportion.
@@ -97,6 +105,8 @@ def fisher_embed(
         num_workers: processes that decode pictures; 0: this one.
         on_error: a picture that cannot be read raises, or is left out and counted (``"skip"``).
         name: what to call the task; default: the folder's or data set's own name.
+        error_bars: keep the means of 32 groups of pictures, ``4·32·K`` bytes, from which `task2vec_ext.uncertainty` has
+            errors of all that is computed from the embedding; not kept of fewer than 8 pictures.
         progress: show a progress bar; default: where standard error is a terminal.
         recipe: of ``"variational"``: ``"paper"`` (default) or ``"authors"``.
         beta: of ``"variational"``: weight of the KL term; default: the authors' 1e-7, or what equals it in the paper's
@@ -133,17 +143,22 @@ def fisher_embed(
         names = ", ".join((*ESTIMATORS, "variational"))
         raise ValueError(f"fisher_embed: expected estimator to be one of {names}; got {estimator!r}.")
     options = _variational(estimator, recipe=recipe, beta=beta, noise=noise, epochs=epochs, epoch_samples=epoch_samples)
+    if options is not None and rel_error is not None:
+        raise ValueError("fisher_embed: expected rel_error with a per-sample estimator, got 'variational'; use epochs.")
     l2 = resolve_l2(head_method, head_l2)
     seed = _whole("seed", seed, 0, 2**63 - 1)
     batch_size, num_workers = _whole("batch_size", batch_size, 1), _whole("num_workers", num_workers, 0)
     num_samples = None if num_samples is None else _whole("num_samples", num_samples, 1)
+    if rel_error is not None and not 0 < rel_error < math.inf:
+        raise ValueError(f"fisher_embed: expected rel_error > 0, say 0.05, got {rel_error}.")
     source = as_task(task, name=name)
     if len(source) == 0:
         raise ValueError(f"fisher_embed: expected a task with pictures, {source.name!r} has none.")
     known = read_labels(source) if num_samples is not None else source.labels
     if known is not None:
         check_labels(known, who="fisher_embed")
-    indices = torch.arange(len(source)) if known is None else draw(known, num_samples, seed)
+    indices = torch.arange(len(source)) if known is None else draw(known, num_samples, seed, balanced=class_balanced)
+    indices = indices[torch.randperm(len(indices), generator=torch.Generator().manual_seed(~seed))]  # not draw's stream
     net = load_probe(probe, weights=weights, head=head, preprocess=preprocess, image_size=image_size)
     parts = net.layers(layers, include_batchnorm=include_batchnorm)
     if options is not None:
@@ -165,24 +180,20 @@ def fisher_embed(
             class_balanced=class_balanced,
             seed=seed,
         )
-        if estimator == "variational":
-            assert options is not None
-            epochs_of_batches = _epochs(pictures, indices, labels, options, seed)
-            *_, robust = variational_epochs(faster, parts, fitted, epochs_of_batches, len(indices), options, seed)
-            fisher, prior, samples = robust.fisher, robust.prior, len(indices)
-            record: dict[str, Any] = {
-                "prior_scale": 2 * robust.kappa,
-                "variational": asdict(options),
-                "variational_nll": list(robust.nll),
-            }
-        else:
+        if options is None:
             with pictures.batches(indices, "Fisher") as loaded:
-                result = sum_fisher(faster, parts, fitted, _same_as_before(loaded, first), estimator, seed)
-            fisher, prior, samples = result.mean, net.prior(parts, PRIOR_SCALE), result.samples
-            record = {"prior_scale": PRIOR_SCALE}
+                same = _same_as_before(loaded, first)
+                result = sum_fisher(faster, parts, fitted, same, cast("Estimator", estimator), seed, rel_error)
+            measured = _Measured.of(result, net.prior(parts, PRIOR_SCALE), error_bars)
+        else:
+            drawn = _epochs(pictures, indices, labels, options, seed)
+            *_, robust = variational_epochs(faster, parts, fitted, drawn, len(indices), options, seed)
+            measured = _Measured.of_robust(robust, options, len(indices))
+    if rel_error is not None:
+        _check_reached(rel_error, result, source.name)
     return Embedding(
-        fisher=fisher,
-        prior=prior,
+        fisher=measured.fisher,
+        prior=measured.prior,
         layers=tuple(parts),
         probe=ProbeInfo(net.name, net.weights, net.fingerprint),
         head=HeadInfo(head_method, num_classes, fitted.accuracy, fitted.nll, l2, class_balanced),
@@ -190,19 +201,46 @@ def fisher_embed(
             "estimator": estimator,
             "seed": seed,
             "num_samples": num_samples,
+            "rel_error": rel_error,
             "preprocess": None if net.preprocess is None else net.preprocess.to_dict(),
             "head_layer": net.head,
             "layers": None if layers is None else list(layers),
             "include_batchnorm": include_batchnorm,
-            **record,
+            **measured.record,
             "task_digest": source.digest(),
             "version": importlib.metadata.version("task2vec_ext"),
         },
-        num_samples=samples,
+        num_samples=measured.samples,
         num_skipped=len(skipped),
         name=source.name,
         classes=source.classes if source.classes is not None and len(source.classes) == num_classes else None,
+        group_means=measured.group_means,
     )
+
+
+class _Measured(NamedTuple):
+    """What an estimator gives an embedding."""
+
+    fisher: Tensor
+    prior: Tensor
+    samples: int
+    record: dict[str, Any]
+    """For the recipe."""
+    group_means: Tensor | None = None
+
+    @classmethod
+    def of(cls, result: FisherSum, prior: Tensor, error_bars: bool) -> _Measured:
+        groups = result.groups.means.float() if error_bars and len(result.counts) >= FEWEST_GROUPS else None
+        return cls(result.mean, prior, result.samples, {"prior_scale": PRIOR_SCALE}, groups)
+
+    @classmethod
+    def of_robust(cls, robust: RobustFisher, options: Variational, pictures: int) -> _Measured:
+        record = {
+            "prior_scale": 2 * robust.kappa,
+            "variational": asdict(options),
+            "variational_nll": list(robust.nll),
+        }
+        return cls(robust.fisher, robust.prior, pictures, record)
 
 
 @dataclass(frozen=True)
@@ -300,6 +338,20 @@ def _same_as_before(batches: Iterator[Batch], first: Tensor) -> Iterator[Batch]:
                 stacklevel=4,
             )
         yield batch
+
+
+def _check_reached(target: float, result: FisherSum, name: str) -> None:
+    """Warn if the pictures ended before the error was small enough."""
+    few = len(result.counts) < FEWEST_GROUPS
+    reached = math.inf if few else result.groups.relative_error()
+    if reached > target:
+        so = "unknown of so few" if few else f"{reached:.3g}"
+        warnings.warn(
+            f"fisher_embed: expected a relative error of at most {target:g}, {name!r} came to {so} after all "
+            f"{result.samples} pictures; raise rel_error, or give it more pictures (num_samples)",
+            Task2VecWarning,
+            stacklevel=4,  # the caller of fisher_embed, behind torch's decorator
+        )
 
 
 def _whole(name: str, value: int, least: int, most: int | None = None) -> int:

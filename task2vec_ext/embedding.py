@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from ._atomic import atomic_path
+from .jackknife import checked_group_means
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 LayerKind = Literal["conv", "linear", "batchnorm"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # of what older versions would misread; the tensor group_means they need not know
 _METADATA_KEY = "task2vec_ext"  # one key only: safetensors does not promise an order of several
+_TENSORS = ("fisher", "prior", "group_means")
 _BLANK_DIGEST = "0" * 64
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
 _FISHER_ESTIMATORS = ("exact", "signed", "sampled")  # three ways to one quantity: they compare
@@ -100,6 +102,9 @@ class Embedding:
         num_skipped: How many samples could not be read and were left out.
         name: What people call the task.
         classes: Names of the C classes in label order, or None.
+        group_means: The mean over each of G groups of the samples, ``[G, K]`` float32 on the CPU, from which
+            `jackknife` tells how sure F is; the samples were dealt in random order, one to each group in turn. None
+            where they were not kept, or are too few.
 
     Raises:
         TypeError: A tensor is not a float64 tensor, or another field holds what JSON cannot.
@@ -116,6 +121,7 @@ class Embedding:
     num_skipped: int = 0
     name: str = ""
     classes: tuple[str, ...] | None = None
+    group_means: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check every field; copies what a caller could change later."""
@@ -128,6 +134,10 @@ class Embedding:
         object.__setattr__(self, "layers", tuple(self.layers))
         _check_layers(self.layers, len(self))
         _check_counts(self)
+        if self.group_means is not None:
+            object.__setattr__(
+                self, "group_means", checked_group_means(self.group_means, self.fisher, self.num_samples)
+            )
         if self.classes is not None:
             object.__setattr__(self, "classes", tuple(self.classes))
             if len(self.classes) != self.head.num_classes:
@@ -174,7 +184,7 @@ class Embedding:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the embedding as safetensors, atomically.
 
-        The same embedding always gives the same bytes. Any safetensors reader can read the two tensors; the
+        The same embedding always gives the same bytes. Any safetensors reader can read the tensors; the
         rest is JSON in the metadata, with a SHA-256 over the whole file.
 
         Args:
@@ -199,19 +209,19 @@ class Embedding:
                 version of this package wrote it.
         """
         record, raw = _read(Path(path))
-        fields = dict(record["embedding"])
         tensors = safetensors.torch.load(raw)
+        fields = {**record["embedding"], **{field: tensors[field] for field in _TENSORS if field in tensors}}
         fields["layers"] = tuple(Layer(**layer) for layer in fields["layers"])
         fields["probe"] = ProbeInfo(**fields["probe"])
         fields["head"] = HeadInfo(**fields["head"])
         if fields["classes"] is not None:
             fields["classes"] = tuple(fields["classes"])
-        return cls(fisher=tensors["fisher"], prior=tensors["prior"], **fields)
+        return cls(**fields)
 
     def _fields(self) -> dict[str, Any]:
-        """Everything but the two tensors, as plain dictionaries and lists."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["fisher"], fields["prior"]
+        """Everything but the tensors, as plain dictionaries and lists."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in _TENSORS]
+        fields = {name: getattr(self, name) for name in names}
         fields["layers"] = [dataclasses.asdict(layer) for layer in self.layers]
         fields["probe"] = dataclasses.asdict(self.probe)
         fields["head"] = dataclasses.asdict(self.head)
@@ -220,7 +230,8 @@ class Embedding:
     def _encode(self, digest: str) -> bytes:
         """The file's bytes, with ``digest`` as its checksum."""
         text = _to_json({"format": FORMAT_VERSION, "sha256": digest, "embedding": self._fields()})
-        return safetensors.torch.save({"fisher": self.fisher, "prior": self.prior}, metadata={_METADATA_KEY: text})
+        tensors = {field: getattr(self, field) for field in _TENSORS if getattr(self, field) is not None}
+        return safetensors.torch.save(tensors, metadata={_METADATA_KEY: text})
 
 
 def check_comparable(embeddings: Sequence[Embedding]) -> None:

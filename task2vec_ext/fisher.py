@@ -10,6 +10,7 @@ import torch
 
 from .capture import capture
 from .folding import FoldedProbe, fold
+from .jackknife import GROUPS, Groups, group_sizes, num_groups
 from .probe import check_eval, frozen
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 Estimator = Literal["exact", "signed", "sampled", "empirical"]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
+
+_FIRST_LOOK = 2 * GROUPS
+"""Pictures before `sum_fisher` may stop: of one picture a group the spread is not known well enough to stop on."""
 
 
 def cotangents(estimator: Estimator, logits: Tensor, labels: Tensor, index: Tensor, seed: int = 0) -> Iterator[Tensor]:
@@ -172,16 +176,27 @@ def _unit(probe: Probe, layers: Sequence[Layer], like: Tensor) -> Tensor:
 
 
 class FisherSum(NamedTuple):
-    """Σ_n of `per_sample_fisher` and how many pictures went in."""
+    """Σ_n of `per_sample_fisher` over each group of pictures, dealt to the groups in turn like cards."""
 
-    total: Tensor
-    """``[K]`` float64 on the CPU."""
-    samples: int
+    totals: Tensor
+    """``[G, K]`` float64 on the CPU; G = `jackknife.num_groups`."""
+    counts: Tensor
+    """``[G]`` float64, pictures in each group."""
+
+    @property
+    def samples(self) -> int:
+        """N, the number of pictures."""
+        return int(self.counts.sum())
 
     @property
     def mean(self) -> Tensor:
         """F, ``[K]``."""
-        return self.total / self.samples
+        return self.totals.sum(0) / self.samples
+
+    @property
+    def groups(self) -> Groups:
+        """F, and F of each group's pictures."""
+        return Groups(self.mean, self.totals / self.counts[:, None], self.counts)
 
 
 def sum_fisher(
@@ -191,29 +206,51 @@ def sum_fisher(
     batches: Iterable[Batch],
     estimator: Estimator = "signed",
     seed: int = 0,
+    rel_error: float | None = None,
 ) -> FisherSum:
-    """Return the sum of `per_sample_fisher` over all batches, accumulated in float64.
+    """Return the sums of `per_sample_fisher` over all batches, accumulated in float64.
 
     Args:
         probe: in eval mode; untouched.
         layers: as ``probe.layers()`` returns them.
         head: fitted to the task, on the probe's device.
-        batches: preprocessed pictures on the probe's device.
+        batches: preprocessed pictures on the probe's device, in random order: picture number i goes to group i mod G.
         estimator: see `cotangents`.
         seed: see `cotangents`.
+        rel_error: stop where the mean's relative standard error is below; None: take all.
 
     Returns:
-        The sum and the number of pictures.
+        The sums and the numbers of pictures.
 
     Raises:
         RuntimeError: If the result is not finite.
+
+    Note:
+        Where it stops does not depend on the batches: it looks whenever all groups have equally many pictures.
     """
-    total, samples = torch.zeros(layers[-1].stop, dtype=torch.float64), 0
+    totals, samples = torch.zeros(GROUPS, layers[-1].stop, dtype=torch.float64), 0
+
+    def result() -> FisherSum:
+        groups = num_groups(samples)  # divides GROUPS: picture i is in group i mod G still
+        return FisherSum(totals.view(-1, groups, totals.shape[1]).sum(0), group_sizes(samples, groups))
+
+    def enough() -> bool:
+        if rel_error is None or samples % GROUPS or samples < _FIRST_LOOK:
+            return False
+        return result().groups.relative_error() <= rel_error
+
     for batch in batches:
         probe = fold(probe, layers, batch.images[:1])
-        total += per_sample_fisher(probe, layers, head, batch, estimator, seed).sum(0).cpu()
-        samples += len(batch.index)
+        rows = per_sample_fisher(probe, layers, head, batch, estimator, seed).cpu()
+        while len(rows) and not enough():
+            first = samples % GROUPS
+            part, rows = rows[: GROUPS - first], rows[GROUPS - first :]
+            totals[first : first + len(part)] += part
+            samples += len(part)
+        if enough():
+            break
+    total = totals.sum(0)
     if samples and not math.isfinite(float(total.sum())):
         broken = next(layer.name for layer in layers if not torch.isfinite(total[layer.start : layer.stop]).all())
         raise RuntimeError(f"fisher_embed: the Fisher of layer {broken!r} overflowed; use float32 weights.")
-    return FisherSum(total, samples)
+    return result()

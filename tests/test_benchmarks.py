@@ -268,3 +268,49 @@ def test_readme_and_json_agree(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["report"])
     report.main()
     assert stale.read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_rows_of_pictures_have_the_embedding_as_their_mean_and_are_kept(tmp_path, monkeypatch):
+    from cases import assert_near
+    from small import Blobs, small_probe
+
+    from benchmarks import _rows
+    from task2vec_ext import as_task, fisher_embed
+
+    task, probe = as_task(Blobs(n=60)), small_probe()
+    found = _rows.rows(task, probe, estimator="signed", l2=1e-2, cache=tmp_path)
+    assert_near(found.fisher.double().mean(0), fisher_embed(task, probe, progress=False).fisher, 1e-5)
+    monkeypatch.setattr(_rows, "read", lambda *_: pytest.fail("computed again"))
+    assert torch.equal(_rows.rows(task, probe, estimator="signed", l2=1e-2, cache=tmp_path).fisher, found.fisher)
+
+
+def test_the_authors_batch_means_estimate_the_fisher_within_5_standard_errors():
+    from small import Blobs, small_probe
+
+    from benchmarks import _rows, sample_size
+    from task2vec_ext import as_task
+    from task2vec_ext.data import Batch
+    from task2vec_ext.fisher import per_sample_fisher
+
+    task, probe = as_task(Blobs(n=60)), small_probe()
+    pictures = _rows.read(task, probe)
+    head = _rows.fitted(probe, pictures, 1.0)
+    truth = per_sample_fisher(probe, probe.layers(), head, Batch(*pictures), "exact").mean(0).sum()
+    norms = sample_size._batch_means(probe, pictures, head, 200, torch.Generator().manual_seed(0)).sum(1)
+    assert abs(norms.mean() - truth) < 5 * norms.std() / 200**0.5
+
+
+def test_coverage_counts_intervals_that_hold_the_truth():
+    from benchmarks import coverage
+
+    random = torch.Generator().manual_seed(0)
+    pools = [torch.rand(500, 30, generator=random) for _ in range(2)]
+    truths = [pool.double().mean(0) for pool in pools]
+
+    def draw(number, samples):
+        return coverage._grouped(pools[number][torch.randint(500, (samples,), generator=random)])
+
+    right = coverage._count(iter([(0, 1)] * 40), truths, draw, 64)
+    wrong = coverage._count(iter([(0, 1)] * 40), [2 * truths[0], truths[1].flip(0)], draw, 64)
+    assert right["norm"]["coverage"] > 0.8  # 95 % ± 3.4 %: more than four standard errors
+    assert wrong["norm"]["coverage"] == 0

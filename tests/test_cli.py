@@ -1,5 +1,6 @@
 import csv
 import os
+import re
 import subprocess
 import sys
 
@@ -63,6 +64,8 @@ def test_embed_then_distances_then_info(capsys, folders, tmp_path):
     assert code == 0
     assert "class0, class1" in out
     assert "layer4.0.conv2" in out
+    low, high = re.search(r"norm, 95 %: (\S+) to (\S+)", out).groups()
+    assert float(low) < embeddings[1].norm < float(high)
 
 
 def test_interrupted_work_goes_on_where_it_stopped(capsys, folders, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from task2vec_ext import distance
+from task2vec_ext import _kinds
 from task2vec_ext.distance import DistanceKind, cross_distances, distance_matrix
 from task2vec_ext.embedding import Embedding, HeadInfo, Layer, ProbeInfo
 
@@ -196,7 +196,7 @@ def test_blocks_over_tasks_and_filters_do_not_show(kind, monkeypatch):
     tasks = embeddings(fishers(7, 50, dead=0.1))
     whole = distance_matrix(tasks, kind)
     for elements in (1, 16, 120):  # one filter at a time; part of one pair; two pairs at a time
-        monkeypatch.setattr(distance, "_BLOCK_ELEMENTS", elements)
+        monkeypatch.setattr(_kinds, "_BLOCK_ELEMENTS", elements)
         torch.testing.assert_close(distance_matrix(tasks, kind), whole, rtol=EXACT, atol=EXACT)
         torch.testing.assert_close(cross_distances(tasks, tasks, kind), whole, rtol=EXACT, atol=EXACT)
 
@@ -216,13 +216,13 @@ def test_no_temporary_is_larger_than_a_block(kind):
             return out
 
     T, K = 300, 1000
-    rule = distance._RULES[kind]
+    rule = _kinds.RULES[kind]
     rows = fishers(T, K)
-    vectors = rule.prepare(distance._Tasks(rows, torch.ones_like(rows), [str(i) for i in range(T)], "test"))
+    vectors = rule.prepare(_kinds.Tasks(rows, torch.ones_like(rows), [str(i) for i in range(T)], "test"))
     with Recorder():
-        distance._row(rule, vectors.row(0), vectors)
-    assert max(sizes) <= distance._BLOCK_ELEMENTS < T * K
-    assert 12 * 8 * distance._BLOCK_ELEMENTS <= 32 * 2**20
+        _kinds.row_distances(rule, vectors.row(0), vectors)
+    assert max(sizes) <= _kinds._BLOCK_ELEMENTS < T * K
+    assert 12 * 8 * _kinds._BLOCK_ELEMENTS <= 32 * 2**20
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -67,8 +67,14 @@ def test_same_seed_same_bits_and_another_seed_another_noise():
 
 def test_batch_size_and_workers_do_not_change_the_embedding(folder):
     whole = embed(folder, TINY, batch_size=16)
-    assert_near(embed(folder, TINY, batch_size=3).fisher, whole.fisher, 1e-5)
-    assert torch.equal(embed(folder, TINY, batch_size=16, num_workers=2).fisher, whole.fisher)
+    for batch_size in (1, 3, 7):
+        other = embed(folder, TINY, batch_size=batch_size)
+        assert_near(other.fisher, whole.fisher, 1e-6)
+        assert_near(other.group_means, whole.group_means, 1e-6)
+    for num_workers in (1, 2):
+        other = embed(folder, TINY, batch_size=16, num_workers=num_workers)
+        assert torch.equal(other.fisher, whole.fisher)
+        assert torch.equal(other.group_means, whole.group_means)
 
 
 def test_permuting_the_classes_leaves_the_exact_embedding_alone():
@@ -86,6 +92,21 @@ def test_num_samples_draws_in_proportion_and_is_seeded():
     assert torch.equal(some.fisher, again.fisher)
     assert not torch.equal(some.fisher, embed(task, num_samples=20, seed=4).fisher)
     assert embed(task, num_samples=1000).num_samples == 60
+
+
+def test_class_balanced_draws_take_equally_many_of_each():
+    task = Blobs(n=60)
+    task.targets = torch.tensor([0] * 40 + [1] * 14 + [2] * 6)
+    taken = []
+
+    class Watched(Blobs):
+        def __getitem__(self, index):
+            taken.append(index)
+            return super().__getitem__(index)
+
+    task.__class__ = Watched
+    embed(task, num_samples=21, class_balanced=True)
+    assert task.targets[sorted(set(taken))].bincount().tolist() == [8, 7, 6]
 
 
 def test_options_reach_the_recipe_and_keep_apart_what_cannot_be_compared(tmp_path):

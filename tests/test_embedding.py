@@ -126,6 +126,35 @@ def test_save_and_load_give_back_every_bit(tmp_path):
         assert_same(Embedding.load(tmp_path / "ü 鳥.safetensors"), embedding)
 
 
+def test_group_means_are_saved_and_a_file_without_them_loads(tmp_path):
+    means = torch.rand(32, 8, generator=torch.Generator().manual_seed(0))
+    sizes = torch.tensor([2.0] * 8 + [1.0] * 24, dtype=torch.float64)  # 40 dealt to 32 in turn
+    embedding = make(fisher=sizes @ means.double() / 40, group_means=means)
+    embedding.save(tmp_path / "with")
+    assert_same(Embedding.load(tmp_path / "with"), embedding)
+    make().save(tmp_path / "without")
+    assert set(safetensors.torch.load_file(tmp_path / "without")) == {"fisher", "prior"}  # as older versions wrote it
+    assert Embedding.load(tmp_path / "without").group_means is None
+
+
+@pytest.mark.parametrize(
+    ("means", "error", "message"),
+    [
+        (
+            torch.ones(32, 8, dtype=torch.float64),
+            TypeError,
+            "a torch.float32 tensor, got torch.float64",
+        ),
+        (torch.ones(31, 8), ValueError, r"group_means of shape \[32, 8\] .* for 40 samples, got shape \[31, 8\]"),
+        (torch.full((32, 8), 2.0), ValueError, "whose mean is fisher, got one that differs by up to 1"),
+        (torch.full((32, 8), torch.nan), ValueError, "differs by up to nan"),
+    ],
+)
+def test_group_means_that_do_not_fit_are_refused(means, error, message):
+    with pytest.raises(error, match=message):
+        make(fisher=torch.ones(8, dtype=torch.float64), group_means=means)
+
+
 def test_save_is_deterministic_and_any_safetensors_reader_reads_it(tmp_path):
     for path in ("a", "b"):
         make().save(tmp_path / path)

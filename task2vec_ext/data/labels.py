@@ -133,8 +133,8 @@ def _first_missing(present: list[int]) -> list[int]:
     return missing
 
 
-def draw(labels: Labels, num_samples: int | None, seed: int) -> Tensor:
-    """Return which pictures to use: without replacement, in proportion to the classes.
+def draw(labels: Labels, num_samples: int | None, seed: int, *, balanced: bool = False) -> Tensor:
+    """Return which pictures to use: without replacement, in proportion to the classes or equally many of each.
 
     Every class gets at least one picture; the rest go by largest remainder. Which ones is decided by one
     random order of all pictures: the same seed gives the same pictures on every machine, however the classes
@@ -144,6 +144,7 @@ def draw(labels: Labels, num_samples: int | None, seed: int) -> Tensor:
         labels: ``[N]`` integers.
         num_samples: Number of pictures; None or at least N takes all.
         seed: Seed of the random order.
+        balanced: Equally many of each class; all of one that has fewer, and more of the others.
 
     Returns:
         ``[min(num_samples, N)]`` int64 indices, ascending.
@@ -166,7 +167,8 @@ def draw(labels: Labels, num_samples: int | None, seed: int) -> Tensor:
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
     # Equal remainders go to the class whose picture comes first, so that low numbers have no advantage.
-    quota = _apportion(counts.tolist(), num_samples, place[by_class[start]].tolist())
+    divide = _level if balanced else _apportion
+    quota = divide(counts.tolist(), num_samples, place[by_class[start]].tolist())
     rank = torch.arange(len(order)) - start[classes[by_class]]
     return by_class[rank < quota[classes[by_class]]].sort().values
 
@@ -189,6 +191,15 @@ def _apportion(counts: list[int], total: int, tie: list[int]) -> Tensor:
     for c in by_remainder[: seats - sum(quota[c] for c in large)]:
         quota[c] += 1
     return torch.tensor(quota)
+
+
+def _level(counts: list[int], total: int, tie: list[int]) -> Tensor:
+    """Divide ``total`` over classes equally, no more than ``counts``: int64 ``[C]``."""
+    quota = torch.zeros(len(counts), dtype=torch.int64)
+    smallest_first = sorted(range(len(counts)), key=lambda c: (counts[c], tie[c]))
+    for taken, c in enumerate(smallest_first):  # what a small class lacks goes to those after it
+        quota[c] = min(counts[c], (total - int(quota.sum())) // (len(counts) - taken))
+    return quota
 
 
 def _is_integral(tensor: Tensor) -> bool:

@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .._kinds import DistanceKind
 from .._tables import nearest, safe_name, write_matrix, write_table
-from ..distance import DistanceKind, distance_matrix
+from ..distance import distance_matrix
 from ..embed import fisher_embed
 from ..plot import plot_matrix, save_figure
 from ..probe import load_probe

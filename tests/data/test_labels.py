@@ -79,6 +79,16 @@ def test_draw_divides_in_proportion_with_one_each_at_least(counts, num_samples, 
     assert all(one in seen for one in allowed)
 
 
+@pytest.mark.parametrize(
+    ("counts", "num_samples", "expected"),
+    [([60, 25, 15], 30, [10, 10, 10]), ([60, 25, 3], 30, [14, 13, 3]), ([9, 2, 1], 11, [8, 2, 1]), ([5, 5], 2, [1, 1])],
+    ids=str,
+)
+def test_a_balanced_draw_takes_equally_many_of_each_as_far_as_they_go(counts, num_samples, expected):
+    labels = [c for c, count in enumerate(counts) for _ in range(count)]
+    assert _per_class(labels, draw(labels, num_samples, 0, balanced=True)) == expected
+
+
 def test_draw_always_gives_the_number_asked_for():
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):

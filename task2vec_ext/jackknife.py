@@ -1,0 +1,302 @@
+"""How sure is a number? The delete-a-group jackknife: leave a group of pictures out, see what changes.
+
+With θ of all N pictures, θ_(g) without the n_g of group g, w_g = n_g/N and G groups:
+
+- pseudo-deviations d_g = (1/w_g − 1)·(θ − θ_(g)); for a mean, how far group g's own mean is from it
+- slope s = −Σ w_g·d_g: the bias, to first order in 1/N
+- variance = 1/G Σ (d_g + s)²·w_g/(1 − w_g); for a mean, without bias whatever the sizes of the groups
+
+Noise inflates distances, and at a hundred pictures not in proportion to 1/N: E θ ≈ θ_true + c/(N + b), which levels off
+as a bounded distance does. Half as many pictures raise it by a step h (mean over balanced halves of the groups), from
+which b follows: bias = s/(2 − s/h), and s itself where halving tells nothing more (h = s). What the second order adds
+to the first is a measure of what further ones would, so its square is part of the squared standard error; it falls as
+1/N².
+
+A statistic of several tasks has a sum over tasks for its slope and its variance: each task's pictures are an
+independent sample. Where two tasks share pictures their errors are alike and cancel in part in a distance, so that its
+error is over-, not understated.
+
+All this is about a task as a source of pictures, of which those at hand are a random sample, under the head that was
+fitted to them: how another head would change F is not in it.
+
+Source: Busing, Meijer, van der Leeden, Delete-m jackknife for unequal m, Statistics and Computing 9 (1999); degrees of
+freedom of a sum of variances: Welch and Satterthwaite.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .embedding import Embedding
+
+GROUPS = 32
+"""Groups of an embedding. 31 degrees of freedom make an interval 4 % wider than infinitely many would; the float32
+means are a megabyte at 8,512 filters. A power of two: see `half_samples`."""
+
+FEWEST_GROUPS = 8
+"""Fewer say nothing worth printing: eight pictures tell their own spread to a quarter at best."""
+
+_STEEPEST = 1.75
+"""Largest s/h believed (2: no picture tells anything): the bias is four times its first order at most."""
+
+
+class Groups(NamedTuple):
+    """A task's pictures, dealt in random order to G groups, one to each in turn like cards."""
+
+    mean: Tensor  # [K] float64, over all pictures
+    means: Tensor  # [G, K] over each group's
+    sizes: Tensor  # [G] float64, pictures in each group
+
+    @classmethod
+    def of(cls, embedding: Embedding, who: str) -> Groups:
+        """Return an embedding's groups.
+
+        Args:
+            embedding: one that kept them.
+            who: the public function, for the message.
+
+        Returns:
+            The groups.
+
+        Raises:
+            ValueError: If it kept none.
+        """
+        if embedding.group_means is None:
+            raise ValueError(
+                f"{who}: expected embeddings with error bars, got {embedding.name!r} (of {embedding.num_samples} "
+                f"pictures) without; embed it again with error_bars=True and {FEWEST_GROUPS} pictures or more."
+            )
+        sizes = group_sizes(embedding.num_samples, len(embedding.group_means))
+        return cls(embedding.fisher, embedding.group_means, sizes)
+
+    def without(self) -> Tensor:
+        """Return the mean without each group in turn, ``[G, K]`` float64, none negative."""
+        odds = (self.sizes / (self.sizes.sum() - self.sizes))[:, None]
+        return (self.mean - (self.means - self.mean) * odds).clamp_(min=0)  # group means are rounded to float32
+
+    def relative_error(self) -> float:
+        """Return ``‖SE‖₂ / ‖mean‖₂``, the expected ``‖mean − truth‖₂ / ‖truth‖₂``; infinite for a mean of zero."""
+        share = self.sizes / self.sizes.sum()
+        squares = (self.means - self.mean).square().sum(1)
+        norm = float(torch.linalg.vector_norm(self.mean))
+        return math.sqrt(float((squares * share / (1 - share)).mean())) / norm if norm > 0 else math.inf
+
+
+def num_groups(samples: int) -> int:
+    """Return G: `GROUPS`, or the largest power of two that so few pictures fill."""
+    return min(GROUPS, 1 << max(samples.bit_length() - 1, 0))
+
+
+def half_samples(groups: int) -> Tensor:
+    """Return balanced halves of the groups, each with its complement: ``[2·(G − 1), G]`` bool, G a power of two.
+
+    The signs of a Hadamard matrix: over these halves every two groups are together equally often, so that h = s exactly
+    for a statistic that is quadratic in the mean.
+
+    Args:
+        groups: G.
+
+    Returns:
+        Which groups are in each half.
+
+    Source:
+        McCarthy, Pseudo-replication: half samples, Review of the International Statistical Institute 37 (1969).
+    """
+    signs = torch.ones(1, 1)
+    while len(signs) < groups:
+        signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])
+    return torch.cat([signs[1:] > 0, signs[1:] < 0])
+
+
+def halved(groups: Sequence[Groups]) -> Iterator[list[Tensor]]:
+    """Yield every task's mean over a half of its groups, ``[K]`` float64 each, all tasks halved at once."""
+    picks = [half_samples(len(one.sizes)) for one in groups]
+    for number in range(max(len(pick) for pick in picks)):
+        chosen = [pick[number % len(pick)] for pick in picks]
+        yield [
+            one.sizes[half] @ one.means[half].double() / one.sizes[half].sum()
+            for one, half in zip(groups, chosen, strict=True)
+        ]
+
+
+def group_sizes(samples: int, groups: int) -> Tensor:
+    """Return how many of `samples` pictures, dealt in turn like cards, each group has: ``[G]`` float64."""
+    return (samples // groups + (torch.arange(groups) < samples % groups)).double()
+
+
+def checked_group_means(value: Tensor, mean: Tensor, samples: int) -> Tensor:
+    """Return a private copy of an embedding's group means, once they are known to fit it.
+
+    Args:
+        value: ``[G, K]`` float32 on the CPU.
+        mean: the embedding, ``[K]``.
+        samples: N.
+
+    Returns:
+        ``[G, K]``.
+
+    Raises:
+        TypeError: If it is not a float32 tensor.
+        ValueError: If its shape is wrong or its mean over the pictures is not `mean`.
+    """
+    if not isinstance(value, Tensor) or value.dtype != torch.float32:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"Embedding: expected group_means to be a torch.float32 tensor, got {got}.")
+    K, shape = len(mean), tuple(value.shape)
+    if shape != (G := num_groups(samples), K) or value.device.type != "cpu":
+        raise ValueError(
+            f"Embedding: expected group_means of shape [{G}, {K}] on the CPU for {samples} samples, "
+            f"got shape {list(shape)} on {value.device}."
+        )
+    sizes = group_sizes(samples, len(value))
+    apart = (sizes @ value.double() / samples - mean).abs().max()
+    if not apart <= 1e-5 * mean.max():  # float32 rounds to 1e-7; NaN and infinity are refused here too
+        raise ValueError(
+            f"Embedding: expected group_means whose mean is fisher, got one that differs by up to {float(apart):.3g}; "
+            "deal the samples to the groups in turn."
+        )
+    return value.detach().clone(memory_format=torch.contiguous_format)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, or a tensor of them, and how sure it is.
+
+    Args:
+        value: θ as computed from all pictures, float64.
+        standard_error: of `value`, same shape and unit.
+        bias: how much `value` is expected to exceed the truth because the pictures are few, same shape and unit.
+        freedom: degrees of freedom of `standard_error`, same shape.
+        log: whether the error is better behaved in proportion: intervals are symmetric on the log scale.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    bias: Tensor
+    freedom: Tensor
+    log: bool = False
+
+    @property
+    def corrected(self) -> Tensor:
+        """The value less its bias; of a distance near 0 it may be negative, or its mean would not be right."""
+        return self.value - self.bias
+
+    def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Return the ends of the confidence interval, ``corrected ± t·standard_error`` (or that of the logarithm).
+
+        Args:
+            confidence: how often such intervals hold the truth, in (0, 1).
+
+        Returns:
+            Lower and upper end, each of `value`'s shape.
+
+        Raises:
+            ValueError: If the confidence is not between 0 and 1.
+        """
+        if not 0 < confidence < 1:
+            raise ValueError(f"Estimate.interval: expected a confidence between 0 and 1, got {confidence}.")
+        half = t_quantile((1 + confidence) / 2, self.freedom) * self.standard_error
+        if self.log:
+            factor = (half / self.corrected).exp()
+            return self.corrected / factor, self.corrected * factor
+        return self.corrected - half, self.corrected + half
+
+
+class Side(NamedTuple):
+    """What one task's pictures contribute to a statistic's error."""
+
+    slope: Tensor
+    variance: Tensor
+    freedom: Tensor
+
+
+def side(value: Tensor, without: Tensor, sizes: Tensor) -> Side:
+    """Return one task's part in the error of a statistic.
+
+    Args:
+        value: the statistic, of any shape.
+        without: the statistic without each of the task's groups, ``[G, *value.shape]``.
+        sizes: of the groups, ``[G]``.
+
+    Returns:
+        Slope, variance and degrees of freedom, each of `value`'s shape.
+    """
+    deviation, weight, slope = _deviations(value, without, sizes)
+    variance = (deviation.square() * weight).sum(0)
+    return Side(slope, variance, torch.full_like(variance, len(sizes) - 1))
+
+
+def covariance(value: Tensor, without: Tensor, sizes: Tensor) -> Tensor:
+    """Return the covariance of several statistics that one task's pictures cause.
+
+    Args:
+        value: the statistics, ``[S]``.
+        without: the same without each of the task's groups, ``[G, S]``.
+        sizes: of the groups, ``[G]``.
+
+    Returns:
+        ``[S, S]``; its diagonal is `side`'s variance.
+    """
+    deviation, weight, _ = _deviations(value, without, sizes)
+    return (deviation * weight).T @ deviation
+
+
+def _deviations(value: Tensor, without: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return d_g + s ``[G, …]``, what their squares weigh in the variance ``[G, 1, …]``, and s."""
+    share = (sizes / sizes.sum()).reshape(-1, *[1] * value.dim())
+    deviation = (value - without) * (1 / share - 1)
+    slope = -(share * deviation).sum(0)
+    return deviation + slope, share / (1 - share) / len(sizes), slope
+
+
+def estimate(value: Tensor, sides: Sequence[Side], of_halves: Tensor, *, log: bool = False) -> Estimate:
+    """Return the jackknife's verdict on a statistic of one or several tasks.
+
+    Args:
+        value: the statistic of all pictures, of any shape.
+        sides: every task's part.
+        of_halves: the statistic of half as many pictures, mean over `half_samples`; same shape.
+        log: see `Estimate`.
+
+    Returns:
+        The statistic with its error.
+    """
+    slope, variance = (torch.stack(parts).sum(0) for parts in zip(*((s.slope, s.variance) for s in sides), strict=True))
+    ratio = (slope / (of_halves - value)).nan_to_num(1.0).clamp(max=_STEEPEST)
+    bias = slope / (2 - ratio)
+    spread = torch.stack([s.variance.square() / s.freedom for s in sides]).sum(0)
+    least = torch.stack([s.freedom for s in sides]).amin(0)
+    freedom = torch.where(spread > 0, variance.square() / spread, least)
+    return Estimate(value, (variance + (bias - slope).square()).sqrt(), bias, freedom, log)
+
+
+def t_quantile(probability: float, freedom: Tensor) -> Tensor:
+    """Return quantiles of Student's t by its expansion around the normal: to 1e-4 at 7 degrees of freedom.
+
+    Args:
+        probability: in (0, 1).
+        freedom: degrees of freedom, of any shape.
+
+    Returns:
+        Of the same shape.
+
+    Source:
+        Abramowitz and Stegun, 26.7.5.
+    """
+    z = NormalDist().inv_cdf(probability)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + torch.stack([term / freedom**power for power, term in enumerate(terms, 1)]).sum(0)
