@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ._kinds import DistanceKind
-from .fisher import Estimator
+from .fisher import AnyEstimator
+from .variational import Noise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,7 +135,12 @@ def embed(
         str | None,
         typer.Option(help="Checkpoint (.safetensors, .pth) or torchvision's name for its weights; default: ImageNet."),
     ] = None,
-    estimator: Annotated[Estimator, typer.Option(help="How the expectation over labels is taken.")] = "signed",
+    estimator: Annotated[
+        AnyEstimator, typer.Option(help="How the expectation over labels is taken; variational: the robust Fisher.")
+    ] = "signed",
+    beta: Annotated[float | None, typer.Option(help="variational: weight of the KL term.")] = None,
+    noise: Annotated[Noise | None, typer.Option(help="variational: where the noise is; default: activations.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="variational: passes of 10,000 pictures.")] = None,
     num_samples: Annotated[
         int | None, typer.Option(min=1, help="At most so many pictures a task; default: all.")
     ] = None,
@@ -158,7 +164,9 @@ def embed(
     from .data import as_task, check_labels
     from .embed import fisher_embed
     from .probe import load_probe
+    from .variational import variational_options
 
+    options = variational_options(estimator, beta=beta, noise=noise, epochs=epochs)
     tasks = [as_task(path) for path in paths]
     files = [output / f"{safe_name(task.name)}.safetensors" for task in tasks]
     for file in files:
@@ -170,9 +178,15 @@ def embed(
         check_labels(task.labels, who=f"embed: {task.name}")
     net = load_probe(probe, weights=weights, image_size=image_size)
     _check_writable("embed", output)
+    settings = {
+        "estimator": estimator,
+        "seed": seed,
+        "num_samples": num_samples,
+        "variational": None if options is None else asdict(options),
+    }
     # All of them before the first is embedded: a file that does not fit should cost no work.
     kept = {
-        file: _kept(file, net, task, {"estimator": estimator, "seed": seed, "num_samples": num_samples})
+        file: _kept(file, net, task, settings)
         for task, file in zip(tasks, files, strict=True)
         if file.exists() and not overwrite
     }
@@ -185,6 +199,9 @@ def embed(
             task,
             net,
             estimator=estimator,
+            beta=beta,
+            noise=noise,
+            epochs=epochs,
             num_samples=num_samples,
             device=device,
             batch_size=batch_size,

@@ -16,13 +16,21 @@ from ._native import Task2VecWarning
 from ._progress import progress_bar
 from .data import Batch, Preprocess, as_task, batches, check_labels, draw, read_labels
 from .embedding import Embedding, HeadInfo, ProbeInfo
-from .fisher import ESTIMATORS, Estimator, FisherSum, check_per_sample, sum_fisher
+from .fisher import ANY_ESTIMATORS, AnyEstimator, Estimator, FisherSum, check_per_sample, sum_fisher
 from .folding import fold
 from .head import HeadMethod, fit_head
 from .head import head_l2 as resolve_l2
 from .jackknife import FEWEST_GROUPS
 from .probe import Probe, load_probe
-from .variational import DEFAULT_KAPPA, Noise, Variational, VariationalRecipe, check_layers, variational_epochs
+from .variational import (
+    DEFAULT_KAPPA,
+    Noise,
+    Variational,
+    VariationalRecipe,
+    check_layers,
+    variational_epochs,
+    variational_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,7 +53,7 @@ def fisher_embed(
     *,
     weights: Any = None,
     head: str | None = None,
-    estimator: Estimator | Literal["variational"] = "signed",
+    estimator: AnyEstimator = "signed",
     num_samples: int | None = None,
     rel_error: float | None = None,
     seed: int = 0,
@@ -139,10 +147,12 @@ def fisher_embed(
     Source:
         Achille et al., Task2Vec, ICCV 2019 (arXiv 1902.03545), §2 and §3.
     """
-    if estimator not in (*ESTIMATORS, "variational"):
-        names = ", ".join((*ESTIMATORS, "variational"))
+    if estimator not in ANY_ESTIMATORS:
+        names = ", ".join(ANY_ESTIMATORS)
         raise ValueError(f"fisher_embed: expected estimator to be one of {names}; got {estimator!r}.")
-    options = _variational(estimator, recipe=recipe, beta=beta, noise=noise, epochs=epochs, epoch_samples=epoch_samples)
+    options = variational_options(
+        estimator, recipe=recipe, beta=beta, noise=noise, epochs=epochs, epoch_samples=epoch_samples
+    )
     if options is not None and rel_error is not None:
         raise ValueError("fisher_embed: expected rel_error with a per-sample estimator, got 'variational'; use epochs.")
     l2 = resolve_l2(head_method, head_l2)
@@ -282,19 +292,6 @@ class _Pictures:
                     advance(len(batch.index))
 
             yield on_device()
-
-
-def _variational(estimator: str, **given: Any) -> Variational | None:
-    """Return the options of ``"variational"``, checked; None for the others, which have none."""
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if estimator == "variational":
-        return Variational(**chosen)
-    if chosen:
-        raise ValueError(
-            f"fisher_embed: expected {', '.join(chosen)} with estimator='variational' alone, got estimator "
-            f"{estimator!r}; leave them out or change it."
-        )
-    return None
 
 
 def _epochs(

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Estimator = Literal["exact", "signed", "sampled", "empirical"]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
+AnyEstimator = Literal[Estimator, "variational"]
+ANY_ESTIMATORS: tuple[AnyEstimator, ...] = get_args(AnyEstimator)
 
 _FIRST_LOOK = 2 * GROUPS
 """Pictures before `sum_fisher` may stop: of one picture a group the spread is not known well enough to stop on."""

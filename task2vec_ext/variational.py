@@ -125,6 +125,27 @@ class Variational:
         return self.beta if self.recipe == "authors" else self.beta / (2 * pictures)
 
 
+def variational_options(estimator: str, **given: Any) -> Variational | None:
+    """Return the options of ``"variational"``, checked; None for other estimators, which have none.
+
+    Args:
+        estimator: as given to `fisher_embed`.
+        **given: fields of `Variational`; None is the default.
+
+    Raises:
+        ValueError: If another estimator is given one, or a value is out of range.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if estimator == "variational":
+        return Variational(**chosen)
+    if chosen:
+        raise ValueError(
+            f"fisher_embed: expected {', '.join(chosen)} with estimator='variational' alone, got estimator "
+            f"{estimator!r}; leave them out or change it."
+        )
+    return None
+
+
 @dataclass(frozen=True)
 class RobustFisher:
     """What `variational_epochs` has found.

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from small import Blobs, assert_untouched, small_probe, small_resnet, state_of
 from torch import nn
 
@@ -243,6 +244,31 @@ def test_fisher_embed_gives_a_comparable_embedding_with_its_prior():
         check_comparable([result, embed(beta=1e-3, recipe="authors", noise="weights", epochs=1)])
     with pytest.raises(ValueError, match="estimator: variational against signed"):
         check_comparable([result, fisher_embed(Blobs(), small_probe(), progress=False)])
+
+
+def test_the_command_line_embeds_and_keeps(tmp_path):
+    from typer.testing import CliRunner
+
+    from task2vec_ext import Embedding
+    from task2vec_ext.cli import app
+
+    for name in ("a", "b"):
+        (tmp_path / "task" / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = torch.randint(256, (20, 20, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(tmp_path / "task" / name / f"{i}.png")
+    command = ["embed", str(tmp_path / "task"), "-o", str(tmp_path / "out"), "--probe", "tiny", "--estimator"]
+    robust = [*command, "variational", "--epochs", "1", "--beta", "1e-3", "--noise", "weights"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Variational, "epochs_of", lambda self, labels, seed: [torch.arange(6)] * self.epochs)
+        assert CliRunner().invoke(app, robust).exit_code == 0
+    saved = Embedding.load(tmp_path / "out" / "task.safetensors")
+    assert {"noise": "weights", "epochs": 1, "beta": 1e-3}.items() <= saved.recipe["variational"].items()
+    assert CliRunner().invoke(app, robust).exit_code == 0  # kept: ten thousand pictures would take a while
+    other = CliRunner().invoke(app, [*robust[:-1], "activations"])
+    assert "made with other settings (variational)" in str(other.exception)
+    refused = CliRunner().invoke(app, [*command, "signed", "--epochs", "2"])
+    assert "expected epochs with estimator='variational'" in str(refused.exception)
 
 
 def test_the_default_prior_is_that_of_every_estimator():
