@@ -151,6 +151,14 @@ class Embedding:
         """The complexity of the task, ‖F‖₁ = Σ_o F[o], in nats² per weight²."""
         return float(self.fisher.sum())
 
+    @property
+    def precision(self) -> Tensor:
+        """The robust objective's optimum in closed form: c·precision = F + t₀, ``[K]`` float64, nats² per weight².
+
+        F shrunk towards the prior, without SGD, from any estimator's F (`task2vec_ext.variational` has the derivation).
+        """
+        return self.fisher + self.prior
+
     def layer(self, name: str) -> Tensor:
         """Return the Fisher of one layer's filters.
 

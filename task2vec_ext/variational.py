@@ -59,6 +59,7 @@ DEFAULT_KAPPA = 1e-7
 """κ where no β is given: the authors' β."""
 _EPSILON = {"paper": 0.0, "authors": 0.01}
 """What the square of every input is raised by in the variance of ``noise="activations"``."""
+_HEAD_RATE = {"paper": 1e-4, "authors": 5e-4}
 _START = 0.05
 """Variance of the noise at the start, in units of the variance of a filter's own weights (the authors')."""
 
@@ -74,7 +75,7 @@ class Variational:
         epochs: passes of `epoch_samples` pictures each.
         epoch_samples: pictures an epoch, drawn with replacement, every class equally often.
         learning_rate: Adam's, of the log-variances.
-        head_learning_rate: Adam's, of the head.
+        head_learning_rate: Adam's, of the head; default: the paper's 1e-4, the authors' 5e-4.
 
     Raises:
         ValueError: If a value is unknown or out of range.
@@ -86,7 +87,7 @@ class Variational:
     epochs: int = 2
     epoch_samples: int = 10_000
     learning_rate: float = 1e-2
-    head_learning_rate: float = 1e-4
+    head_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -222,7 +223,7 @@ def variational_epochs(
     bias = head.bias.float().clone().requires_grad_()
     groups: list[dict[str, Any]] = [
         {"params": [noisy.log_variance], "lr": options.learning_rate},
-        {"params": [weight, bias], "lr": options.head_learning_rate},
+        {"params": [weight, bias], "lr": options.head_learning_rate or _HEAD_RATE[options.recipe]},
     ]
     if options.recipe == "authors":
         groups.append({"params": [log_prior.requires_grad_()], "lr": options.learning_rate})

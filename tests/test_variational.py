@@ -86,6 +86,7 @@ def test_the_fit_converges_to_the_closed_form_within_3_standard_errors(noise):
     assert (standard_error <= 0.12).all()
     assert (error.abs() <= 3 * standard_error + 0.02).all()  # + 0.02: σ's fourth power
     assert fits[0].kappa == pytest.approx(kappa)
+    torch.testing.assert_close(fits[0].fisher + fits[0].prior, 2 * kappa * fits[0].log_variance.neg().exp())
     torch.testing.assert_close(fits[0].prior, 2 * kappa / net.first.double().square().mean() * torch.ones(4).double())
 
 
@@ -231,6 +232,7 @@ def embed(**options):
 
 def test_fisher_embed_gives_a_comparable_embedding_with_its_prior():
     result = embed(beta=1e-3, recipe="authors", noise="weights")
+    assert torch.equal(result.precision, result.fisher + result.prior)
     assert result.recipe["estimator"] == "variational"
     assert result.recipe["variational"]["beta"] == 1e-3
     assert len(result.recipe["variational_nll"]) == 2
