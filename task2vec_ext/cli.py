@@ -99,8 +99,8 @@ def demo(
         (
             e.name,
             str(task.family),
-            str(e.head.num_classes),
-            f"{e.head.accuracy:.0%}",
+            str(e.head.num_outputs),
+            f"{e.head.score:.0%}",
             f"{e.norm:.3g}",
             result.tasks[other].name,
             f"{distance:.3f}",
@@ -198,10 +198,10 @@ def embed(
     rows = [
         (
             e.name,
-            str(e.head.num_classes),
+            str(e.head.num_outputs),
             f"{e.num_samples:,}",
             str(e.num_skipped),
-            f"{e.head.accuracy:.1%}",
+            f"{e.head.score:.1%}",
             f"{e.norm:.4g}",
             str(file),
         )
@@ -266,7 +266,7 @@ def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding
     embedding = Embedding.load(file)
     print(embedding)
     rows = {
-        "classes": ", ".join(embedding.classes) if embedding.classes else str(embedding.head.num_classes),
+        "classes": ", ".join(embedding.classes) if embedding.classes else str(embedding.head.num_outputs),
         "pictures": f"{embedding.num_samples:,} ({embedding.num_skipped} skipped)",
         "norm": f"{embedding.norm:.6g} nats² per weight²",
         "probe": f"{embedding.probe.name} {embedding.probe.weights}, fingerprint {embedding.probe.fingerprint[:16]}",
