@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 
@@ -232,6 +233,24 @@ def test_atomic_path_names_a_missing_folder_and_refuses_what_is_no_file(tmp_path
     for target in (tmp_path, os.devnull):
         with pytest.raises(ValueError, match="expected a file to write"), atomic_path(target):
             pytest.fail("the block must not run")
+
+
+def test_a_file_of_format_1_is_read_with_its_fields_renamed(tmp_path):
+    path = tmp_path / "old.safetensors"
+    fields = make()._fields()
+    head = fields["head"]
+    head["num_classes"], head["accuracy"] = head.pop("num_outputs"), head.pop("score")
+    del head["metric"]
+
+    def encoded(digest):
+        text = json.dumps({"format": 1, "sha256": digest, "embedding": fields})
+        tensors = {"fisher": make().fisher, "prior": make().prior}
+        return safetensors.torch.save(tensors, metadata={"task2vec_ext": text})
+
+    path.write_bytes(encoded(hashlib.sha256(encoded("0" * 64)).hexdigest()))
+    old = Embedding.load(path)
+    assert_same(old, make())
+    check_comparable([old, make(recipe={**make().recipe, "loss": {"name": "cross_entropy"}})])
 
 
 # ---- check_comparable

@@ -94,12 +94,9 @@ class Preprocess:
         Raises:
             ValueError: As for the picture.
         """
-        height, width = self._size(*mask.shape)
-        rows, columns = (
-            ((torch.arange(new) + 0.5) * old / new).long()  # the pixel that the new one's centre lies in
-            for new, old in zip((height, width), mask.shape, strict=True)
-        )
-        return _crop_center(mask[rows][:, columns][None], self.crop, fill)[0].contiguous()
+        size = self._size(*mask.shape)
+        nearest = F.interpolate(mask[None, None].double(), size=size, mode="nearest-exact")[0].to(mask.dtype)
+        return _crop_center(nearest, self.crop, fill)[0].contiguous()
 
     def _resize(self, image: Tensor) -> Tensor:
         size = self._size(*image.shape[1:])

@@ -6,13 +6,25 @@ from typing import Literal
 
 from ._base import Loss, per_picture
 from .cross_entropy import CrossEntropy
+from .dense import Dense
 from .multilabel import MultiLabel
+from .pseudo_labels import PseudoLabels
 from .regression import Regression
 
-LossName = Literal["cross_entropy", "multilabel", "regression"]
-_LOSSES: tuple[type[Loss], ...] = (CrossEntropy, MultiLabel, Regression)
+LossName = Literal["cross_entropy", "multilabel", "regression", "dense"]
+_LOSSES: tuple[type[Loss], ...] = (CrossEntropy, MultiLabel, Regression, Dense)
 
-__all__ = ["CrossEntropy", "Loss", "LossName", "MultiLabel", "Regression", "as_loss", "per_picture"]
+__all__ = [
+    "CrossEntropy",
+    "Dense",
+    "Loss",
+    "LossName",
+    "MultiLabel",
+    "PseudoLabels",
+    "Regression",
+    "as_loss",
+    "per_picture",
+]
 
 
 def as_loss(loss: LossName | Loss) -> Loss:

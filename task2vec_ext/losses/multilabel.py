@@ -111,5 +111,5 @@ class MultiLabel(Loss):
 def _average_precision(scores: Tensor, positive: Tensor) -> float:
     """The mean, over the positives, of the precision among all that score at least as high; ties count as one."""
     ranked, hits = scores.sort().values, scores[positive].sort().values
-    above, hits_above = (len(some) - torch.searchsorted(some, hits) for some in (ranked, hits))
-    return float((hits_above / above).double().mean())
+    above, hits_above = ((len(some) - torch.searchsorted(some, hits)).double() for some in (ranked, hits))
+    return float((hits_above / above).mean())
