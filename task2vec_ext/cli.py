@@ -134,6 +134,10 @@ def embed(
         str | None,
         typer.Option(help="Checkpoint (.safetensors, .pth) or torchvision's name for its weights; default: ImageNet."),
     ] = None,
+    pseudo_labels: Annotated[
+        int | None,
+        typer.Option(min=2, help="Folders of unlabelled pictures: take so many k-means clusters for classes."),
+    ] = None,
     estimator: Annotated[Estimator, typer.Option(help="How the expectation over labels is taken.")] = "signed",
     num_samples: Annotated[
         int | None, typer.Option(min=1, help="At most so many pictures a task; default: all.")
@@ -157,22 +161,25 @@ def embed(
     from ._tables import safe_name
     from .data import as_task, check_labels
     from .embed import fisher_embed
+    from .losses import CrossEntropy, PseudoLabels
     from .probe import load_probe
 
-    tasks = [as_task(path) for path in paths]
+    loss = CrossEntropy() if pseudo_labels is None else PseudoLabels(num_clusters=pseudo_labels)
+    tasks = [as_task(path, target=loss.target) for path in paths]
     files = [output / f"{safe_name(task.name)}.safetensors" for task in tasks]
     for file in files:
         twins = [task.name for task, other in zip(tasks, files, strict=True) if other == file]
         if len(twins) > 1:
             raise ValueError(f"embed: expected folders of different names, got {twins}, all {file.name}; rename them.")
     for task in tasks:
-        assert task.labels is not None  # folders know theirs
-        check_labels(task.labels, who=f"embed: {task.name}")
+        if task.labels is not None:
+            check_labels(task.labels, who=f"embed: {task.name}")
     net = load_probe(probe, weights=weights, image_size=image_size)
     _check_writable("embed", output)
     # All of them before the first is embedded: a file that does not fit should cost no work.
+    settings = {"loss": loss.options(), "estimator": estimator, "seed": seed, "num_samples": num_samples}
     kept = {
-        file: _kept(file, net, task, {"estimator": estimator, "seed": seed, "num_samples": num_samples})
+        file: _kept(file, net, task, settings)
         for task, file in zip(tasks, files, strict=True)
         if file.exists() and not overwrite
     }
@@ -184,6 +191,7 @@ def embed(
         embedding = fisher_embed(
             task,
             net,
+            loss=loss,
             estimator=estimator,
             num_samples=num_samples,
             device=device,
@@ -298,6 +306,7 @@ def _kept(file: Path, probe: Any, task: Any, settings: dict[str, Any]) -> Embedd
     }
     head = embedding.head
     found = {
+        "loss": {"name": "cross_entropy"},  # the only one when files did not say
         **embedding.recipe,
         "probe": embedding.probe.fingerprint,
         "head": (head.method, head.l2, head.class_balanced),

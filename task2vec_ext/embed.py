@@ -75,9 +75,10 @@ def fisher_embed(
             torchvision.
         head: name of the probe's last Linear layer; default ``fc``, ``head`` or ``classifier``.
         loss: what the labels are, and the model's distribution over them: ``"cross_entropy"`` (a class),
-            ``"multilabel"`` (multi-hot tensors or lists of label indices), ``"regression"`` (numbers), or an object
-            with options, such as ``MultiLabel(label_smoothing=0.1)`` (`task2vec_ext.losses`). Class weights, smoothing
-            and balance act on the head's fit alone: the Fisher is of the fitted model's own distribution.
+            ``"multilabel"`` (multi-hot tensors or lists of label indices), ``"regression"`` (numbers), ``"dense"`` (a
+            mask), or an object of `task2vec_ext.losses`, for options and for unlabelled pictures:
+            ``MultiLabel(label_smoothing=0.1)``, ``PseudoLabels(num_clusters=20)``. Class weights, smoothing and balance
+            act on the head's fit alone: the Fisher is of the fitted model's own distribution.
         estimator: how the expectation over y is taken: ``"signed"`` (one backward pass, small variance), ``"exact"`` (C
             passes, none), ``"sampled"`` (the paper's; heavy-tailed), ``"empirical"`` (the data's label: not the
             Fisher).

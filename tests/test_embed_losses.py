@@ -8,6 +8,7 @@ from small import Blobs, assert_untouched, small_probe, small_resnet, state_of
 
 from task2vec_ext import Embedding, distance_matrix, fisher_embed, load_probe
 from task2vec_ext.data import Batch
+from task2vec_ext.demo.tasks import demo_tasks
 from task2vec_ext.fisher import per_sample_fisher
 from task2vec_ext.folding import FoldedProbe, fold
 from task2vec_ext.head import fit_head
@@ -114,9 +115,9 @@ def test_a_part_of_the_pictures_is_drawn_at_random_and_the_probe_comes_back(case
 def test_embeddings_of_different_losses_refuse_to_be_compared():
     pytest.importorskip("sklearn")
     plain = embed(Blobs(N), "cross_entropy")
-    for task, loss, _ in TASKS.values():
-        with pytest.raises(ValueError, match="differ in loss: cross_entropy against"):
-            distance_matrix([plain, embed(task, loss)])
+    for name in ("regression", "dense", "pseudo_labels"):
+        with pytest.raises(ValueError, match=f"differ in loss: cross_entropy against {name}"):
+            distance_matrix([plain, embed(*TASKS[name][:2])])
     task = TASKS["regression"][0]
     with pytest.raises(ValueError, match="loss noise: None against residual"):
         distance_matrix([embed(task, Regression()), embed(task, Regression(noise="residual"))])
@@ -126,13 +127,28 @@ def test_embeddings_of_different_losses_refuse_to_be_compared():
     assert distance_matrix([plain, other])[0, 1] < 0.1
 
 
+def test_a_task_is_near_itself_as_a_multilabel_task_and_far_from_another():
+    pytest.importorskip("sklearn")  # the demo's handwriting comes from there
+    embeddings = []
+    for wanted, classes in (("polygons", 4), ("stars", 3)):
+        task = next(task for task in demo_tasks() if task.name == wanted)
+        items = [task[i] for i in range(0, len(task), 2)]
+        hot = [(picture, torch.eye(classes)[label]) for picture, label in items]
+        for pairs, loss in ((items, "cross_entropy"), (hot, "multilabel")):
+            embeddings.append(embed(pairs, loss, load_probe("tiny"), estimator="exact"))
+    distances = distance_matrix(embeddings)
+    assert max(distances[0, 1], distances[2, 3]) < 0.1  # measured 0.03
+    assert distances[:2, 2:].min() > 0.2  # measured 0.34
+
+
 def test_pseudo_labels_are_the_labels_of_the_clusters_and_bear_no_class_names():
     cluster = pytest.importorskip("sklearn.cluster")
     blobs = Blobs(N)
     blobs.classes = ["red", "green", "blue"]
     z = small_probe().features(blobs.images).detach()
-    labels = cluster.KMeans(3, n_init=10, random_state=0).fit_predict(z.double().numpy())
-    pseudo = embed(blobs, PseudoLabels(num_clusters=3), estimator="empirical")
+    labels = cluster.KMeans(3, n_init=10, random_state=5).fit_predict(z.double().numpy())
+    seed = 2**40 + 5  # scikit-learn takes 32 bits of it
+    pseudo = embed(blobs, PseudoLabels(num_clusters=3), estimator="empirical", seed=seed)
     blobs.targets = torch.from_numpy(labels).long()
     assert_near(pseudo.fisher, embed(blobs, "cross_entropy", estimator="empirical").fisher, 1e-6)
     assert pseudo.classes is None

@@ -151,9 +151,10 @@ def test_random_cotangents_have_the_covariance_of_exact_within_5_standard_errors
 
 def test_unlabelled_cells_are_no_part_of_the_fisher_and_unknown_labels_are():
     cells, labels = torch.zeros(1, 1, 2, C), torch.zeros(1, C)
-    (v,) = cotangents("signed", cells, torch.tensor([[[1, -1]]]), torch.arange(1), 0, Dense())
-    assert v[0, 0, 0].any()
-    assert not v[0, 0, 1].any()
+    for estimator in ("signed", "sampled", "empirical"):
+        (v,) = cotangents(estimator, cells, torch.tensor([[[1, -1]]]), torch.arange(1), 0, Dense())
+        assert v[0, 0, 0].any()
+        assert not v[0, 0, 1].any()
     (v,) = cotangents("signed", labels, torch.full((1, C), torch.nan), torch.arange(1), 0, MultiLabel())
     assert (v != 0).all()
 

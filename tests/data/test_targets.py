@@ -70,6 +70,8 @@ def test_a_mask_goes_where_its_pixels_go():
         clear = (image < 0.02) | (image > 0.98)
         assert torch.equal(moved[clear], (image[clear] > 0.5).long())
         assert clear.float().mean() > 0.7
+    centres = Preprocess(2, 2).mask(torch.arange(36).reshape(6, 6), fill=-1)
+    assert centres.tolist() == [[7, 10], [25, 28]]
     padded = Preprocess(10, 40).mask(mask, fill=-1)
     assert (padded == -1).float().mean() == 1 - 10 * 16 / 40**2  # 10 × 16 pixels of picture
 
