@@ -17,7 +17,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 from .folder import Files, files_from_folder, files_from_list, unlabelled_files
 from .images import to_rgb
 from .labels import label_tensor
-from .targets import ClassLabel, Target, Unlabelled, kind_of
+from .targets import ClassLabel, Mask, Target, Unlabelled, kind_of
 
 
 class Task(Dataset[tuple[Tensor, Any]]):
@@ -213,6 +213,10 @@ def _from_list(source: Sequence[Any], name: str, target: Target) -> Task:
     if isinstance(target, ClassLabel):
         labels = label_tensor(given, who="as_task")
         given = labels.tolist()
+    else:
+        for index, value in enumerate(given):  # found out now, not when its picture is due; files of masks wait
+            if not isinstance(value, (str, os.PathLike)) or not isinstance(target, Mask):
+                target.read(value, who="as_task", where=f"index {index}")
     first = [picture for picture, _ in pairs]
     are_paths = [isinstance(picture, (str, os.PathLike)) for picture in first]
     if all(are_paths):

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -73,7 +73,7 @@ class Loss(ABC):
 
     def tap(self, probe: Probe) -> Probe:
         """Return the probe with the features that this loss's head sees."""
-        return probe
+        return probe if probe.pool is None else replace(probe, pool=None)
 
     def align(self, targets: Tensor, features: Tensor) -> Tensor:
         """Return a batch's targets at the resolution of its features."""

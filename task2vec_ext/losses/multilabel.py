@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -64,11 +63,10 @@ class MultiLabel(Loss):
         return targets, targets.shape[1]
 
     def weights(self, targets: Tensor, num_outputs: int, balanced: bool) -> Tensor:
-        known = ~targets.isnan()
-        each = known.double()
-        if balanced:  # the two answers to each label weigh the same
-            yes = targets == 1
-            each = (yes / yes.sum(0) + (known & ~yes) / (known & ~yes).sum(0)).double() * known.sum(0) / 2
+        yes, no = ((targets == answer).double() for answer in (1, 0))
+        known = yes + no
+        # The two answers to each label weigh the same, or as often as they occur.
+        each = (yes / yes.sum(0) + no / no.sum(0)) * known.sum(0) / 2 if balanced else known
         if self.class_weights is not None:
             each = each * each.new_tensor(self.class_weights)
         return each * (len(targets) / known.sum(0))
@@ -87,14 +85,9 @@ class MultiLabel(Loss):
         return float(terms) / len(targets)
 
     def score(self, logits: Tensor, targets: Tensor) -> float:
-        return float(
-            np.mean(
-                [
-                    _average_precision(f[~y.isnan()], y[~y.isnan()] == 1)
-                    for f, y in zip(logits.T, targets.T, strict=True)
-                ]
-            )
-        )
+        known = [~y.isnan() for y in targets.T]
+        each = [_average_precision(f[k], y[k] == 1) for f, y, k in zip(logits.T, targets.T, known, strict=True)]
+        return sum(each) / len(each)
 
     def root(self, logits: Tensor, targets: Tensor, noise: Tensor) -> Tensor:
         p = logits.double().sigmoid()

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from task2vec_ext.data import LabelSet, Mask, Preprocess, Unlabelled, Values, as_task, batches
 from task2vec_ext.data.targets import ClassLabel
@@ -76,6 +77,19 @@ def test_a_mask_goes_where_its_pixels_go():
     assert (padded == -1).float().mean() == 1 - 10 * 16 / 40**2  # 10 × 16 pixels of picture
 
 
+class Pairs(Dataset):
+    """A data set, whose targets nobody sees before they are due."""
+
+    def __init__(self, pairs):
+        self.pairs = list(pairs)
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        return self.pairs[index]
+
+
 def loaded(task, target, preprocess=None, **options):
     return list(batches(as_task(task, target=target), range(len(task)), preprocess, batch_size=2, **options))
 
@@ -83,14 +97,17 @@ def loaded(task, target, preprocess=None, **options):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_targets_are_batched_with_workers_and_failures_skipped(workers):
     pictures = [torch.rand(3, 4, 4) for _ in range(5)]
-    values = [[1.0], [2.0], [nan], [4.0], [5.0]]
     skipped = []
-    got = loaded(
-        list(zip(pictures, values, strict=True)), Values(), num_workers=workers, on_error="skip", skipped=skipped
-    )
+    task = Pairs(zip(pictures, [[1.0], [2.0], [nan], [4.0], [5.0]], strict=True))
+    got = loaded(task, Values(), num_workers=workers, on_error="skip", skipped=skipped)
     assert torch.cat([batch.labels for batch in got]).tolist() == [[1], [2], [4], [5]]
     assert [failure.index for failure in skipped] == [2]
     assert "finite target values" in skipped[0].reason
+
+
+def test_targets_in_a_list_are_read_at_once():
+    with pytest.raises(ValueError, match=r"as_task: expected finite target values, got .* at index 1"):
+        as_task([(torch.rand(3, 4, 4), [1.0]), (torch.rand(3, 4, 4), [nan])], target=Values())
 
 
 @pytest.mark.parametrize("second", [1, 2], ids=["in-one-batch", "between-batches"])
