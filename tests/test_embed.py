@@ -45,7 +45,7 @@ def test_the_embedding_is_the_mean_of_the_per_sample_fisher():
     assert result.layers == tuple(layers)
     assert torch.equal(result.prior, probe.prior(layers, PRIOR_SCALE))
     assert (result.num_samples, result.num_skipped, result.name) == (24, 0, "Blobs")
-    assert (result.head.accuracy, result.head.nll) == (head.accuracy, pytest.approx(head.nll, rel=1e-5))
+    assert (result.head.score, result.head.nll) == (head.score, pytest.approx(head.nll, rel=1e-5))
 
 
 def test_a_folder_a_list_and_a_data_set_give_the_same_embedding(folder):

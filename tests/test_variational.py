@@ -14,6 +14,7 @@ from task2vec_ext.data import Batch
 from task2vec_ext.embedding import check_comparable
 from task2vec_ext.folding import FoldedProbe, fold
 from task2vec_ext.head import Head
+from task2vec_ext.losses import PseudoLabels
 from task2vec_ext.variational import Variational, _NoisyProbe, variational_epochs
 
 both_noises = pytest.mark.parametrize("noise", ["activations", "weights"])
@@ -288,6 +289,19 @@ def test_pictures_are_drawn_with_replacement_and_classes_equally_often():
     within = torch.bincount(first, minlength=100)[:90].double()
     assert (within - len(first) / 270).abs().max() <= 5 * math.sqrt(len(first) / 270)
     assert set(first.tolist()) == set(range(100))
+
+
+def test_pseudo_labels_have_a_robust_fisher_and_several_labels_a_picture_have_none():
+    class Unlabelled(Blobs):
+        def __getitem__(self, index):
+            return self.images[index]
+
+    settings = {"estimator": "variational", "epochs": 1, "epoch_samples": 16, "progress": False}
+    result = fisher_embed(Unlabelled(), small_probe(), loss=PseudoLabels(num_clusters=2), **settings)
+    assert result.head.num_outputs == 2
+    assert torch.isfinite(result.fisher).all()
+    with pytest.raises(NotImplementedError, match="one class a picture for 'variational', got 'multilabel'"):
+        fisher_embed(Blobs(), small_probe(), loss="multilabel", **settings)
 
 
 @pytest.mark.parametrize(
