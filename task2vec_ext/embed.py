@@ -6,15 +6,14 @@ import importlib.metadata
 import math
 import operator
 import warnings
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 
 from ._native import Task2VecWarning
-from ._progress import progress_bar
-from .data import Batch, ClassLabel, Preprocess, as_task, batches, check_labels, draw, read_labels
+from ._pictures import Pictures, choose_device, on_device, same_as_before, with_targets
+from .data import Batch, ClassLabel, Preprocess, as_task, check_labels, draw, read_labels
 from .embedding import Embedding, HeadInfo, ProbeInfo
 from .fisher import ANY_ESTIMATORS, AnyEstimator, Estimator, FisherSum, check_per_sample, sum_fisher
 from .folding import fold
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from .data import Failure, Task, TaskSource
+    from .data import Failure, TaskSource
     from .data.loader import OnError
     from .embedding import Layer
     from .variational import RobustFisher
@@ -189,11 +188,11 @@ def fisher_embed(
     if options is not None:
         check_layers(parts)
 
-    place = _place(net.module, device, owned=isinstance(probe, str))
-    pictures = _Pictures(source, net, place, batch_size, num_workers, progress)
+    place = choose_device(net.module, device, owned=isinstance(probe, str))
+    pictures = Pictures(source, net, place, batch_size, num_workers, progress)
     skipped: list[Failure] = []
     # Autocast of the caller's would narrow the gradients.
-    with torch.autocast(place.type, enabled=False), _on_device(net.module, place):
+    with torch.autocast(place.type, enabled=False), on_device(net.module, place):
         features, targets, indices, first, faster = _features(pictures, loss, parts, indices, on_error, skipped)
         targets, num_outputs = loss.prepare(targets, features, seed)
         passes = features[0, ..., 0].numel() * num_outputs
@@ -214,7 +213,7 @@ def fisher_embed(
         )
         if options is None:
             with pictures.batches(indices, "Fisher") as loaded:
-                again = _with_targets(_same_as_before(loaded, first), targets)
+                again = with_targets(same_as_before(loaded, first), targets)
                 result = sum_fisher(faster, parts, fitted, again, cast("Estimator", estimator), seed, rel_error)
             measured = _Measured.of(result, net.prior(parts, PRIOR_SCALE), error_bars)
         else:
@@ -276,58 +275,17 @@ class _Measured(NamedTuple):
         return cls(robust.fisher, robust.prior, pictures, record)
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    """A task's pictures on their way to the probe, as often as they are needed."""
-
-    task: Task
-    probe: Probe
-    device: torch.device
-    batch_size: int
-    num_workers: int
-    progress: bool | None
-
-    @contextmanager
-    def batches(
-        self, indices: Tensor, what: str, on_error: OnError = "raise", skipped: list[Failure] | None = None
-    ) -> Iterator[Iterator[Batch]]:
-        """Yield an iterator over the batches, on the device; workers and progress bar end with the block."""
-        dtype = next((p.dtype for p in self.probe.module.parameters() if p.is_floating_point()), torch.float32)
-        loader = batches(
-            self.task,
-            indices,
-            self.probe.preprocess,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            pin_memory=self.device.type == "cuda",
-            on_error=on_error,
-            skipped=skipped,
-        )
-        with (
-            closing(loader),  # type: ignore[type-var]  # a generator
-            progress_bar(f"{self.task.name}: {what}", len(indices), self.progress) as advance,
-        ):
-
-            def on_device() -> Iterator[Batch]:
-                for batch in loader:
-                    moved = Batch(*(part.to(self.device, non_blocking=True) for part in batch))
-                    yield moved._replace(images=moved.images.to(dtype))
-                    advance(len(batch.index))
-
-            yield on_device()
-
-
 def _epochs(
-    pictures: _Pictures, indices: Tensor, targets: Tensor, options: Variational, seed: int
+    pictures: Pictures, indices: Tensor, targets: Tensor, options: Variational, seed: int
 ) -> Iterator[Iterator[Batch]]:
     """Yield the batches of each epoch; workers and progress bar end with it."""
     for number, chosen in enumerate(options.epochs_of(targets, seed), 1):
         with pictures.batches(indices[chosen], f"epoch {number} of {options.epochs}") as loaded:
-            yield _with_targets(loaded, targets[chosen])
+            yield with_targets(loaded, targets[chosen])
 
 
 def _features(
-    pictures: _Pictures, loss: Loss, layers: Sequence[Layer], indices: Tensor, on_error: OnError, skipped: list[Failure]
+    pictures: Pictures, loss: Loss, layers: Sequence[Layer], indices: Tensor, on_error: OnError, skipped: list[Failure]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Probe]:
     """Return features ``[N, …, D]``, targets, indices ``[N]`` of readable pictures, the first one, a faster probe."""
     probe, kept = pictures.probe, torch.empty_like(indices)
@@ -347,28 +305,6 @@ def _features(
             rows = slice(stop, stop := stop + len(batch.index))
             features[rows], targets[rows], kept[rows] = z.float().cpu(), y.cpu(), batch.index.cpu()
     return features[:stop], targets[:stop], kept[:stop], first, probe
-
-
-def _with_targets(batches: Iterator[Batch], targets: Tensor) -> Iterator[Batch]:
-    """Pass the batches on with the targets that the head was fitted to, in the same order."""
-    stop = 0
-    for batch in batches:
-        rows = slice(stop, stop := stop + len(batch.index))
-        yield batch._replace(labels=targets[rows].to(batch.images.device))
-
-
-def _same_as_before(batches: Iterator[Batch], first: Tensor) -> Iterator[Batch]:
-    """Pass the batches on; warn if the first picture is not the one that the head was fitted on."""
-    for number, batch in enumerate(batches):
-        if number == 0 and not torch.equal(batch.images[0], first):
-            warnings.warn(
-                "the task gives another picture each time it is read (a random transform?): the head is fitted on "
-                "other pictures than the Fisher is taken of, and the same seed gives another embedding; use a fixed "
-                "transform",
-                Task2VecWarning,
-                stacklevel=4,
-            )
-        yield batch
 
 
 def _check_reached(target: float, result: FisherSum, name: str) -> None:
@@ -397,37 +333,3 @@ def _whole(name: str, value: int, least: int, most: int | None = None) -> int:
         limits = f">= {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"fisher_embed: expected {name} {limits}, got {number}.")
     return number
-
-
-def _place(module: nn.Module, device: str | torch.device | None, *, owned: bool) -> torch.device:
-    """Return where to run: as asked for; else where a caller's module is; else the fastest there is."""
-    parameter = next(module.parameters(), None)
-    if device is None:
-        if parameter is not None and not owned:
-            return parameter.device
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.empty(0, device=device).device  # with an index, and only where the machine has it
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise RuntimeError(
-            f"fisher_embed: expected a device this machine has, got {str(device)!r} ({reason}); pass device='cpu'."
-        ) from error
-    if place.type == "meta":
-        raise ValueError("fisher_embed: expected a device with memory, got 'meta'; pass device='cpu'.")
-    return place
-
-
-@contextmanager
-def _on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Move the probe for as long as the work takes: a caller's module comes back to where it was."""
-    parameter = next(module.parameters(), None)
-    before = device if parameter is None else parameter.device
-    if before == device:
-        yield
-        return
-    try:
-        module.to(device)
-        yield
-    finally:
-        module.to(before)

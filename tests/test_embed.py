@@ -422,13 +422,13 @@ def test_class_names_that_do_not_fit_the_labels_are_left_out():
 def test_a_module_that_was_moved_comes_back_to_its_device(fails):
     from types import SimpleNamespace
 
-    from task2vec_ext.embed import _on_device
+    from task2vec_ext.embed import on_device
 
     moves = []
     home, away = torch.device("cpu"), torch.device("cuda", 0)
     stub = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=home)]), to=moves.append)
     try:
-        with _on_device(stub, away):
+        with on_device(stub, away):
             assert moves == [away]
             if fails:
                 raise KeyboardInterrupt

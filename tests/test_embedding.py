@@ -11,7 +11,8 @@ import safetensors.torch
 import torch
 
 from task2vec_ext._atomic import atomic_path
-from task2vec_ext.embedding import Embedding, HeadInfo, Layer, ProbeInfo, check_comparable
+from task2vec_ext.comparable import check_comparable
+from task2vec_ext.embedding import Embedding, HeadInfo, Layer, ProbeInfo
 
 LAYERS = (
     Layer("conv1", "conv", 0, 3, 27),

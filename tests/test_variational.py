@@ -10,8 +10,8 @@ from small import Blobs, assert_untouched, small_probe, small_resnet, state_of
 from torch import nn
 
 from task2vec_ext import distance_matrix, fisher_embed, reference
+from task2vec_ext.comparable import check_comparable
 from task2vec_ext.data import Batch
-from task2vec_ext.embedding import check_comparable
 from task2vec_ext.folding import FoldedProbe, fold
 from task2vec_ext.head import Head
 from task2vec_ext.losses import PseudoLabels
