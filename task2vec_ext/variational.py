@@ -6,8 +6,9 @@
 
 - recipe ``"paper"``: J·N is the paper's L(ŵ;Λ) = E[H] + β·KL(N(0,Λ)‖N(0,λ²I)) with H summed over N pictures and KL =
   ½Σ(λ²/Λ − 1 − log(λ²/Λ)), so **κ = β/2N**; λ² is fixed, 1/mean(w²) of the layer.
-- recipe ``"authors"``: their code's mean cross-entropy + β·2KL, so **κ = β**; λ² is learned, and an output's variance
-  is σ²·Σ(x² + 0.01).
+- recipe ``"authors"``: their code's mean cross-entropy + β·2KL(N(ŵ,σ²)‖N(0,1/λ²)), so **κ = β**; λ² is learned, and an
+  output's variance is σ²·Σ(x² + 0.01). That KL also has λ²‖ŵ‖², which no σ feels and which keeps λ² where the weights
+  are: at the optimum 1/λ² = mean(w² + σ²) of the layer.
 
 **What the optimum says.** To second order E_w[mean H] = H(ŵ) + ½Σ_o P_o·F_o·σ_o², so ∂J/∂σ_o² = 0 reads ½F = κ(1/σ² −
 λ²):
@@ -217,7 +218,8 @@ def variational_epochs(
     noisy = _NoisyProbe(probe, layers, options, seed)
     kappa = options.kappa(pictures)
     fan_in = noisy.of_filters([float(layer.fan_in) for layer in layers])
-    log_prior = noisy.mean_square.log()  # log 1/λ², of every layer
+    log_square = noisy.mean_square.log()  # of every layer
+    log_prior = log_square.clone()  # log 1/λ²
     weight = head.weight.float().clone().requires_grad_()
     bias = head.bias.float().clone().requires_grad_()
     groups: list[dict[str, Any]] = [
@@ -242,7 +244,8 @@ def variational_epochs(
                         "finite; use a smaller beta or learning rate, float32 weights and finite pictures."
                     )
                 gap = noisy.log_variance - noisy.of_filters(log_prior)
-                (loss + kappa * (fan_in * (gap.exp() - 1 - gap)).sum()).backward()
+                mean = noisy.of_filters((log_square - log_prior).exp())  # λ²ŵ²: constant where λ² is
+                (loss + kappa * (fan_in * (gap.exp() - 1 - gap + mean)).sum()).backward()
                 adam.step()
                 total, seen, step = total + float(loss.detach()) * len(batch.index), seen + len(batch.index), step + 1
         nll.append(total / max(seen, 1))
