@@ -218,8 +218,8 @@ def variational_epochs(
     noisy = _NoisyProbe(probe, layers, options, seed)
     kappa = options.kappa(pictures)
     fan_in = noisy.of_filters([float(layer.fan_in) for layer in layers])
-    log_square = noisy.mean_square.log()  # of every layer
-    log_prior = log_square.clone()  # log 1/λ²
+    log_prior = noisy.mean_square.log()  # log 1/λ², of every layer
+    log_square = noisy.of_filters(log_prior)
     weight = head.weight.float().clone().requires_grad_()
     bias = head.bias.float().clone().requires_grad_()
     groups: list[dict[str, Any]] = [
@@ -239,14 +239,13 @@ def variational_epochs(
                 features = noisy.features(batch.images, step)
                 loss = F.cross_entropy(F.linear(features.float(), weight, bias), batch.labels)
                 if not torch.isfinite(loss):
-                    raise RuntimeError(
-                        f"fisher_embed: the loss is not finite at step {step}: {noisy.blame(batch.images, step)} not "
-                        "finite; use a smaller beta or learning rate, float32 weights and finite pictures."
-                    )
-                gap = noisy.log_variance - noisy.of_filters(log_prior)
-                mean = noisy.of_filters((log_square - log_prior).exp())  # λ²ŵ²: constant where λ² is
+                    raise noisy.not_finite(batch.images, step)
+                of_prior = noisy.of_filters(log_prior)
+                gap, mean = noisy.log_variance - of_prior, (log_square - of_prior).exp()  # λ²ŵ²: constant where λ² is
                 (loss + kappa * (fan_in * (gap.exp() - 1 - gap + mean)).sum()).backward()
                 adam.step()
+                if not torch.isfinite(noisy.log_variance).all():
+                    raise noisy.not_finite(batch.images, step)
                 total, seen, step = total + float(loss.detach()) * len(batch.index), seen + len(batch.index), step + 1
         nll.append(total / max(seen, 1))
         log_variance = noisy.log_variance.detach().double().cpu()
@@ -262,7 +261,7 @@ class _NoisyProbe:
         self.probe, self.options, self.seed = probe, options, seed
         self.weights = {layer.name: probe.weight(layer.name) for layer in layers}
         rows = [weight.detach().flatten(1) for weight in self.weights.values()]
-        self.sizes = torch.tensor([len(weight) for weight in rows], device=rows[0].device)
+        self.sizes = [len(weight) for weight in rows]
         scale = probe.scale if isinstance(probe, FoldedProbe) else {}
         factors = [
             scale.get(layer.name, weight.new_ones(len(weight))).double()
@@ -282,8 +281,9 @@ class _NoisyProbe:
             self.parameters = [f"net.{names[id(weight)]}" for weight in self.weights.values()]
 
     def of_filters(self, of_layers: Tensor | list[float] | list[int]) -> Tensor:
-        """Repeat one number a layer for each of its filters, ``[K]``."""
-        return torch.as_tensor(of_layers, device=self.sizes.device).repeat_interleave(self.sizes)
+        """Repeat one number a layer for each of its filters, ``[K]``; CUDA adds the gradients up in order."""
+        numbers = torch.as_tensor(of_layers, device=self.log_scale.device)
+        return torch.cat([number.expand(size) for number, size in zip(numbers, self.sizes, strict=True)])
 
     def features(self, images: Tensor, step: int, look: Callable[[str, Use, Tensor], Tensor] | None = None) -> Tensor:
         """Return the head's input ``[B, D]`` with the noise of one step; `look` sees every layer at work."""
@@ -299,7 +299,7 @@ class _NoisyProbe:
             watched = dict(zip(self.weights, named.values(), strict=True))
             with Watch(watched, look) if look else nullcontext():
                 return torch.func.functional_call(_Features(self.probe), named, (images,))
-        of_layers = dict(zip(self.weights, enumerate(log_variance.split(self.sizes.tolist())), strict=True))
+        of_layers = dict(zip(self.weights, enumerate(log_variance.split(self.sizes)), strict=True))
 
         def follow(name: str, use: Use, output: Tensor) -> Tensor:
             assert not isinstance(use, BatchNormUse)  # check_layers refuses it
@@ -307,14 +307,22 @@ class _NoisyProbe:
             conv = (use.stride, use.padding, use.dilation, use.groups) if isinstance(use, ConvUse) else ()
             key: dict[str, Any] = {"seed": self.seed, "layer": number, "step": step}
             epsilon = _EPSILON[self.options.recipe]
-            return local_noise(output, use.input, own, use.weight.shape, *conv, **key, epsilon=epsilon)
+            noisy = local_noise(output, use.input, own, use.weight.shape, *conv, **key, epsilon=epsilon)
+            return look(name, use, noisy) if look else noisy
 
-        with Watch(self.weights, look) if look else nullcontext(), Watch(self.weights, follow):
+        with Watch(self.weights, follow):
             return self.probe.features(images)
+
+    def not_finite(self, images: Tensor, step: int) -> RuntimeError:
+        """Return the error that says where, and what to do."""
+        return RuntimeError(
+            f"fisher_embed: the loss or its gradient is not finite at step {step}: {self.blame(images, step)} not "
+            "finite; use a smaller beta or learning rate, float32 weights and finite pictures."
+        )
 
     def blame(self, images: Tensor, step: int) -> str:
         """Say where the numbers stop being finite."""
-        for name, own in zip(self.weights, self.log_variance.split(self.sizes.tolist()), strict=True):
+        for name, own in zip(self.weights, self.log_variance.split(self.sizes), strict=True):
             if not torch.isfinite(own).all():
                 return f"the variances of layer {name!r} are"
         broken: list[str] = []

@@ -331,6 +331,22 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(noise):
         run(probe, batches=[good, bad], noise=noise)
 
 
+def test_noise_that_is_not_finite_is_its_own_layers():
+    probe = small_probe()
+    noisy = _NoisyProbe(probe, probe.layers(), Variational(), 0)
+    with torch.no_grad():
+        noisy.log_variance[5] = 200  # finite, and its σ is not
+    assert noisy.blame(batches_of(1)[0].images, 0) == f"the output of layer {probe.layers()[1].name!r} is"
+
+
+@both_noises
+def test_a_last_step_to_variances_that_are_not_finite_keeps_nothing(noise):
+    probe, settings = small_probe(), Variational(beta=1e38, recipe="authors", noise=noise)
+    fit = variational_epochs(probe, probe.layers(), head_of(probe), [batches_of(1)], 12, settings)
+    with pytest.raises(RuntimeError, match=r"gradient is not finite at step 0: the variances of layer 'conv1' are"):
+        next(fit)
+
+
 def test_variances_that_are_not_finite_are_named():
     probe = small_probe()
     noisy = _NoisyProbe(probe, probe.layers(), Variational(), 0)
