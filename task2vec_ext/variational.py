@@ -6,8 +6,9 @@
 
 - recipe ``"paper"``: J·N is the paper's L(ŵ;Λ) = E[H] + β·KL(N(0,Λ)‖N(0,λ²I)) with H summed over N pictures and KL =
   ½Σ(λ²/Λ − 1 − log(λ²/Λ)), so **κ = β/2N**; λ² is fixed, 1/mean(w²) of the layer.
-- recipe ``"authors"``: their code's mean cross-entropy + β·2KL, so **κ = β**; λ² is learned, and an output's variance
-  is σ²·Σ(x² + 0.01).
+- recipe ``"authors"``: their code's mean cross-entropy + β·2KL(N(ŵ,σ²)‖N(0,1/λ²)), so **κ = β**; λ² is learned, and an
+  output's variance is σ²·Σ(x² + 0.01). That KL also has λ²‖ŵ‖², which no σ feels and which keeps λ² where the weights
+  are: at the optimum 1/λ² = mean(w² + σ²) of the layer.
 
 **What the optimum says.** To second order E_w[mean H] = H(ŵ) + ½Σ_o P_o·F_o·σ_o², so ∂J/∂σ_o² = 0 reads ½F = κ(1/σ² −
 λ²):
@@ -220,6 +221,7 @@ def variational_epochs(
     kappa = options.kappa(pictures)
     fan_in = noisy.of_filters([float(layer.fan_in) for layer in layers])
     log_prior = noisy.mean_square.log()  # log 1/λ², of every layer
+    log_square = noisy.of_filters(log_prior)
     weight = head.weight.float().clone().requires_grad_()
     bias = head.bias.float().clone().requires_grad_()
     groups: list[dict[str, Any]] = [
@@ -239,13 +241,13 @@ def variational_epochs(
                 features = noisy.features(batch.images, step)
                 loss = F.cross_entropy(F.linear(features.float(), weight, bias), batch.labels)
                 if not torch.isfinite(loss):
-                    raise RuntimeError(
-                        f"fisher_embed: the loss is not finite at step {step}: {noisy.blame(batch.images, step)} not "
-                        "finite; use a smaller beta or learning rate, float32 weights and finite pictures."
-                    )
-                gap = noisy.log_variance - noisy.of_filters(log_prior)
-                (loss + kappa * (fan_in * (gap.exp() - 1 - gap)).sum()).backward()
+                    raise noisy.not_finite(batch.images, step)
+                of_prior = noisy.of_filters(log_prior)
+                gap, mean = noisy.log_variance - of_prior, (log_square - of_prior).exp()  # λ²ŵ²: constant where λ² is
+                (loss + kappa * (fan_in * (gap.exp() - 1 - gap + mean)).sum()).backward()
                 adam.step()
+                if not torch.isfinite(noisy.log_variance).all():
+                    raise noisy.not_finite(batch.images, step)
                 total, seen, step = total + float(loss.detach()) * len(batch.index), seen + len(batch.index), step + 1
         nll.append(total / max(seen, 1))
         log_variance = noisy.log_variance.detach().double().cpu()
@@ -261,7 +263,7 @@ class _NoisyProbe:
         self.probe, self.options, self.seed = probe, options, seed
         self.weights = {layer.name: probe.weight(layer.name) for layer in layers}
         rows = [weight.detach().flatten(1) for weight in self.weights.values()]
-        self.sizes = torch.tensor([len(weight) for weight in rows], device=rows[0].device)
+        self.sizes = [len(weight) for weight in rows]
         scale = probe.scale if isinstance(probe, FoldedProbe) else {}
         factors = [
             scale.get(layer.name, weight.new_ones(len(weight))).double()
@@ -281,8 +283,9 @@ class _NoisyProbe:
             self.parameters = [f"net.{names[id(weight)]}" for weight in self.weights.values()]
 
     def of_filters(self, of_layers: Tensor | list[float] | list[int]) -> Tensor:
-        """Repeat one number a layer for each of its filters, ``[K]``."""
-        return torch.as_tensor(of_layers, device=self.sizes.device).repeat_interleave(self.sizes)
+        """Repeat one number a layer for each of its filters, ``[K]``; CUDA adds the gradients up in order."""
+        numbers = torch.as_tensor(of_layers, device=self.log_scale.device)
+        return torch.cat([number.expand(size) for number, size in zip(numbers, self.sizes, strict=True)])
 
     def features(self, images: Tensor, step: int, look: Callable[[str, Use, Tensor], Tensor] | None = None) -> Tensor:
         """Return the head's input ``[B, D]`` with the noise of one step; `look` sees every layer at work."""
@@ -298,7 +301,7 @@ class _NoisyProbe:
             watched = dict(zip(self.weights, named.values(), strict=True))
             with Watch(watched, look) if look else nullcontext():
                 return torch.func.functional_call(_Features(self.probe), named, (images,))
-        of_layers = dict(zip(self.weights, enumerate(log_variance.split(self.sizes.tolist())), strict=True))
+        of_layers = dict(zip(self.weights, enumerate(log_variance.split(self.sizes)), strict=True))
 
         def follow(name: str, use: Use, output: Tensor) -> Tensor:
             assert not isinstance(use, BatchNormUse)  # check_layers refuses it
@@ -306,14 +309,22 @@ class _NoisyProbe:
             conv = (use.stride, use.padding, use.dilation, use.groups) if isinstance(use, ConvUse) else ()
             key: dict[str, Any] = {"seed": self.seed, "layer": number, "step": step}
             epsilon = _EPSILON[self.options.recipe]
-            return local_noise(output, use.input, own, use.weight.shape, *conv, **key, epsilon=epsilon)
+            noisy = local_noise(output, use.input, own, use.weight.shape, *conv, **key, epsilon=epsilon)
+            return look(name, use, noisy) if look else noisy
 
-        with Watch(self.weights, look) if look else nullcontext(), Watch(self.weights, follow):
+        with Watch(self.weights, follow):
             return self.probe.features(images)
+
+    def not_finite(self, images: Tensor, step: int) -> RuntimeError:
+        """Return the error that says where, and what to do."""
+        return RuntimeError(
+            f"fisher_embed: the loss or its gradient is not finite at step {step}: {self.blame(images, step)} not "
+            "finite; use a smaller beta or learning rate, float32 weights and finite pictures."
+        )
 
     def blame(self, images: Tensor, step: int) -> str:
         """Say where the numbers stop being finite."""
-        for name, own in zip(self.weights, self.log_variance.split(self.sizes.tolist()), strict=True):
+        for name, own in zip(self.weights, self.log_variance.split(self.sizes), strict=True):
             if not torch.isfinite(own).all():
                 return f"the variances of layer {name!r} are"
         broken: list[str] = []
