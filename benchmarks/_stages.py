@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 
-from task2vec_ext import embed
+from task2vec_ext import _pictures, embed
 
 
 @dataclass
@@ -68,9 +68,9 @@ def stages() -> Iterator[Stages]:
         finally:
             loaded.close()  # a generator
 
-    real_batches = embed.batches
+    real_batches = _pictures.batches
     with (
-        mock.patch.object(embed, "batches", waited_for),
+        mock.patch.object(_pictures, "batches", waited_for),
         mock.patch.object(embed, "fit_head", timed("head", embed.fit_head)),
         mock.patch.object(embed, "sum_fisher", timed("fisher", embed.sum_fisher)),
     ):
