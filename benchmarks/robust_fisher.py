@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--noise", nargs="+", default=["activations", "weights"])
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--epoch-samples", type=int, default=10_000)
-    parser.add_argument("--beta", type=float, help="of the authors' recipe; default: that of the package")
+    parser.add_argument("--beta", type=float, help="of the paper's objective; default: 2e-7·N")
     parser.set_defaults(image_size=64)
     options = parser.parse_args()
 

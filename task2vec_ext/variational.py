@@ -309,7 +309,8 @@ class _NoisyProbe:
             conv = (use.stride, use.padding, use.dilation, use.groups) if isinstance(use, ConvUse) else ()
             key: dict[str, Any] = {"seed": self.seed, "layer": number, "step": step}
             epsilon = _EPSILON[self.options.recipe]
-            noisy = local_noise(output, use.input, own, use.weight.shape, *conv, **key, epsilon=epsilon)
+            input = use.input.to(output.dtype)  # as autocast, where it is on, gave it to the layer
+            noisy = local_noise(output, input, own, use.weight.shape, *conv, **key, epsilon=epsilon)
             return look(name, use, noisy) if look else noisy
 
         with Watch(self.weights, follow):

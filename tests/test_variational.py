@@ -347,6 +347,17 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(noise):
         run(probe, batches=[good, bad], noise=noise)
 
 
+def test_under_autocast_a_layers_input_is_its_outputs_dtype():
+    """No 16-bit noise on the CPU: the operator says so, once input and output agree."""
+    probe = small_probe()
+    noisy = _NoisyProbe(probe, probe.layers(), Variational(), 0)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(TypeError, match=r"float64 tensors on cpu, got torch\.bf"),
+    ):
+        noisy.features(batches_of(1)[0].images, 0)
+
+
 def test_noise_that_is_not_finite_is_its_own_layers():
     probe = small_probe()
     noisy = _NoisyProbe(probe, probe.layers(), Variational(), 0)
