@@ -4,7 +4,9 @@ from .images import load_image, to_rgb
 from .labels import check_labels, draw
 from .loader import Batch, Failure, batches
 from .preprocess import Preprocess
+from .sources import Tasks, tasks_from
 from .task import Task, TaskSource, as_task, read_labels
+from .views import one_vs_rest, remap, split, subset, union
 
 __all__ = [
     "Batch",
@@ -12,11 +14,18 @@ __all__ = [
     "Preprocess",
     "Task",
     "TaskSource",
+    "Tasks",
     "as_task",
     "batches",
     "check_labels",
     "draw",
     "load_image",
+    "one_vs_rest",
     "read_labels",
+    "remap",
+    "split",
+    "subset",
+    "tasks_from",
     "to_rgb",
+    "union",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,16 +28,28 @@ class Task(Dataset[tuple[Tensor, int]]):
         name: What messages, tables and plots call the task.
         classes: The classes' names, if the source has them.
         labels: ``[N]`` int64, or None where only reading the pictures tells.
+        metadata: What else is known, JSON only; goes into the embedding's recipe. `task2vec_ext.data.sources` give
+            ``domain``, ``rank`` and ``taxonomy`` (rank -> taxon) or ``attribute``.
+
+    Raises:
+        TypeError: If the metadata are not JSON.
     """
 
     def __init__(
-        self, source: Any, *, name: str, classes: tuple[str, ...] | None = None, labels: Tensor | None = None
+        self,
+        source: Any,
+        *,
+        name: str,
+        classes: tuple[str, ...] | None = None,
+        labels: Tensor | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """Keep the source; reads nothing."""
         self.source = source
         self.name = name
         self.classes = classes
         self.labels = labels
+        self.metadata: dict[str, Any] = json.loads(json.dumps(dict(metadata or {})))
 
     def __len__(self) -> int:
         """Return the number of pictures."""
