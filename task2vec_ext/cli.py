@@ -122,8 +122,11 @@ def demo(
 
 @app.command()
 def embed(
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Folders that hold one folder of pictures per class.")
+    specs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SPEC...", help="Folders of class folders, or SOURCE:WHAT such as cub:DIR (see the README)."
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the embeddings, one .safetensors per task.")
@@ -156,26 +159,26 @@ def embed(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Embed again what is there already.")] = False,
 ) -> None:
-    """Embed folders of pictures: one vector for each task, saved in a folder.
+    """Embed tasks: one vector for each, saved in a folder.
 
     Interrupted work goes on where it stopped: tasks embedded before, with the same settings, are kept.
     """
     from ._tables import safe_name
-    from .data import as_task, check_labels
+    from .data import check_labels, tasks_from
     from .embed import fisher_embed
     from .probe import load_probe
     from .variational import variational_options
 
     options = variational_options(estimator, beta=beta, noise=noise, epochs=epochs)
-    tasks = [as_task(path) for path in paths]
-    files = [output / f"{safe_name(task.name)}.safetensors" for task in tasks]
+    tasks = tasks_from(*specs)
+    files = [output / f"{safe_name(name)}.safetensors" for name in tasks.names]
     for file in files:
-        twins = [task.name for task, other in zip(tasks, files, strict=True) if other == file]
+        twins = [name for name, other in zip(tasks.names, files, strict=True) if other == file]
         if len(twins) > 1:
             raise ValueError(f"embed: expected folders of different names, got {twins}, all {file.name}; rename them.")
     for task in tasks:
-        assert task.labels is not None  # folders know theirs
-        check_labels(task.labels, who=f"embed: {task.name}")
+        if task.labels is not None:
+            check_labels(task.labels, who=f"embed: {task.name}")
     net = load_probe(probe, weights=weights, image_size=image_size)
     _check_writable("embed", output)
     settings = {

@@ -177,3 +177,6 @@ class _Relabelled(Subset[Any]):
         part = bisect_right(self._ends, place)
         image, _ = self._tasks[part].item(place - (self._ends[part - 1] if part else 0))
         return image, self.given[index]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
+        return [self[index] for index in indices]
