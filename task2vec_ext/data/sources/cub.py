@@ -12,6 +12,7 @@ from .taxonomy import RANKS, Category, Collection
 
 _ORIGIN = "https://data.caltech.edu/records/20098 (CUB_200_2011.tgz)"
 _TABLE = Path(__file__).with_name("cub_taxonomy.csv")
+_AGAIN = "unpack the data set again"
 _SPLITS = {"train": "1", "test": "0"}
 
 
@@ -46,12 +47,23 @@ def cub(
     lists = ["images.txt", "image_class_labels.txt", *([] if split == "all" else ["train_test_split.txt"])]
     expect("cub", where, lists, _ORIGIN)
     names, labels, *splits = (_pairs(where / name) for name in lists)
+    taxonomy = bird_taxonomy()
+    for name, pairs in zip(lists[1:], (labels, *splits), strict=True):
+        if pairs.keys() != names.keys():
+            raise ValueError(
+                f"cub: expected {name} in {where} to list the pictures of images.txt, got others; {_AGAIN}."
+            )
+    strangers = sorted(set(labels.values()) - {str(number) for number in taxonomy})
+    if strangers:
+        raise ValueError(
+            f"cub: expected classes 1…200 in {where / lists[1]}, got {', '.join(strangers[:5])}; {_AGAIN}."
+        )
     files: dict[int, list[str]] = defaultdict(list)
     for picture, name in names.items():
         if split == "all" or splits[0][picture] == _SPLITS[split]:
             files[int(labels[picture])].append(f"images/{name}")
     expect("cub", where, [next(iter(files.values()))[0]], _ORIGIN)
-    birds = Collection("cub", "CUB-200-2011", where, files, bird_taxonomy())
+    birds = Collection("cub", "CUB-200-2011", where, files, taxonomy)
 
     def groups(rank: str) -> dict[tuple[str, str], list[int]]:
         found = birds.groups(rank, min_classes=min_classes, min_pictures=min_pictures)
@@ -91,5 +103,6 @@ def bird_taxonomy() -> dict[int, Category]:
 
 def _pairs(file: Path) -> dict[str, str]:
     """Read lines of ``number value``."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return dict(line.split(" ", 1) for line in lines if line.strip())
+    lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    found = dict(line.partition(" ")[::2] for line in lines if line.strip())
+    return {key: value.strip() for key, value in found.items()}

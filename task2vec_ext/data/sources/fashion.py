@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import warnings
 from array import array
@@ -19,7 +18,7 @@ import torch
 from ..._native import Task2VecWarning
 from ..folder import EXTENSIONS, Files
 from ..task import Task
-from .lazy import Tasks, expect
+from .lazy import Tasks, expect, read_json
 
 Indices = np.ndarray[Any, np.dtype[np.int32]]
 
@@ -104,7 +103,7 @@ def imaterialist(root: str | os.PathLike[str], *, split: str = "train", min_pict
     """
     where = Path(os.path.abspath(root))
     expect("imat2018", where, [f"{split}.json", split], _IMATERIALIST)
-    content = json.loads((where / f"{split}.json").read_text(encoding="utf-8"))
+    content = read_json("imat2018", where / f"{split}.json")
     # Asked once for the folder, not a million times for a file.
     there = {
         stem: name for name in os.listdir(where / split) for stem, end in [os.path.splitext(name)] if end in EXTENSIONS

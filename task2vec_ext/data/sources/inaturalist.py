@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..folder import EXTENSIONS
-from .lazy import Tasks, expect
+from .lazy import Tasks, expect, read_json
 from .taxonomy import RANKS, Category, Collection
 
 _ORIGIN = "https://github.com/visipedia/inat_comp"
@@ -63,12 +62,12 @@ def inaturalist(
         categories, files = _competition(who, annotations)
         base = where
     elif folder.is_dir():
-        categories, files = _torchvision(folder, year)
+        categories, files = _torchvision(who, folder, year)
         base = folder
     else:
         expect(who, where, [annotations.name], f"{_ORIGIN}, or with torchvision.datasets.INaturalist")
     published = [file for file in (where / "categories.json", folder / "categories.json") if file.is_file()]
-    for extra in _categories(json.loads(published[0].read_text(encoding="utf-8"))) if published else ():
+    for extra in _categories(read_json(who, published[0])) if published else ():
         categories[extra[0]] = extra[1]
     collection = Collection(who, f"iNaturalist {year}", base, files, categories)
     first = next((names[0] for names in files.values() if names), None)
@@ -87,7 +86,7 @@ def _categories(entries: Iterable[dict[str, Any]]) -> list[tuple[int, Category]]
 
 def _competition(who: str, file: Path) -> tuple[dict[int, Category], dict[int, list[str]]]:
     """Read the annotations, in COCO's form."""
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = read_json(who, file)
     missing = [part for part in ("images", "annotations", "categories") if part not in content]
     if missing:
         raise ValueError(f"{who}: expected images, annotations and categories in {file}, got no {', '.join(missing)}.")
@@ -98,21 +97,25 @@ def _competition(who: str, file: Path) -> tuple[dict[int, Category], dict[int, l
     return dict(_categories(content["categories"])), dict(files)
 
 
-def _torchvision(folder: Path, year: int) -> tuple[dict[int, Category], dict[int, list[str]]]:
+def _torchvision(who: str, folder: Path, year: int) -> tuple[dict[int, Category], dict[int, list[str]]]:
     """Read the folders: SUPERCATEGORY/CATEGORY until 2019, then one folder a category with its taxonomy in the name."""
     categories: dict[int, Category] = {}
     files: dict[int, list[str]] = {}
     upper = [""] if year == 2021 else _folders(folder)
     for above in upper:
         for name in _folders(folder / above):
-            parts = name.split("_")
-            if year == 2021:  # 00000_Animalia_…_Lumbricus_terrestris: number, six ranks, epithet
-                number, taxa = int(parts[0]), dict(zip(RANKS, parts[1:], strict=False))
-                title = " ".join(parts[6:])
+            parts = name.split("_")  # 2021: 00000_Animalia_…_Lumbricus_terrestris: number, six ranks, epithet
+            if year != 2017 and (not parts[0].isdecimal() or len(parts) != (8 if year == 2021 else 1)):
+                layout = "NUMBER_KINGDOM_…_GENUS_EPITHET" if year == 2021 else "SUPERCATEGORY/NUMBER"
+                raise ValueError(
+                    f"{who}: expected folders {layout} in {folder}, got {os.path.join(above, name)}; "
+                    f"lay them out as torchvision does, or get the annotations from {_ORIGIN}."
+                )
+            number = len(categories) if year == 2017 else int(parts[0])
+            if year == 2021:
+                categories[number] = Category(" ".join(parts[6:]), dict(zip(RANKS, parts[1:7], strict=True)))
             else:
-                number = len(categories) if year == 2017 else int(name)
-                taxa, title = {"supercategory": above}, name
-            categories[number] = Category(title, taxa)
+                categories[number] = Category(name, {"supercategory": above})
             files[number] = [
                 os.path.join(above, name, file)
                 for file in sorted(os.listdir(folder / above / name))
@@ -128,7 +131,7 @@ def _folders(folder: Path) -> list[str]:
 def _listed(who: str, file: Path, groups: dict[str, list[int]]) -> dict[str, list[int]]:
     """Return the groups that a task file lists, in its order, of its species."""
     expect(who, file.parent, [file.name], "https://github.com/awslabs/aws-cv-task2vec (support_files/)")
-    listed = {entry["name"]: entry["species_ids"] for entry in json.loads(file.read_text(encoding="utf-8"))}
+    listed = {entry["name"]: entry["species_ids"] for entry in read_json(who, file)}
     unknown = [taxon for taxon in listed if taxon in groups and not set(listed[taxon]) & set(groups[taxon])]
     if unknown:
         raise ValueError(

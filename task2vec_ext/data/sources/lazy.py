@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 from ..task import Task
 
@@ -103,3 +104,22 @@ def expect(who: str, root: Path, files: Sequence[str], origin: str) -> None:
             f"{who}: expected {', '.join(files)} in {root}, got {'no ' if root.is_dir() else ''}{what}; "
             f"name the folder that holds them, or get them from {origin}."
         )
+
+
+def read_json(who: str, file: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Args:
+        who: The source, for the message.
+        file: The file.
+
+    Returns:
+        The content.
+
+    Raises:
+        ValueError: If it is damaged; names it.
+    """
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{who}: expected whole JSON in {file}, got: {error}; unpack or download it again.") from error

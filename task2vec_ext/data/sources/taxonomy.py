@@ -77,7 +77,7 @@ class Collection:
         kept = {place: numbers for place, numbers in by_place.items() if len(numbers) >= min_classes}
         if not kept:
             raise ValueError(
-                f"{self.who}: expected a {rank} of {min_classes} or more categories of {min_pictures} or more "
+                f"{self.who}: expected level={rank} to have {min_classes} or more categories of {min_pictures} or more "
                 f"pictures, got none; lower min_classes or min_pictures, or check {self.root}."
             )
         taken = [place[-1] for place in kept]

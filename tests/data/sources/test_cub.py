@@ -53,6 +53,16 @@ def test_a_missing_list_is_named_with_its_origin(tmp_path, file):
         cub(tmp_path, split="train")
 
 
+def test_lists_that_disagree_are_refused(tmp_path):
+    write_cub(tmp_path, ALBATROSSES)
+    (tmp_path / "image_class_labels.txt").write_text("1 1\n2 1\n")
+    with pytest.raises(ValueError, match=r"cub: expected image_class_labels.txt .* to list the pictures of images.txt"):
+        cub(tmp_path)
+    write_cub(tmp_path, [*ALBATROSSES, 201])
+    with pytest.raises(ValueError, match=r"cub: expected classes 1…200 in .*image_class_labels.txt, got 201"):
+        cub(tmp_path)
+
+
 def test_the_taxonomy_has_all_classes_and_consistent_ranks():
     birds = bird_taxonomy()
     assert sorted(birds) == list(range(1, 201))

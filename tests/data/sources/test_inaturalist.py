@@ -111,8 +111,22 @@ def test_what_is_missing_is_named_with_its_origin(tmp_path):
         inaturalist(2018, tmp_path)
 
 
+def test_damaged_files_and_foreign_folders_are_named(tmp_path):
+    file = inat2018(tmp_path) / "train2018.json"
+    file.write_text(file.read_text()[:-40])
+    with pytest.raises(
+        ValueError, match=r"inat2018: expected whole JSON in .*train2018.json, got: Unterminated string"
+    ):
+        inaturalist(2018, tmp_path)
+    picture(tmp_path / "2019" / "Birds" / "Corvus corax" / "0.png")
+    with pytest.raises(ValueError, match=r"expected folders SUPERCATEGORY/NUMBER in .*, got Birds/Corvus corax; lay"):
+        inaturalist(2019, tmp_path)
+
+
 def test_no_taxon_large_enough_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="expected a order of 2 or more categories of 9 or more pictures, got none"):
+    with pytest.raises(
+        ValueError, match="expected level=order to have 2 or more categories of 9 or more pictures, got none"
+    ):
         inaturalist(2018, inat2018(tmp_path), min_pictures=9)
 
 

@@ -1,7 +1,7 @@
 import pytest
 from layouts import cub, picture
 
-from task2vec_ext import as_task
+from task2vec_ext import Embedding, Task, as_task, fisher_embed
 from task2vec_ext.data.sources import Tasks, tasks_from
 
 
@@ -81,3 +81,15 @@ def test_two_tasks_of_one_name_are_refused(tmp_path):
 def test_a_spec_that_means_nothing_says_what_would(spec, message):
     with pytest.raises(ValueError, match=message):
         tasks_from(spec)
+
+
+def test_an_embedding_keeps_what_its_task_is_about(tmp_path):
+    (task,) = tasks_from(f"cub:{cub(tmp_path, [1, 2])}")
+    embedding = fisher_embed(task, "tiny", progress=False)
+    embedding.save(tmp_path / "birds.safetensors")
+    loaded = Embedding.load(tmp_path / "birds.safetensors")
+    assert loaded.name == "cub order Procellariiformes"
+    assert loaded.classes == ("Black footed Albatross", "Laysan Albatross")
+    assert loaded.recipe["task_metadata"] == task.metadata
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        Task(task.source, name="x", metadata={"classes": {1, 2}})
