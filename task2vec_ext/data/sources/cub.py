@@ -44,41 +44,43 @@ def cub(
         where /= "CUB_200_2011"
     if split not in ("all", *_SPLITS):
         raise ValueError(f"cub: expected split to be train, test or all, got {split!r}.")
-    lists = ["images.txt", "image_class_labels.txt", *([] if split == "all" else ["train_test_split.txt"])]
-    expect("cub", where, lists, _ORIGIN)
-    names, labels, *splits = (_pairs(where / name) for name in lists)
     taxonomy = bird_taxonomy()
+    birds = Collection("cub", "CUB-200-2011", _ORIGIN, where, _pictures(where, split, len(taxonomy)), taxonomy)
+    if level:
+        return birds.tasks(birds.groups(level, min_classes=min_classes, min_pictures=min_pictures))
+    mixture = {
+        **birds.groups("order", min_classes=min_classes, min_pictures=min_pictures),
+        **birds.groups("family", min_classes=min_classes, min_pictures=min_pictures),
+    }
+    return birds.tasks(
+        {
+            (rank, taxon): numbers
+            for (rank, taxon), numbers in mixture.items()
+            if (rank == "family") == (taxonomy[numbers[0]].taxa["order"] == "Passeriformes")
+        }
+    )
+
+
+def _pictures(root: Path, split: str, classes: int) -> dict[int, list[str]]:
+    """Return class -> its pictures, of the three lists."""
+    lists = ["images.txt", "image_class_labels.txt", *([] if split == "all" else ["train_test_split.txt"])]
+    expect("cub", root, lists, _ORIGIN)
+    names, labels, *splits = (_pairs(root / name) for name in lists)
     for name, pairs in zip(lists[1:], (labels, *splits), strict=True):
         if pairs.keys() != names.keys():
             raise ValueError(
-                f"cub: expected {name} in {where} to list the pictures of images.txt, got others; {_AGAIN}."
+                f"cub: expected {name} in {root} to list the pictures of images.txt, got others; {_AGAIN}."
             )
-    strangers = sorted(set(labels.values()) - {str(number) for number in taxonomy})
+    strangers = sorted(set(labels.values()) - {str(number) for number in range(1, classes + 1)})
     if strangers:
         raise ValueError(
-            f"cub: expected classes 1…200 in {where / lists[1]}, got {', '.join(strangers[:5])}; {_AGAIN}."
+            f"cub: expected classes 1…{classes} in {root / lists[1]}, got {', '.join(strangers[:5])}; {_AGAIN}."
         )
     files: dict[int, list[str]] = defaultdict(list)
     for picture, name in names.items():
         if split == "all" or splits[0][picture] == _SPLITS[split]:
             files[int(labels[picture])].append(f"images/{name}")
-    expect("cub", where, [next(iter(files.values()))[0]], _ORIGIN)
-    birds = Collection("cub", "CUB-200-2011", where, files, taxonomy)
-
-    def groups(rank: str) -> dict[tuple[str, str], list[int]]:
-        found = birds.groups(rank, min_classes=min_classes, min_pictures=min_pictures)
-        return {(rank, taxon): numbers for taxon, numbers in found.items()}
-
-    if level:
-        return birds.tasks(groups(level))
-    mixture = {**groups("order"), **groups("family")}
-    return birds.tasks(
-        {
-            (rank, taxon): numbers
-            for (rank, taxon), numbers in mixture.items()
-            if (rank == "family") == (birds.categories[numbers[0]].taxa["order"] == "Passeriformes")
-        }
-    )
+    return files
 
 
 def bird_taxonomy() -> dict[int, Category]:

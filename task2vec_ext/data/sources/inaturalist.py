@@ -10,7 +10,7 @@ from typing import Any
 
 from ..folder import EXTENSIONS
 from .lazy import Tasks, expect, read_json
-from .taxonomy import RANKS, Category, Collection
+from .taxonomy import RANKS, Category, Collection, Groups
 
 _ORIGIN = "https://github.com/visipedia/inat_comp"
 
@@ -34,7 +34,7 @@ def inaturalist(
             lays it out (``root/2018``, ``root/2021_train``; of 2018 and 2019 with ``categories.json`` for the ranks).
         level: Rank: ``order``, ``family``, ``class``, …; without ``categories.json`` 2017 to 2019 only tell
             ``supercategory``.
-        split: ``train``, ``val`` or, of 2021, ``train_mini``; torchvision's layout of 2017 to 2019 knows no splits.
+        split: ``train``, ``val`` or, of 2021, ``train_mini``; ``all`` in torchvision's layout of 2017 to 2019.
         min_classes: Taxa with fewer species are left out.
         min_pictures: Species with fewer pictures are left out.
         tasks: JSON file of ``[{"name": taxon, "species_ids": [category, …]}, …]``: these tasks, in this order, such as
@@ -62,26 +62,26 @@ def inaturalist(
         categories, files = _competition(who, annotations)
         base = where
     elif folder.is_dir():
+        if year != 2021 and split != "all":
+            raise ValueError(
+                f"{who}: expected split=all for torchvision's layout in {folder}, which does not tell train from val, "
+                f"got {split!r}; pass it, or put {annotations.name} ({_ORIGIN}) into {where}."
+            )
         categories, files = _torchvision(who, folder, year)
         base = folder
     else:
         expect(who, where, [annotations.name], f"{_ORIGIN}, or with torchvision.datasets.INaturalist")
     published = [file for file in (where / "categories.json", folder / "categories.json") if file.is_file()]
-    for extra in _categories(read_json(who, published[0])) if published else ():
-        categories[extra[0]] = extra[1]
-    collection = Collection(who, f"iNaturalist {year}", base, files, categories)
-    first = next((names[0] for names in files.values() if names), None)
-    if first is not None:
-        expect(who, base, [first], _ORIGIN)
+    if published:
+        categories.update(_categories(read_json(who, published[0])))
+    collection = Collection(who, f"iNaturalist {year}", _ORIGIN, base, files, categories)
     groups = collection.groups(level, min_classes=min_classes, min_pictures=min_pictures)
-    if tasks:
-        groups = _listed(who, Path(tasks), groups)
-    return collection.tasks({(level, taxon): numbers for taxon, numbers in groups.items()})
+    return collection.tasks(_listed(who, Path(tasks), level, groups) if tasks else groups)
 
 
 def _categories(entries: Iterable[dict[str, Any]]) -> list[tuple[int, Category]]:
     ranks = (*RANKS, "supercategory")
-    return [(e["id"], Category(str(e["name"]), {rank: e[rank] for rank in ranks if rank in e})) for e in entries]
+    return [(e["id"], Category(str(e["name"]), {rank: e[rank] for rank in ranks if e.get(rank)})) for e in entries]
 
 
 def _competition(who: str, file: Path) -> tuple[dict[int, Category], dict[int, list[str]]]:
@@ -128,18 +128,15 @@ def _folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _listed(who: str, file: Path, groups: dict[str, list[int]]) -> dict[str, list[int]]:
+def _listed(who: str, file: Path, level: str, groups: Groups) -> Groups:
     """Return the groups that a task file lists, in its order, of its species."""
     expect(who, file.parent, [file.name], "https://github.com/awslabs/aws-cv-task2vec (support_files/)")
-    listed = {entry["name"]: entry["species_ids"] for entry in read_json(who, file)}
-    unknown = [taxon for taxon in listed if taxon in groups and not set(listed[taxon]) & set(groups[taxon])]
-    if unknown:
+    listed = {(level, entry["name"]): entry["species_ids"] for entry in read_json(who, file)}
+    known = {key: [number for number in listed[key] if number in groups[key]] for key in listed if key in groups}
+    foreign = [taxon for (_, taxon), numbers in known.items() if not numbers]
+    if foreign:
         raise ValueError(
-            f"{who}: expected the categories of {file}, got other ones for {', '.join(unknown[:5])}; "
+            f"{who}: expected the categories of {file}, got other ones for {', '.join(foreign[:5])}; "
             "take the file of this year."
         )
-    return {
-        taxon: [number for number in numbers if number in groups[taxon]]
-        for taxon, numbers in listed.items()
-        if taxon in groups
-    }
+    return known

@@ -12,10 +12,14 @@ import torch
 
 from ..folder import Files
 from ..task import Task
-from .lazy import Tasks
+from .lazy import Tasks, expect
 
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus")
-_UNPLACED = ("NA", "")  # what iNaturalist writes where a species has no order or family: not a taxon
+_UNPLACED = "NA"  # what iNaturalist writes where a species has no order or family: not a taxon
+
+
+Groups = Mapping[tuple[str, str], Sequence[int]]
+"""(rank, taxon) -> categories."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Collection:
     Args:
         who: The source, in names and messages: ``inat2018``.
         domain: Of every task's metadata.
+        origin: Where to get it.
         root: The pictures' folder, absolute.
         files: Category -> its pictures, relative to `root`.
         categories: Category -> what it is.
@@ -45,11 +50,12 @@ class Collection:
 
     who: str
     domain: str
+    origin: str
     root: Path
     files: Mapping[int, Sequence[str]]
     categories: Mapping[int, Category]
 
-    def groups(self, rank: str, *, min_classes: int, min_pictures: int) -> dict[str, list[int]]:
+    def groups(self, rank: str, *, min_classes: int, min_pictures: int) -> Groups:
         """Return the categories of each taxon of a rank.
 
         Args:
@@ -58,11 +64,11 @@ class Collection:
             min_pictures: Categories with fewer pictures are left out.
 
         Returns:
-            Taxon -> categories, both in the order of the categories' numbers. Of taxa that share a name, each has the
-            one above it in parentheses. Categories that have no such taxon ("NA") are in none.
+            The groups, and in each the categories, in the order of the categories' numbers. Of taxa that share a name,
+            each has the one above it in parentheses. Categories that have no such taxon ("NA") are in none.
 
         Raises:
-            ValueError: If no category has this rank, or nothing is left.
+            ValueError: If no category has this rank.
         """
         ranks = {known for category in self.categories.values() for known in category.taxa}
         if rank not in ranks:
@@ -72,21 +78,16 @@ class Collection:
         for number in sorted(self.files):
             if len(self.files[number]) >= max(1, min_pictures):
                 taxa = self.categories[number].taxa
-                if taxa.get(rank, "NA") not in _UNPLACED:
+                if taxa.get(rank, _UNPLACED) != _UNPLACED:
                     by_place[_place(taxa, rank)].append(number)
         kept = {place: numbers for place, numbers in by_place.items() if len(numbers) >= min_classes}
-        if not kept:
-            raise ValueError(
-                f"{self.who}: expected level={rank} to have {min_classes} or more categories of {min_pictures} or more "
-                f"pictures, got none; lower min_classes or min_pictures, or check {self.root}."
-            )
         taken = [place[-1] for place in kept]
         return {
-            place[-1] if taken.count(place[-1]) == 1 else f"{place[-1]} ({place[-2]})": numbers
+            (rank, place[-1] if taken.count(place[-1]) == 1 else f"{place[-1]} ({place[-2]})"): numbers
             for place, numbers in kept.items()
         }
 
-    def tasks(self, groups: Mapping[tuple[str, str], Sequence[int]]) -> Tasks:
+    def tasks(self, groups: Groups) -> Tasks:
         """Return one task for each group: to tell its categories apart.
 
         Args:
@@ -94,9 +95,18 @@ class Collection:
 
         Returns:
             The tasks, named ``inat2018 order Odonata``.
+
+        Raises:
+            ValueError: If there are none, or the first picture is not where it should be.
         """
         names = [f"{self.who} {rank} {taxon}" for rank, taxon in groups]
         chosen = list(groups.items())
+        if not chosen:
+            raise ValueError(
+                f"{self.who}: expected taxa with enough categories of enough pictures in {self.root}, got none; lower "
+                "min_classes or min_pictures."
+            )
+        expect(self.who, self.root, [self.files[chosen[0][1][0]][0]], self.origin)
         return Tasks(names, lambda i: self._task(names[i], chosen[i][0][0], chosen[i][1]))
 
     def _task(self, name: str, rank: str, numbers: Sequence[int]) -> Task:
