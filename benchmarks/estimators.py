@@ -45,7 +45,7 @@ def main() -> None:
                 {
                     "l2": l2,
                     "head_nll": exact.head.nll,
-                    "head_accuracy": exact.head.accuracy,
+                    "head_accuracy": exact.head.score,
                     "estimator": estimator,
                     "relative_error": {"median": median(errors), "min": min(errors), "max": max(errors)},
                     "d_sym_to_exact": {"median": median(distances), "min": min(distances), "max": max(distances)},

@@ -193,7 +193,7 @@ def measure(task: Task, options: argparse.Namespace) -> dict[str, Any]:
         "task": task.name,
         "synthetic": options.synthetic is not None,
         "pictures": pictures,
-        "classes": embedding.head.num_classes,
+        "classes": embedding.head.num_outputs,
         "workers": options.workers,
         "arch": options.arch,
         "size": options.size,

@@ -24,8 +24,9 @@ from benchmarks import _real, _rows
 from benchmarks._record import write_result
 from task2vec_ext import Probe, distance_matrix
 from task2vec_ext.data import Batch
-from task2vec_ext.fisher import Estimator, sample_labels
+from task2vec_ext.fisher import Estimator
 from task2vec_ext.head import Head
+from task2vec_ext.losses import CrossEntropy
 from task2vec_ext.plot import save_figure
 from task2vec_ext.reference import authors_monte_carlo
 
@@ -89,7 +90,9 @@ def _batch_means(probe: Probe, pictures: Batch, head: Head, count: int, random: 
         images = pictures.images[drawn]
         with torch.no_grad():
             # A number for every place in every batch: a picture that is drawn twice has two labels.
-            labels = sample_labels(network(images), torch.arange(BATCH) + number * BATCH)
+            labels = CrossEntropy().sample(
+                network(images), pictures.labels[drawn], torch.arange(BATCH) + number * BATCH, seed=0
+            )
         kept.append(torch.cat(authors_monte_carlo(network, images, labels, weights, BATCH)) * BATCH)
     return torch.stack(kept)
 

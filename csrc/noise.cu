@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kNoiseThreads, 2)
   const int columns = filters < kNoiseFilters ? (filters + 3) / 4 : kNoiseFilters / 4;
   const bool reduce = grad_norm && !shape.norm_of_filter;
   const Quads<float> own_norm = {grad_norm, shape.filters, shape.positions, shape.channels_last, norm.aligned};
-  float* to_norm = grad_norm + (part * shape.samples + n) * shape.positions;
+  float* to_norm = reduce ? grad_norm + (part * shape.samples + n) * shape.positions : nullptr;
 
   // What one thread sums of four filters and, of all its filters, at one location.
   float total[4], at_location;
@@ -265,6 +265,7 @@ void local_noise(const void* output,
                  const NoiseKey& key,
                  void* out,
                  Place at) {
+  if (shape.samples == 0) return;
   DeviceGuard guard(at.device);
   const int64_t quads = ceil_div(shape.filters, 4) * shape.positions;
   const int blocks = static_cast<int>(ceil_div(quads, kNoiseThreads * kQuadsOfThread));
@@ -286,6 +287,7 @@ void local_noise_backward(const void* grad,
                           float* sums,
                           float* grad_norm,
                           Place at) {
+  if (shape.samples == 0) return;
   DeviceGuard guard(at.device);
   const int64_t parts = ceil_div(shape.filters, kNoiseFilters);
   int lanes = 1;
@@ -306,6 +308,7 @@ void weight_noise(const float* weight,
                   const NoiseKey& key,
                   float* out,
                   Place at) {
+  if (filters == 0) return;
   DeviceGuard guard(at.device);
   SIMT_LAUNCH(weight_noise_kernel, grid_of(filters), dim3(kWeightThreads), 0, stream_of(at), weight, sigma, starts, key,
               out);
@@ -318,6 +321,7 @@ void weight_noise_backward(const float* grad,
                            const NoiseKey& key,
                            float* sums,
                            Place at) {
+  if (filters == 0) return;
   DeviceGuard guard(at.device);
   SIMT_LAUNCH(weight_noise_backward_kernel, grid_of(filters), dim3(kWeightThreads), 0, stream_of(at), grad, starts, key,
               sums);

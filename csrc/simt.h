@@ -181,6 +181,7 @@ inline void run_block(const std::function<void()>& body) {
   }
 }
 inline void launch(dim3 grid, dim3 block_dim, size_t shared_bytes, const std::function<void()>& body) {
+  if (grid.x == 0) throw std::runtime_error("simt: a grid of no blocks; CUDA refuses it");
   gridDim = grid, blockDim = block_dim;
   block.shared_bytes = shared_bytes;
   void* shared = nullptr;

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from operator import index
 from typing import TYPE_CHECKING, Any
 
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ class ConvGeometry:
     def span(self, axis: int, outputs: int) -> int:
         """Padded input rows (axis 0) or columns (axis 1) that `outputs` consecutive output rows or columns read."""
         return (outputs - 1) * self.stride[axis] + (self.kernel[axis] - 1) * self.dilation[axis] + 1
+
+
+def has_tangent(*tensors: Tensor) -> bool:
+    """Say whether forward mode follows a tensor: an operator without a formula would return a tangent of zeros."""
+    return forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 _LARGEST = 2**31 - 1  # the kernels count in 32 bits inside one sample

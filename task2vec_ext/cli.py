@@ -104,8 +104,8 @@ def demo(
         (
             e.name,
             str(task.family),
-            str(e.head.num_classes),
-            f"{e.head.accuracy:.0%}",
+            str(e.head.num_outputs),
+            f"{e.head.score:.0%}",
             f"{e.norm:.3g}",
             result.tasks[other].name,
             f"{distance:.3f}",
@@ -142,6 +142,10 @@ def embed(
         str | None,
         typer.Option(help="Checkpoint (.safetensors, .pth) or torchvision's name for its weights; default: ImageNet."),
     ] = None,
+    pseudo_labels: Annotated[
+        int | None,
+        typer.Option(min=2, help="Folders of unlabelled pictures: take so many k-means clusters for classes."),
+    ] = None,
     estimator: Annotated[
         AnyEstimator, typer.Option(help="How the expectation over labels is taken; variational: the robust Fisher.")
     ] = "signed",
@@ -168,13 +172,19 @@ def embed(
     Interrupted work goes on where it stopped: tasks embedded before, with the same settings, are kept.
     """
     from ._tables import safe_name
-    from .data import check_labels, tasks_from
+    from .data import Tasks, as_task, check_labels, tasks_from
     from .embed import fisher_embed
+    from .losses import CrossEntropy, PseudoLabels
     from .probe import load_probe
     from .variational import variational_options
 
     options = variational_options(estimator, beta=beta, noise=noise, epochs=epochs)
-    tasks = tasks_from(*specs)
+    loss = CrossEntropy() if pseudo_labels is None else PseudoLabels(num_clusters=pseudo_labels)
+    if pseudo_labels is None:
+        tasks = tasks_from(*specs)
+    else:  # folders of pictures alone
+        folders = [as_task(path, target=loss.target) for path in specs]
+        tasks = Tasks([task.name for task in folders], folders.__getitem__)
     files = [output / f"{safe_name(name)}.safetensors" for name in tasks.names]
     for file in files:
         twins = [name for name, other in zip(tasks.names, files, strict=True) if other == file]
@@ -185,13 +195,14 @@ def embed(
             check_labels(task.labels, who=f"embed: {task.name}")
     net = load_probe(probe, weights=weights, image_size=image_size)
     _check_writable("embed", output)
+    # All of them before the first is embedded: a file that does not fit should cost no work.
     settings = {
+        "loss": loss.options(),
         "estimator": estimator,
         "seed": seed,
         "num_samples": num_samples,
         "variational": None if options is None else asdict(options),
     }
-    # All of them before the first is embedded: a file that does not fit should cost no work.
     kept = {
         file: _kept(file, net, task, settings)
         for task, file in zip(tasks, files, strict=True)
@@ -205,6 +216,7 @@ def embed(
         embedding = fisher_embed(
             task,
             net,
+            loss=loss,
             estimator=estimator,
             beta=beta,
             noise=noise,
@@ -222,10 +234,10 @@ def embed(
     rows = [
         (
             e.name,
-            str(e.head.num_classes),
+            str(e.head.num_outputs),
             f"{e.num_samples:,}",
             str(e.num_skipped),
-            f"{e.head.accuracy:.1%}",
+            f"{e.head.score:.1%}",
             f"{e.norm:.4g}",
             str(file),
         )
@@ -295,7 +307,7 @@ def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding
         low, high = (float(end) for end in norm_with_error(embedding).interval())
         sure = {"norm, 95 %": f"{low:.4g} to {high:.4g}", "relative error": f"{relative_error(embedding):.1%}"}
     rows = {
-        "classes": ", ".join(embedding.classes) if embedding.classes else str(embedding.head.num_classes),
+        "classes": ", ".join(embedding.classes) if embedding.classes else str(embedding.head.num_outputs),
         "pictures": f"{embedding.num_samples:,} ({embedding.num_skipped} skipped)",
         "norm": f"{embedding.norm:.6g} nats² per weight²",
         **sure,
@@ -329,6 +341,7 @@ def _kept(file: Path, probe: Any, task: Any, settings: dict[str, Any]) -> Embedd
     }
     head = embedding.head
     found = {
+        "loss": {"name": "cross_entropy"},  # the only one when files did not say
         **embedding.recipe,
         "probe": embedding.probe.fingerprint,
         "head": (head.method, head.l2, head.class_balanced),

@@ -47,7 +47,8 @@ from torch import Tensor
 
 from ._kinds import RULES, DistanceKind, Rule, Tasks, row_distances, trivial_distances
 from ._pairwise import sym_distances
-from .embedding import Embedding, check_comparable
+from .comparable import check_comparable
+from .embedding import Embedding
 from .jackknife import Estimate, Groups, Side, estimate, halved, side
 
 Embeddings: TypeAlias = "Sequence[Embedding] | Tensor | Any"  # Any: what torch.as_tensor takes, say NumPy

@@ -6,21 +6,21 @@ import importlib.metadata
 import math
 import operator
 import warnings
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 
 from ._native import Task2VecWarning
-from ._progress import progress_bar
-from .data import Batch, Preprocess, as_task, batches, check_labels, draw, read_labels
+from ._pictures import Pictures, choose_device, on_device, same_as_before, with_targets
+from .data import Batch, ClassLabel, Preprocess, as_task, check_labels, draw, read_labels
 from .embedding import Embedding, HeadInfo, ProbeInfo
 from .fisher import ANY_ESTIMATORS, AnyEstimator, Estimator, FisherSum, check_per_sample, sum_fisher
 from .folding import fold
 from .head import HeadMethod, fit_head
 from .head import head_l2 as resolve_l2
 from .jackknife import FEWEST_GROUPS
+from .losses import Loss, LossName, as_loss
 from .probe import Probe, load_probe
 from .variational import (
     DEFAULT_KAPPA,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from .data import Failure, Task, TaskSource
+    from .data import Failure, TaskSource
     from .data.loader import OnError
     from .embedding import Layer
     from .variational import RobustFisher
@@ -53,6 +53,7 @@ def fisher_embed(
     *,
     weights: Any = None,
     head: str | None = None,
+    loss: LossName | Loss = "cross_entropy",
     estimator: AnyEstimator = "signed",
     num_samples: int | None = None,
     rel_error: float | None = None,
@@ -85,17 +86,23 @@ def fisher_embed(
 
     Args:
         task: a folder of class folders, a list of (path, label), a map-style torch data set of (image, label), or a
-            `Task`. Images: PIL of any mode, tensors or arrays. Labels: integers 0…C−1.
+            `Task`. Images: PIL of any mode, tensors or arrays. Labels: integers 0…C−1, or what `loss` says.
         probe: a name (torchvision's, ``"timm:NAME"``, or ``"tiny"``, which ships with the package: see `load_probe`), a
             module in eval mode, or a `Probe` (load it once for many tasks).
         weights: of a named probe: see `load_probe`. Default: ImageNet (``"IMAGENET1K_V1"``), downloaded once by
             torchvision.
         head: name of the probe's last Linear layer; default: found, and told by the recipe's ``head_layer``.
+        loss: what the labels are, and the model's distribution over them: ``"cross_entropy"`` (a class),
+            ``"multilabel"`` (multi-hot tensors or lists of label indices), ``"regression"`` (numbers), ``"dense"`` (a
+            mask), or an object of `task2vec_ext.losses`, for options and for unlabelled pictures:
+            ``MultiLabel(label_smoothing=0.1)``, ``PseudoLabels(num_clusters=20)``. Class weights, smoothing and balance
+            act on the head's fit alone: the Fisher is of the fitted model's own distribution.
         estimator: how the expectation over y is taken: ``"signed"`` (one backward pass, small variance), ``"exact"`` (C
             passes, none), ``"sampled"`` (the paper's; heavy-tailed), ``"empirical"`` (the data's label: not the
             Fisher). Or ``"variational"``: the paper's robust Fisher, from the noise that the weights bear, by SGD (see
             `task2vec_ext.variational`).
-        num_samples: at most so many pictures, drawn at random in proportion to the classes; default: all.
+        num_samples: at most so many pictures, drawn at random, in proportion to the classes where there are any;
+            default: all.
         rel_error: the Fisher is taken of pictures in random order until its relative standard error ‖SE‖₂/‖F‖₂ is at
             most this, say 0.05, or they end (a warning says so); the head is fitted to all of them. Default: take all.
         seed: of every random choice: the draw, the estimator's noise, Adam. Same seed, same embedding.
@@ -120,7 +127,7 @@ def fisher_embed(
         beta: of ``"variational"``: weight of the KL term; default: the authors' 1e-7, or what equals it in the paper's
             objective, 2e-7·N.
         noise: of ``"variational"``: on ``"activations"`` (default) or ``"weights"``.
-        epochs: of ``"variational"``: passes; default 2.
+        epochs: of ``"variational"``: passes; default 4.
         epoch_samples: of ``"variational"``: pictures a pass, drawn with replacement, every class equally often; default
             10,000.
 
@@ -129,11 +136,11 @@ def fisher_embed(
         made. K = 4,800 for ResNet-18, 8,512 for ResNet-34.
 
     Raises:
-        ValueError: If the task is empty, has one class, gaps in its labels or unreadable pictures, the probe is in
-            train mode, a checkpoint does not fit, or an option is unknown.
+        ValueError: If the task is empty, has one class, gaps in its labels, targets that say nothing or unreadable
+            pictures, the probe is in train mode, a checkpoint does not fit, or an option is unknown.
         TypeError: If task, labels or options are of the wrong type.
         NotImplementedError: If a layer's weight is shared, reused or computed, or used by other than a Conv2d or Linear
-            layer: told before the work begins; ``layers`` leaves it out.
+            layer: told before the work begins; ``layers`` leaves it out. If options are valid, but not together.
         RuntimeError: If weights must be downloaded and cannot be, or the variational loss is not finite.
 
     Note:
@@ -155,36 +162,50 @@ def fisher_embed(
     )
     if options is not None and rel_error is not None:
         raise ValueError("fisher_embed: expected rel_error with a per-sample estimator, got 'variational'; use epochs.")
-    l2 = resolve_l2(head_method, head_l2)
+    loss = as_loss(loss)
+    if options is not None and loss.name not in ("cross_entropy", "pseudo_labels"):
+        raise NotImplementedError(
+            f"fisher_embed: expected a loss of one class a picture for 'variational', got {loss.name!r}; use 'signed'."
+        )
+    l2 = resolve_l2(head_method, head_l2, loss, class_balanced)
     seed = _whole("seed", seed, 0, 2**63 - 1)
     batch_size, num_workers = _whole("batch_size", batch_size, 1), _whole("num_workers", num_workers, 0)
     num_samples = None if num_samples is None else _whole("num_samples", num_samples, 1)
     if rel_error is not None and not 0 < rel_error < math.inf:
         raise ValueError(f"fisher_embed: expected rel_error > 0, say 0.05, got {rel_error}.")
-    source = as_task(task, name=name)
+    source = as_task(task, name=name, target=loss.target)
     if len(source) == 0:
         raise ValueError(f"fisher_embed: expected a task with pictures, {source.name!r} has none.")
-    known = read_labels(source) if num_samples is not None else source.labels
+    has_classes = isinstance(source.target, ClassLabel)
+    known = read_labels(source) if has_classes and num_samples is not None else source.labels
     if known is not None:
         check_labels(known, who="fisher_embed")
-    indices = torch.arange(len(source)) if known is None else draw(known, num_samples, seed, balanced=class_balanced)
+    classes = torch.zeros(len(source), dtype=torch.int64) if known is None else known
+    indices = draw(classes, num_samples, seed, balanced=class_balanced)
     indices = indices[torch.randperm(len(indices), generator=torch.Generator().manual_seed(~seed))]  # not draw's stream
-    net = load_probe(probe, weights=weights, head=head, preprocess=preprocess, image_size=image_size)
+    net = loss.tap(load_probe(probe, weights=weights, head=head, preprocess=preprocess, image_size=image_size))
     parts = net.layers(layers, include_batchnorm=include_batchnorm)
     if options is not None:
         check_layers(parts)
 
-    place = _place(net.module, device, owned=isinstance(probe, str))
-    pictures = _Pictures(source, net, place, batch_size, num_workers, progress)
+    place = choose_device(net.module, device, owned=isinstance(probe, str))
+    pictures = Pictures(source, net, place, batch_size, num_workers, progress)
     skipped: list[Failure] = []
     # Autocast of the caller's would narrow the gradients.
-    with torch.autocast(place.type, enabled=False), _on_device(net.module, place):
-        features, labels, indices, first, faster = _features(pictures, parts, indices, on_error, skipped)
-        num_classes = check_labels(labels, who="fisher_embed")
+    with torch.autocast(place.type, enabled=False), on_device(net.module, place):
+        features, targets, indices, first, faster = _features(pictures, loss, parts, indices, on_error, skipped)
+        targets, num_outputs = loss.prepare(targets, features, seed)
+        passes = features[0, ..., 0].numel() * num_outputs
+        if estimator == "exact" and passes > loss.max_passes:
+            raise ValueError(
+                f"fisher_embed: expected at most {loss.max_passes} backward passes a picture of 'exact' with loss "
+                f"{loss.name!r}, got {passes:,}; use 'signed', or a smaller image_size."
+            )
         fitted = fit_head(
             features.to(place),
-            labels.to(place),
-            num_classes,
+            targets.to(place),
+            num_outputs,
+            loss=loss,
             method=head_method,
             l2=l2,
             class_balanced=class_balanced,
@@ -192,11 +213,11 @@ def fisher_embed(
         )
         if options is None:
             with pictures.batches(indices, "Fisher") as loaded:
-                same = _same_as_before(loaded, first)
-                result = sum_fisher(faster, parts, fitted, same, cast("Estimator", estimator), seed, rel_error)
+                again = with_targets(same_as_before(loaded, first), targets)
+                result = sum_fisher(faster, parts, fitted, again, cast("Estimator", estimator), seed, rel_error)
             measured = _Measured.of(result, net.prior(parts, PRIOR_SCALE), error_bars)
         else:
-            drawn = _epochs(pictures, indices, labels, options, seed)
+            drawn = _epochs(pictures, indices, targets, options, seed)
             *_, robust = variational_epochs(faster, parts, fitted, drawn, len(indices), options, seed)
             measured = _Measured.of_robust(robust, options, len(indices))
     if rel_error is not None:
@@ -206,8 +227,9 @@ def fisher_embed(
         prior=measured.prior,
         layers=tuple(parts),
         probe=ProbeInfo(net.name, net.weights, net.fingerprint),
-        head=HeadInfo(head_method, num_classes, fitted.accuracy, fitted.nll, l2, class_balanced),
+        head=HeadInfo(head_method, num_outputs, fitted.score, fitted.nll, l2, class_balanced, loss.metric),
         recipe={
+            "loss": loss.options(),
             "estimator": estimator,
             "seed": seed,
             "num_samples": num_samples,
@@ -224,7 +246,7 @@ def fisher_embed(
         num_samples=measured.samples,
         num_skipped=len(skipped),
         name=source.name,
-        classes=source.classes if source.classes is not None and len(source.classes) == num_classes else None,
+        classes=source.classes if source.classes is not None and len(source.classes) == num_outputs else None,
         group_means=measured.group_means,
     )
 
@@ -254,88 +276,36 @@ class _Measured(NamedTuple):
         return cls(robust.fisher, robust.prior, pictures, record)
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    """A task's pictures on their way to the probe, as often as they are needed."""
-
-    task: Task
-    probe: Probe
-    device: torch.device
-    batch_size: int
-    num_workers: int
-    progress: bool | None
-
-    @contextmanager
-    def batches(
-        self, indices: Tensor, what: str, on_error: OnError = "raise", skipped: list[Failure] | None = None
-    ) -> Iterator[Iterator[Batch]]:
-        """Yield an iterator over the batches, on the device; workers and progress bar end with the block."""
-        dtype = next((p.dtype for p in self.probe.module.parameters() if p.is_floating_point()), torch.float32)
-        loader = batches(
-            self.task,
-            indices,
-            self.probe.preprocess,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            pin_memory=self.device.type == "cuda",
-            on_error=on_error,
-            skipped=skipped,
-        )
-        with (
-            closing(loader),  # type: ignore[type-var]  # a generator
-            progress_bar(f"{self.task.name}: {what}", len(indices), self.progress) as advance,
-        ):
-
-            def on_device() -> Iterator[Batch]:
-                for batch in loader:
-                    moved = Batch(*(part.to(self.device, non_blocking=True) for part in batch))
-                    yield moved._replace(images=moved.images.to(dtype))
-                    advance(len(batch.index))
-
-            yield on_device()
-
-
 def _epochs(
-    pictures: _Pictures, indices: Tensor, labels: Tensor, options: Variational, seed: int
+    pictures: Pictures, indices: Tensor, targets: Tensor, options: Variational, seed: int
 ) -> Iterator[Iterator[Batch]]:
     """Yield the batches of each epoch; workers and progress bar end with it."""
-    for number, chosen in enumerate(options.epochs_of(labels, seed), 1):
+    for number, chosen in enumerate(options.epochs_of(targets, seed), 1):
         with pictures.batches(indices[chosen], f"epoch {number} of {options.epochs}") as loaded:
-            yield loaded
+            yield with_targets(loaded, targets[chosen])
 
 
 def _features(
-    pictures: _Pictures, layers: Sequence[Layer], indices: Tensor, on_error: OnError, skipped: list[Failure]
+    pictures: Pictures, loss: Loss, layers: Sequence[Layer], indices: Tensor, on_error: OnError, skipped: list[Failure]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Probe]:
-    """Return features ``[N, D]``, labels and indices ``[N]`` of readable pictures, the first one, a faster probe."""
-    probe = pictures.probe
-    features = torch.empty(len(indices), pictures.probe.feature_size)
-    labels, kept = torch.empty_like(indices), torch.empty_like(indices)
-    stop, first = 0, torch.empty(0)
+    """Return features ``[N, …, D]``, targets, indices ``[N]`` of readable pictures, the first one, a faster probe."""
+    probe, kept = pictures.probe, torch.empty_like(indices)
+    features, targets, first = torch.empty(0, probe.feature_size), torch.empty(0, dtype=torch.int64), torch.empty(0)
+    stop = 0
     with torch.no_grad(), pictures.batches(indices, "features", on_error, skipped) as loaded:
         for batch in loaded:
             if stop == 0:
                 first = batch.images[0].clone()
                 probe = fold(probe, layers, batch.images[:1])
                 check_per_sample(probe, layers, batch.images)
+            z = probe.features(batch.images)
+            y = loss.align(batch.labels, z)
+            if stop == 0:
+                features = torch.empty(len(indices), *z.shape[1:])
+                targets = torch.empty(len(indices), *y.shape[1:], dtype=y.dtype)
             rows = slice(stop, stop := stop + len(batch.index))
-            features[rows] = probe.features(batch.images).float().cpu()
-            labels[rows], kept[rows] = batch.labels.cpu(), batch.index.cpu()
-    return features[:stop], labels[:stop], kept[:stop], first, probe
-
-
-def _same_as_before(batches: Iterator[Batch], first: Tensor) -> Iterator[Batch]:
-    """Pass the batches on; warn if the first picture is not the one that the head was fitted on."""
-    for number, batch in enumerate(batches):
-        if number == 0 and not torch.equal(batch.images[0], first):
-            warnings.warn(
-                "the task gives another picture each time it is read (a random transform?): the head is fitted on "
-                "other pictures than the Fisher is taken of, and the same seed gives another embedding; use a fixed "
-                "transform",
-                Task2VecWarning,
-                stacklevel=4,
-            )
-        yield batch
+            features[rows], targets[rows], kept[rows] = z.float().cpu(), y.cpu(), batch.index.cpu()
+    return features[:stop], targets[:stop], kept[:stop], first, probe
 
 
 def _check_reached(target: float, result: FisherSum, name: str) -> None:
@@ -364,37 +334,3 @@ def _whole(name: str, value: int, least: int, most: int | None = None) -> int:
         limits = f">= {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"fisher_embed: expected {name} {limits}, got {number}.")
     return number
-
-
-def _place(module: nn.Module, device: str | torch.device | None, *, owned: bool) -> torch.device:
-    """Return where to run: as asked for; else where a caller's module is; else the fastest there is."""
-    parameter = next(module.parameters(), None)
-    if device is None:
-        if parameter is not None and not owned:
-            return parameter.device
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.empty(0, device=device).device  # with an index, and only where the machine has it
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise RuntimeError(
-            f"fisher_embed: expected a device this machine has, got {str(device)!r} ({reason}); pass device='cpu'."
-        ) from error
-    if place.type == "meta":
-        raise ValueError("fisher_embed: expected a device with memory, got 'meta'; pass device='cpu'.")
-    return place
-
-
-@contextmanager
-def _on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Move the probe for as long as the work takes: a caller's module comes back to where it was."""
-    parameter = next(module.parameters(), None)
-    before = device if parameter is None else parameter.device
-    if before == device:
-        yield
-        return
-    try:
-        module.to(device)
-        yield
-    finally:
-        module.to(before)

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -22,12 +21,12 @@ from .jackknife import checked_group_means
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 LayerKind = Literal["conv", "linear", "batchnorm"]
 
-FORMAT_VERSION = 1  # of what older versions would misread; the tensor group_means they need not know
+FORMAT_VERSION = 2  # of what older versions would misread; the tensor group_means they need not know
 _METADATA_KEY = "task2vec_ext"  # one key only: safetensors does not promise an order of several
 _TENSORS = ("fisher", "prior", "group_means")
 _BLANK_DIGEST = "0" * 64
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
-_FISHER_ESTIMATORS = ("exact", "signed", "sampled")  # three ways to one quantity: they compare
+_RENAMED = {"num_classes": "num_outputs", "accuracy": "score"}  # fields of the head in files of format 1
 
 
 @dataclass(frozen=True)
@@ -71,19 +70,23 @@ class HeadInfo:
 
     Args:
         method: ``"lbfgs"``, ``"adam"``, …
-        num_classes: C.
-        accuracy: Share of the samples it labels right, in [0, 1].
-        nll: Mean negative log-likelihood in nats.
+        num_outputs: C classes or labels, or K numbers.
+        score: How well it does, at most 1, in the measure that ``metric`` names.
+        nll: Mean negative log-likelihood in nats, of a picture's label, all of its known labels, or its standardised
+            numbers; of a labelled cell of the feature map for ``"dense"``.
         l2: Strength of the L2 penalty.
         class_balanced: Whether every class weighed the same.
+        metric: ``"accuracy"`` (share labelled right), ``"mean average precision"`` (over labels), ``"R²"`` (mean over
+            targets).
     """
 
     method: str
-    num_classes: int
-    accuracy: float
+    num_outputs: int
+    score: float
     nll: float
     l2: float
     class_balanced: bool
+    metric: str = "accuracy"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,7 +99,7 @@ class Embedding:
         layers: Which entries belong to which layer; they tile ``[0, K)`` in order.
         probe: Which network measured the task.
         head: How the head was fitted.
-        recipe: How F was estimated, JSON only: ``estimator``, ``seed``, ``preprocess``,
+        recipe: How F was estimated, JSON only: ``loss``, ``estimator``, ``seed``, ``preprocess``,
             ``include_batchnorm``, ``prior_scale`` (c), the package's version, …
         num_samples: N, the number of samples F is the mean over.
         num_skipped: How many samples could not be read and were left out.
@@ -140,8 +143,8 @@ class Embedding:
             )
         if self.classes is not None:
             object.__setattr__(self, "classes", tuple(self.classes))
-            if len(self.classes) != self.head.num_classes:
-                wanted, got = self.head.num_classes, len(self.classes)
+            if len(self.classes) != self.head.num_outputs:
+                wanted, got = self.head.num_outputs, len(self.classes)
                 raise ValueError(f"Embedding: expected a name for each of the {wanted} classes, got {got}.")
         # Found out now, not when hours of work are to be saved. The recipe becomes what a file gives back.
         object.__setattr__(self, "recipe", json.loads(_to_json(self._fields()))["recipe"])
@@ -150,6 +153,14 @@ class Embedding:
     def norm(self) -> float:
         """The complexity of the task, ‖F‖₁ = Σ_o F[o], in nats² per weight²."""
         return float(self.fisher.sum())
+
+    @property
+    def precision(self) -> Tensor:
+        """The robust objective's optimum in closed form: c·precision = F + t₀, ``[K]`` float64, nats² per weight².
+
+        F shrunk towards the prior, without SGD, from any estimator's F (`task2vec_ext.variational` has the derivation).
+        """
+        return self.fisher + self.prior
 
     def layer(self, name: str) -> Tensor:
         """Return the Fisher of one layer's filters.
@@ -177,7 +188,7 @@ class Embedding:
         """One line: name, size, samples, norm, head, probe."""
         return (
             f"Embedding({self.name!r}, K={len(self):,}, N={self.num_samples:,}, norm={self.norm:.4g}, "
-            f"head accuracy {self.head.accuracy:.1%} of {self.head.num_classes} classes, "
+            f"head {self.head.metric} {self.head.score:.1%} of {self.head.num_outputs} outputs, "
             f"probe {self.probe.name} {self.probe.weights})"
         )
 
@@ -213,7 +224,7 @@ class Embedding:
         fields = {**record["embedding"], **{field: tensors[field] for field in _TENSORS if field in tensors}}
         fields["layers"] = tuple(Layer(**layer) for layer in fields["layers"])
         fields["probe"] = ProbeInfo(**fields["probe"])
-        fields["head"] = HeadInfo(**fields["head"])
+        fields["head"] = HeadInfo(**{_RENAMED.get(key, key): value for key, value in fields["head"].items()})
         if fields["classes"] is not None:
             fields["classes"] = tuple(fields["classes"])
         return cls(**fields)
@@ -232,73 +243,6 @@ class Embedding:
         text = _to_json({"format": FORMAT_VERSION, "sha256": digest, "embedding": self._fields()})
         tensors = {field: getattr(self, field) for field in _TENSORS if getattr(self, field) is not None}
         return safetensors.torch.save(tensors, metadata={_METADATA_KEY: text})
-
-
-def check_comparable(embeddings: Sequence[Embedding]) -> None:
-    """Raise unless distances between the embeddings mean something.
-
-    What must agree: the probe (by fingerprint), the layers, the preprocessing, how the head was fitted
-    (method, L2, class balance), whether BatchNorm is included, and the estimated quantity. ``exact``,
-    ``signed`` and ``sampled`` estimate the same Fisher and may be mixed; ``empirical`` and ``variational``
-    stand alone. Seed, number of samples and package version may differ.
-
-    Args:
-        embeddings: Any number of them; none and one are comparable.
-
-    Raises:
-        ValueError: Two of them differ; the message names both and lists every difference.
-    """
-    for index, other in enumerate(embeddings):
-        differences = _differences(embeddings[0], other)
-        if differences:
-            raise ValueError(
-                "check_comparable: expected embeddings made in the same way, got "
-                f"{embeddings[0].name!r} (number 0) and {other.name!r} (number {index}) that differ in "
-                f"{'; '.join(differences)}. Embed both tasks with the same probe and settings."
-            )
-
-
-def _differences(a: Embedding, b: Embedding) -> list[str]:
-    """What keeps two embeddings from being compared, in words; empty where nothing does."""
-    found = []
-    if a.probe.fingerprint != b.probe.fingerprint:
-        found.append(f"probe: {_describe_probe(a.probe)} against {_describe_probe(b.probe)}")
-    if a.layers != b.layers:
-        found.append(f"layers: {_describe_layers(a, b)}")
-    for setting in ("method", "l2", "class_balanced"):
-        found += _setting_differences(f"head {setting}", getattr(a.head, setting), getattr(b.head, setting))
-    for setting in ("preprocess", "include_batchnorm", "variational"):
-        found += _setting_differences(setting, a.recipe.get(setting), b.recipe.get(setting))
-    if _quantity(a) != _quantity(b):
-        found.append(f"estimator: {a.recipe.get('estimator')} against {b.recipe.get('estimator')}")
-    return found
-
-
-def _quantity(embedding: Embedding) -> JSON:
-    """What the estimator estimates: "fisher", or its own name where that is something else."""
-    estimator = embedding.recipe.get("estimator")
-    return "fisher" if estimator in _FISHER_ESTIMATORS else estimator
-
-
-def _setting_differences(name: str, a: JSON, b: JSON) -> list[str]:
-    """Say where two settings differ, key by key where both are objects."""
-    if a == b:
-        return []
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = sorted({*a, *b})
-        return [text for key in keys for text in _setting_differences(f"{name} {key}", a.get(key), b.get(key))]
-    return [f"{name}: {a} against {b}"]
-
-
-def _describe_probe(probe: ProbeInfo) -> str:
-    return f"{probe.name} {probe.weights} ({probe.fingerprint[:12]})"
-
-
-def _describe_layers(a: Embedding, b: Embedding) -> str:
-    """The first layer that differs, or the numbers where one list only goes on longer."""
-    pairs = zip(a.layers, b.layers, strict=False)
-    longer = f"{len(a.layers)} (K = {len(a):,}) against {len(b.layers)} (K = {len(b):,})"
-    return next((f"{mine} against {theirs}" for mine, theirs in pairs if mine != theirs), longer)
 
 
 def _checked_vector(field: str, value: Tensor) -> Tensor:
@@ -358,8 +302,8 @@ def _check_counts(embedding: Embedding) -> None:
             f"got {embedding.num_samples} and {embedding.num_skipped}."
         )
     head = embedding.head
-    if not (0 <= head.accuracy <= 1 and math.isfinite(head.nll) and math.isfinite(head.l2)):
-        raise ValueError(f"Embedding: expected an accuracy in [0, 1] and a finite nll and l2, got {head}.")
+    if not (-math.inf < head.score <= 1 and math.isfinite(head.nll) and math.isfinite(head.l2)):
+        raise ValueError(f"Embedding: expected a score of at most 1 and a finite nll and l2, got {head}.")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bytes]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
 
 from .capture import capture
 from .folding import FoldedProbe, fold
 from .jackknife import GROUPS, Groups, group_sizes, num_groups
+from .losses import CrossEntropy, Loss, per_picture
 from .probe import check_eval, frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -32,69 +32,56 @@ _FIRST_LOOK = 2 * GROUPS
 """Pictures before `sum_fisher` may stop: of one picture a group the spread is not known well enough to stop on."""
 
 
-def cotangents(estimator: Estimator, logits: Tensor, labels: Tensor, index: Tensor, seed: int = 0) -> Iterator[Tensor]:
+def cotangents(
+    estimator: Estimator,
+    logits: Tensor,
+    targets: Tensor,
+    index: Tensor,
+    seed: int = 0,
+    loss: Loss = CrossEntropy(),  # noqa: B008 - frozen
+) -> Iterator[Tensor]:
     """Yield cotangents v of the logits, one backward pass each, such that ``Σ E[(Jᵀv)²]`` is the Fisher's diagonal.
 
-    With p = softmax(logits), for every v drawn: ``E[Σ vvᵀ] = diag(p) − ppᵀ`` ("empirical" excepted).
+    With A the loss's root, ``E[Σ vvᵀ] = AAᵀ`` for every v drawn ("empirical" excepted): for cross-entropy and p =
+    softmax(logits) that is diag(p) − ppᵀ.
 
-    - ``exact``: C passes, v_c = √p_c·(p − e_c). No variance.
-    - ``signed``: v = √p ⊙ ε − p·(√p·ε), ε ∈ {−1, +1}^C. One pass, small variance.
-    - ``sampled``: v = p − e_y with y ∼ p. One pass; heavy-tailed where the head is confident.
-    - ``empirical``: v = p − e_y with y the data's label. One pass; **not** the Fisher.
+    - ``exact``: a pass for every logit, v_c = A·e_c (cross-entropy: √p_c·(e_c − p)). No variance.
+    - ``signed``: v = Aε, ε ∈ {−1, +1}^C (cross-entropy: √p ⊙ ε − p·(√p·ε)). One pass, small variance.
+    - ``sampled``: v = −∇ log p(y|x) with y drawn from the model (cross-entropy: p − e_y). One pass; heavy-tailed where
+      the head is confident.
+    - ``empirical``: the same with y the data's target. One pass; **not** the Fisher.
 
     Args:
         estimator: which of them.
-        logits: ``[B, C]``.
-        labels: ``[B]`` int64, used by ``empirical`` alone.
+        logits: ``[B, …, C]``.
+        targets: ``[B, …]``, as ``loss.prepare`` returns them; their values matter to ``empirical`` alone.
         index: ``[B]``, the pictures' numbers: ε and y are functions of (seed, index), so that they depend neither on
             the batches nor on the order.
         seed: of ε and y.
+        loss: fitted, whose distribution is meant.
 
     Yields:
-        ``[B, C]`` in the dtype of `logits`.
+        ``[B, …, C]`` in the dtype of `logits`.
 
     Source:
         Achille et al. 2019, §2 (sampled); Martens, Sutskever, Swersky, ICML 2012 (signed: curvature propagation).
     """
-    p = logits.double().softmax(1)
+    shape = logits.shape[1:]
     if estimator == "exact":
-        for c in range(logits.shape[1]):
-            v = p * p[:, c : c + 1].sqrt()
-            v[:, c] -= p[:, c].sqrt()
-            yield v.to(logits.dtype)
+        for c in range(shape.numel()):
+            one = torch.zeros(shape.numel(), dtype=torch.float64, device=logits.device)
+            one[c] = 1
+            yield loss.root(logits, targets, one.reshape(shape)).to(logits.dtype)
         return
     if estimator == "signed":
-        signs = _per_picture(index, seed, lambda random: random.integers(0, 2, logits.shape[1]) * 2 - 1)
-        signed = p.sqrt() * signs.to(p)
-        yield (signed - p * signed.sum(1, keepdim=True)).to(logits.dtype)
+        signs = per_picture(index, seed, lambda random: random.integers(0, 2, shape) * 2 - 1)
+        yield loss.root(logits, targets, signs).to(logits.dtype)
         return
     if estimator == "sampled":
-        labels = sample_labels(logits, index, seed)
+        targets = loss.sample(logits, targets, index, seed)
     elif estimator != "empirical":
         raise ValueError(f"fisher_embed: expected estimator to be one of {', '.join(ESTIMATORS)}; got {estimator!r}.")
-    yield p.scatter_add(1, labels[:, None], -torch.ones_like(p[:, :1])).to(logits.dtype)
-
-
-def sample_labels(logits: Tensor, index: Tensor, seed: int = 0) -> Tensor:
-    """Return labels y ∼ softmax(logits), ``[B]`` int64, a function of (seed, picture) alone.
-
-    Args:
-        logits: ``[B, C]``.
-        index: ``[B]``, the pictures' numbers.
-        seed: of the draw.
-
-    Returns:
-        ``[B]`` int64.
-    """
-    p = logits.double().softmax(1)
-    uniform = _per_picture(index, seed, lambda random: random.random(1)).to(p)
-    return (p.cumsum(1) < uniform).sum(1).clamp(max=logits.shape[1] - 1)
-
-
-def _per_picture(index: Tensor, seed: int, draw: Callable[[np.random.Generator], np.ndarray[Any, Any]]) -> Tensor:
-    """Rows of random numbers, each from a counter-based generator keyed by (seed, picture)."""
-    rows = [draw(np.random.Generator(np.random.Philox(key=[seed, int(i)]))) for i in index]
-    return torch.from_numpy(np.stack(rows))
+    yield loss.residual(logits, targets).to(logits.dtype)
 
 
 def check_per_sample(probe: Probe, layers: Sequence[Layer], images: Tensor) -> None:
@@ -115,7 +102,7 @@ def check_per_sample(probe: Probe, layers: Sequence[Layer], images: Tensor) -> N
     with torch.enable_grad(), frozen(probe.module), capture(probe.module, layers, 2) as captured:
         features = probe.features(images[:1].repeat(2, 1, 1, 1))
         # Any direction will do but the special ones: LayerNorm has no gradient along the vector of ones.
-        direction = torch.randn(features.shape[1], generator=torch.Generator().manual_seed(0)).to(features)
+        direction = torch.randn(features.shape[1:], generator=torch.Generator().manual_seed(0)).to(features)
         torch.autograd.backward(features, torch.stack([direction, torch.zeros_like(direction)]))
         other = captured.take()[1]
     mixed = [layer.name for layer in layers if (other[layer.start : layer.stop] > 0).any()]
@@ -136,7 +123,7 @@ def per_sample_fisher(
         probe: in eval mode; untouched. `folding.fold` gives a faster one.
         layers: as ``probe.layers()`` returns them.
         head: fitted to the task, on the probe's device.
-        batch: preprocessed pictures on the probe's device.
+        batch: preprocessed pictures on the probe's device, labels as the head's loss prepared them.
         estimator: see `cotangents`.
         seed: see `cotangents`.
 
@@ -157,8 +144,8 @@ def per_sample_fisher(
                 f"{batch.index.tolist()[:5]}…; check its weights and the preprocessing."
             )
         total: Tensor | None = None
-        passes = logits.shape[1] if estimator == "exact" else 1
-        for number, v in enumerate(cotangents(estimator, logits, batch.labels, batch.index, seed)):
+        passes = logits[0].numel() if estimator == "exact" else 1
+        for number, v in enumerate(cotangents(estimator, logits, batch.labels, batch.index, seed, head.loss)):
             # The head is linear: its own backward is one product, outside autograd.
             torch.autograd.backward(features, (v @ head.weight).to(features.dtype), retain_graph=number < passes - 1)
             row = captured.take().double()

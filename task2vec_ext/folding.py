@@ -38,7 +38,7 @@ class FoldedProbe(Probe):
     scale: Mapping[str, Tensor]
 
     def features(self, images: Tensor) -> Tensor:
-        """Return what the original network's head sees, ``[B, D]``; see `Probe.features`."""
+        """Return what the original network's head sees; see `Probe.features`."""
         return super().features(images.contiguous(memory_format=torch.channels_last))
 
 
@@ -56,7 +56,7 @@ def fold(probe: Probe, layers: Sequence[Layer], images: Tensor) -> Probe:
     if isinstance(probe, FoldedProbe):
         return probe
     try:
-        graph = _Tracer().trace(probe.module)
+        graph = _Tracer(probe.pool).trace(probe.module)
     except Exception:  # whatever a network does that cannot be traced: it runs as it is
         return probe
     folded = _folded(probe, graph, {layer.name for layer in layers if layer.kind == "batchnorm"})
@@ -69,8 +69,12 @@ def fold(probe: Probe, layers: Sequence[Layer], images: Tensor) -> Probe:
 class _Tracer(fx.Tracer):
     """Keeps every layer that hooks may name a node of the graph, subclasses too."""
 
+    def __init__(self, pool: str | None) -> None:
+        super().__init__()
+        self.pool = pool
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        layer = isinstance(m, (nn.Conv2d, nn.Linear, nn.BatchNorm2d))
+        layer = isinstance(m, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)) or module_qualified_name == self.pool
         return layer or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -103,7 +107,7 @@ def _folded(probe: Probe, graph: fx.Graph, kept: set[str]) -> FoldedProbe:
     network.delete_all_unused_submodules()
     network.recompile()
     network.eval()  # the containers that GraphModule makes; what it shares is in eval mode already
-    return FoldedProbe(network, probe.head, probe.name, probe.weights, probe.preprocess, scale)
+    return FoldedProbe(network, probe.head, probe.name, probe.weights, probe.preprocess, scale, pool=probe.pool)
 
 
 def _is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._native import Task2VecWarning
+from .losses import CrossEntropy, Loss
 
 HeadMethod = Literal["lbfgs", "adam"]
 
@@ -20,11 +22,6 @@ DEFAULT_L2: dict[HeadMethod, float] = {"lbfgs": 1e-2, "adam": 1e-4}
 all the way, and the embedding hardly depends on where that is: over 37 real tasks of 100 pictures (ResNet-18) a task's
 nearest neighbour was of its own domain for 70 % with 1e-4, 1e-3 and 1e-2, for 73 % with 1e-1. 1e-2 gives confident
 heads (0.01–0.1 nats) in a fifth of the steps of 1e-4."""
-
-_CURVATURE = 0.05
-"""Typical p(1 − p) of a fitted head: the share of the features' covariance that the preconditioner expects as
-curvature. Between 0.25 (a head that knows nothing) and 0.002 the number of steps changes by a factor of two at most;
-this is in the middle."""
 
 _SCALE = 1e8
 """The objective is multiplied by this: torch's L-BFGS forgets curvature pairs below an absolute 1e-10 and would
@@ -41,40 +38,44 @@ class Head:
     Args:
         weight: W, ``[C, D]`` float64: logits in float64 keep the rounding of a confident head out of the Fisher.
         bias: b, ``[C]`` float64.
-        accuracy: share of samples labelled right, in [0, 1].
+        score: how well it does, at most 1; ``loss.metric`` says in which measure.
         nll: mean negative log-likelihood, nats.
+        loss: what the outputs mean: the model's distribution over the targets.
     """
 
     weight: Tensor
     bias: Tensor
-    accuracy: float
+    score: float
     nll: float
+    loss: Loss = CrossEntropy()  # noqa: RUF009 - frozen
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return ``[B, C]`` float64 for features ``[B, D]``."""
+        """Return ``[B, …, C]`` float64 for features ``[B, …, D]``."""
         return F.linear(features.to(self.weight.dtype), self.weight, self.bias)
 
     def to(self, device: torch.device) -> Head:
         """Return the head on `device`."""
-        return Head(self.weight.to(device), self.bias.to(device), self.accuracy, self.nll)
+        return dataclasses.replace(self, weight=self.weight.to(device), bias=self.bias.to(device))
 
 
 def fit_head(
     features: Tensor,
-    labels: Tensor,
-    num_classes: int,
+    targets: Tensor,
+    num_outputs: int,
     *,
+    loss: Loss = CrossEntropy(),  # noqa: B008 - frozen
     method: HeadMethod = "lbfgs",
     l2: float | None = None,
     class_balanced: bool = False,
     seed: int = 0,
 ) -> Head:
-    """Return the head that minimises mean cross-entropy plus ``l2/2·‖W‖²`` (the bias is free).
+    """Return the head that minimises the mean loss plus ``l2/2·‖W‖²`` (the bias is free).
 
     Args:
-        features: z, ``[N, D]``.
-        labels: ``[N]`` int64 in 0…C−1.
-        num_classes: C.
+        features: z, ``[N, D]``; ``[N, …, D]`` where every picture has many.
+        targets: what ``loss.prepare`` returns: ``[N]`` int64 in 0…C−1 for cross-entropy.
+        num_outputs: C.
+        loss: of the targets.
         method: ``"lbfgs"`` solves the convex problem to convergence in float64 (deterministic, no seed);
             ``"adam"`` is the authors' recipe (10 epochs, learning rate 4e-4, batches of 64, L2 inside the gradient).
         l2: strength of the penalty, > 0; default: `DEFAULT_L2` of the method.
@@ -82,45 +83,64 @@ def fit_head(
         seed: of ``"adam"``'s initialisation and order.
 
     Returns:
-        The head on the device of `features`; accuracy and NLL are over `features`, unweighted.
+        The head on the device of `features`; score and NLL are over `features`, unweighted.
 
     Raises:
-        ValueError: If features are not finite, `l2` is not positive, or the method is unknown.
+        ValueError: If features are not finite, `l2` is not positive, the method is unknown, or options exclude each
+            other.
+        NotImplementedError: If ``"adam"`` is to fit anything but plain cross-entropy.
     """
-    l2 = head_l2(method, l2)
+    l2 = head_l2(method, l2, loss, class_balanced)
     if not torch.isfinite(features).all():
-        rows = (~torch.isfinite(features)).any(1).nonzero().flatten()
+        rows = (~torch.isfinite(features)).flatten(1).any(1).nonzero().flatten()
         raise ValueError(
             f"fit_head: expected finite features, got NaN or infinity for {len(rows)} pictures, the first is number "
             f"{int(rows[0])}; check the probe's weights and the preprocessing."
         )
-    counts = torch.bincount(labels, minlength=num_classes)
-    weights = len(labels) / (num_classes * counts.double()) if class_balanced else torch.ones_like(counts).double()
+    features, targets = loss.rows(features, targets)
+    weights = loss.weights(targets, num_outputs, class_balanced)
     if method == "lbfgs":
-        weight, bias = _fit_lbfgs(features.double(), labels, num_classes, l2, weights[labels])
+        weight, bias = _fit_lbfgs(features.double(), targets, num_outputs, loss, l2, weights)
     else:
-        weight, bias = _fit_adam(features, labels, num_classes, l2, weights[labels] if class_balanced else None, seed)
+        weight, bias = _fit_adam(features, targets, num_outputs, l2, weights[:, 0] if class_balanced else None, seed)
     weight, bias = weight.double(), bias.double()
     logits = F.linear(features.double(), weight, bias)
-    accuracy = (logits.argmax(1) == labels).double().mean()
-    return Head(weight, bias, float(accuracy), float(F.cross_entropy(logits, labels)))
+    loss = loss.fitted(logits, targets)
+    return Head(weight, bias, loss.score(logits, targets), loss.nll(logits, targets), loss)
 
 
-def head_l2(method: HeadMethod, l2: float | None) -> float:
-    """Return the penalty `fit_head` will use.
+def head_l2(
+    method: HeadMethod,
+    l2: float | None,
+    loss: Loss = CrossEntropy(),  # noqa: B008 - frozen
+    class_balanced: bool = False,
+) -> float:
+    """Return the penalty `fit_head` will use, once its options are known to go together.
 
     Args:
         method: ``"lbfgs"`` or ``"adam"``.
         l2: as given, None for the method's default.
+        loss: to be fitted.
+        class_balanced: as given.
 
     Returns:
         A positive number.
 
     Raises:
-        ValueError: If the method is unknown or the penalty not positive.
+        ValueError: If the method is unknown, the penalty not positive, or classes are to be balanced where the loss has
+            none, or where they have weights already.
+        NotImplementedError: If ``"adam"`` is to fit anything but plain cross-entropy.
     """
     if method not in get_args(HeadMethod):
         raise ValueError(f"fit_head: expected method 'lbfgs' or 'adam', got {method!r}.")
+    if method == "adam" and loss != CrossEntropy():
+        raise NotImplementedError(
+            f"fit_head: method 'adam' is the authors' recipe for plain cross-entropy, got {loss}; use 'lbfgs'."
+        )
+    if class_balanced and not loss.has_classes:
+        raise ValueError(f"fit_head: expected class_balanced with classes, got loss {loss.name!r}; drop it.")
+    if class_balanced and getattr(loss, "class_weights", None) is not None:
+        raise ValueError("fit_head: expected either class_balanced or class_weights, got both; drop one.")
     if l2 is None:
         return DEFAULT_L2[method]
     if not (l2 > 0 and math.isfinite(l2)):
@@ -128,33 +148,35 @@ def head_l2(method: HeadMethod, l2: float | None) -> float:
     return l2
 
 
-def _fit_lbfgs(z: Tensor, labels: Tensor, num_classes: int, l2: float, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _fit_lbfgs(
+    z: Tensor, targets: Tensor, num_outputs: int, loss: Loss, l2: float, weights: Tensor
+) -> tuple[Tensor, Tensor]:
     """L-BFGS on whitened features: the problem's own curvature, guessed from the features' covariance, is divided out.
 
-    With Σ = EΛEᵀ the features' covariance and h = `_CURVATURE`, W = V·E(hΛ + l2)^(−½). In V the Hessian is near the
-    identity; plain L-BFGS on W would need thousands of steps to move along directions whose curvature is l2 alone.
+    With Σ = EΛEᵀ the features' covariance and h = ``loss.curvature``, W = V·E(hΛ + l2)^(−½). In V the Hessian is near
+    the identity; plain L-BFGS on W would need thousands of steps to move along directions whose curvature is l2 alone.
     Directions in which the features do not vary carry no weight at the optimum and are left out.
     """
     n = len(z)
-    mean = (weights[:, None] * z).mean(0)  # the free bias absorbs the shift exactly
+    row_weights = weights.mean(1, keepdim=True)
+    mean = (row_weights * z).mean(0)  # the free bias absorbs the shift exactly
     centred = z - mean
-    eigenvalues, basis = torch.linalg.eigh((centred * weights[:, None]).T @ centred / n)
+    eigenvalues, basis = torch.linalg.eigh((centred * row_weights).T @ centred / n)
     alive = eigenvalues > 1e-14 * eigenvalues[-1].clamp(min=torch.finfo(z.dtype).tiny)
-    scale = (_CURVATURE * eigenvalues[alive] + l2).rsqrt()
+    scale = (loss.curvature * eigenvalues[alive] + l2).rsqrt()
     whiten = basis[:, alive] * scale
     white = centred @ whiten  # [N, rank]
-    target = F.one_hot(labels, num_classes).to(z.dtype)
-    parameters = z.new_zeros(num_classes, len(scale) + 1, requires_grad=True)  # V, then b
+    terms = loss.objective(targets, num_outputs)
+    parameters = z.new_zeros(num_outputs, len(scale) + 1, requires_grad=True)  # V, then b
 
     def objective() -> Tensor:
         with torch.no_grad():
             v, bias = parameters[:, :-1], parameters[:, -1]
-            log_p = (white @ v.T + bias).log_softmax(1)
-            residual = (log_p.exp() - target) * weights[:, None] / n
+            losses, residual = terms(white @ v.T + bias)
+            residual = residual * weights / n
             penalty = l2 * scale**2 * v  # gradient of l2/2·‖W‖²
             parameters.grad = torch.cat([residual.T @ white + penalty, residual.sum(0)[:, None]], 1).mul_(_SCALE)
-            loss = -(weights * log_p.gather(1, labels[:, None])[:, 0]).mean() + 0.5 * (penalty * v).sum()
-            return loss * _SCALE
+            return ((weights * losses).sum() / n + 0.5 * (penalty * v).sum()) * _SCALE
 
     optimizer = torch.optim.LBFGS(
         [parameters],
@@ -166,11 +188,11 @@ def _fit_lbfgs(z: Tensor, labels: Tensor, num_classes: int, l2: float, weights: 
         line_search_fn="strong_wolfe",
     )
     optimizer.step(objective)
-    loss = float(objective()) / _SCALE
+    reached = float(objective()) / _SCALE
     assert parameters.grad is not None
     # What is left to gain is at most ‖gradient‖² / 2μ, μ the least curvature: that of the penalty alone.
     gap = float((parameters.grad / _SCALE).square().sum() / (2 * l2 * scale.square().min()))
-    if gap > 1e-6 * max(loss, 1e-6):
+    if gap > 1e-6 * max(reached, 1e-6):
         warnings.warn(
             f"the head's fit stopped up to {gap:.1e} nats short of its optimum; a larger l2 (now {l2:g}) converges "
             "faster",

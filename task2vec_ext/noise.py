@@ -7,14 +7,16 @@ to float32 rounding.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 from torch.nn import functional as F
 
 from . import _C
 from ._cuda import SCALARS, Runtime
-from ._geometry import ConvGeometry, as_convolution, conv_geometry
+from ._geometry import ConvGeometry, as_convolution, conv_geometry, has_tangent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,7 +63,7 @@ def local_noise(
         output: of the layer, ``[N, C_out, H_out, W_out]``, or of a Linear layer ``[N, …, D_out]``; float32 or float64
             on the CPU, float32, float16 or bfloat16 on CUDA; channels-first or channels-last, as it lies.
         input: of the layer, ``[N, C_in, H, W]`` or ``[N, …, D_in]``, of the dtype of `output`.
-        log_variance: log σ² of every filter, ``[C_out]``.
+        log_variance: log σ² of every filter, ``[C_out]``, of any floating-point dtype.
         weight_shape: ``(C_out, C_in / groups, kH, kW)``, or ``(D_out, D_in)``.
         stride: as in Conv2d.
         padding: as in Conv2d; for other padding modes pad the input first and give 0.
@@ -70,15 +72,16 @@ def local_noise(
         seed: 0 … 2⁶³ − 1.
         layer: 0 … 2³² − 2, another stream each.
         step: 0 … 2³² − 1, another draw each.
-        epsilon: keeps the variance positive where the input is 0 (the authors' 0.01).
+        epsilon: at least 0; keeps the variance positive where the input is 0 (the authors' 0.01).
 
     Returns:
         Like `output`. Gradients flow to `output`, `input` and `log_variance`; ε is drawn again for them, nothing of its
-        size is kept.
+        size is kept (of a layer in groups √B is, once a filter).
 
     Raises:
-        ValueError: If shapes or numbers do not belong to one layer.
+        ValueError: If shapes, numbers or devices do not belong to one layer.
         TypeError: If a dtype is not supported on the device.
+        NotImplementedError: If a second derivative, or one in forward mode, is asked for.
 
     Source:
         Kingma, Salimans, Welling 2015 (arXiv 1506.02557), local reparameterisation; Salmon et al., SC 2011, Philox.
@@ -89,6 +92,9 @@ def local_noise(
     )
     conv = conv_geometry(input, output, weight_shape, stride, padding, dilation, groups, *who)
     _check_numbers("local_noise", seed, layer, step)
+    if not 0 <= epsilon < math.inf:
+        raise ValueError(f"local_noise: expected epsilon >= 0, got {epsilon}.")
+    _check_log_variance("local_noise", log_variance, output, input)
     if log_variance.shape != (conv.filters,):
         raise ValueError(
             f"local_noise: expected log_variance of shape [{conv.filters}], one number a filter; got "
@@ -99,7 +105,7 @@ def local_noise(
         norm = patch_norm(input, conv, epsilon)
         if groups > 1:
             norm = norm.unsqueeze(2).expand(-1, -1, conv.group_filters, -1, -1).flatten(1, 2)
-        sigma = (0.5 * log_variance).exp().to(norm.dtype)
+        sigma = (0.5 * log_variance.to(norm.dtype)).exp()
         noisy: Tensor = torch.ops.task2vec_ext.add_noise(output, norm, sigma, seed, layer, step)
     return noisy if noisy.shape == shape else noisy.squeeze(-1).transpose(1, 2).reshape(shape)
 
@@ -141,7 +147,7 @@ class _SumOfSquares(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (x,) = ctx.saved_tensors
-        return x * (2 * grads[0]).to(x.dtype).unsqueeze(2), None
+        return (x * (2 * grads[0]).unsqueeze(2)).to(x.dtype), None  # 1/√B is too large for 16 bits where x is small
 
 
 def weight_noise(weight: Tensor, log_variance: Tensor, starts: Tensor, *, seed: int, step: int) -> Tensor:
@@ -149,8 +155,9 @@ def weight_noise(weight: Tensor, log_variance: Tensor, starts: Tensor, *, seed: 
 
     Args:
         weight: the filters of all layers end to end, ``[W]``; float32, on the CPU also float64.
-        log_variance: log σ² of every filter, ``[K]``.
-        starts: where each filter begins, and W, ``[K + 1]`` int64, on the device of `weight`.
+        log_variance: log σ² of every filter, ``[K]``, of any floating-point dtype.
+        starts: where each filter begins, from 0, and W, ``[K + 1]`` int64, on the device of `weight`. The values are
+            checked on the CPU alone: elsewhere that would wait for the device.
         seed: 0 … 2⁶³ − 1.
         step: 0 … 2³² − 1, another draw each.
 
@@ -158,8 +165,9 @@ def weight_noise(weight: Tensor, log_variance: Tensor, starts: Tensor, *, seed: 
         ``[W]``. Gradients flow to `weight` and `log_variance`; ε is drawn again for them.
 
     Raises:
-        ValueError: If shapes or numbers do not fit.
+        ValueError: If shapes, numbers or devices do not fit.
         TypeError: If a dtype is not supported on the device.
+        NotImplementedError: If a second derivative, or one in forward mode, is asked for.
 
     Source:
         Achille et al. 2019 (arXiv 1902.03545), §3: w ∼ N(ŵ, Λ⁻¹).
@@ -170,7 +178,10 @@ def weight_noise(weight: Tensor, log_variance: Tensor, starts: Tensor, *, seed: 
             "weight_noise: expected weight [W], log_variance [K] and starts [K + 1]; got "
             f"{list(weight.shape)}, {list(log_variance.shape)} and {list(starts.shape)}."
         )
-    sigma = (0.5 * log_variance).exp().to(weight.dtype)
+    _check_log_variance("weight_noise", log_variance, weight, starts)
+    if starts.dtype != torch.int64:
+        raise TypeError(f"weight_noise: expected starts of int64, got {starts.dtype}.")
+    sigma = (0.5 * log_variance.to(weight.dtype)).exp()
     return torch.ops.task2vec_ext.weight_noise(weight, sigma, starts, seed, step)
 
 
@@ -178,6 +189,23 @@ def _check_numbers(who: str, seed: int, layer: int, step: int) -> None:
     for name, value, limit in (("seed", seed, 2**63), ("layer", layer, WEIGHT_STREAM), ("step", step, 2**32)):
         if not 0 <= value < limit:
             raise ValueError(f"{who}: expected {name} from 0 to {limit - 1}, got {value}.")
+
+
+def _check_log_variance(who: str, log_variance: Tensor, *others: Tensor) -> None:
+    """Also what holds of all tensors of a call: one device, no forward mode."""
+    if not log_variance.is_floating_point():
+        raise TypeError(f"{who}: expected log_variance of a floating-point dtype, got {log_variance.dtype}.")
+    devices = {str(tensor.device) for tensor in (log_variance, *others)}
+    if len(devices) > 1:
+        raise ValueError(f"{who}: expected all tensors on one device, got them on {', '.join(sorted(devices))}.")
+    if not torch.compiler.is_compiling() and has_tangent(log_variance, *others):
+        _refuse_derivative(who)
+
+
+def _refuse_derivative(who: str, *_: Any) -> NoReturn:
+    raise NotImplementedError(
+        f"{who}: it has first derivatives in reverse mode alone; use task2vec_ext.reference, which autograd can follow."
+    )
 
 
 def _check_dtype(who: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
@@ -202,8 +230,8 @@ def add_noise(
     """``output[n,o,q] + σ[o]·norm[n,(o,)q]·ε[n,o,q]``; `runtime`: launch CUDA kernels, not the CPU's loops."""
     _check_dtype("local_noise", output, _CPU_DTYPES if runtime is None else tuple(SCALARS))
     output, norm, shape = _dense(output, norm)
-    out = torch.empty_like(output)
-    addresses = norm.data_ptr(), sigma.contiguous().data_ptr(), shape, (seed, layer, step), out.data_ptr()
+    sigma, out = sigma.contiguous(), torch.empty_like(output)
+    addresses = norm.data_ptr(), sigma.data_ptr(), shape, (seed, layer, step), out.data_ptr()
     if runtime is None:
         loop = _C.local_noise_f64 if output.dtype == torch.float64 else _C.local_noise_f32
         loop(output.data_ptr(), *addresses)
@@ -226,6 +254,7 @@ def add_noise_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients to σ, ``[C]``, and to the norm, like `norm` (empty unless `norm_too`)."""
     grad, norm, shape = _dense(grad, norm)
+    sigma = sigma.contiguous()
     samples, filters, positions, _, of_filter = shape
     sums = norm.new_empty((samples, -(-positions // _TILE), filters))
     if not norm_too:
@@ -234,14 +263,8 @@ def add_noise_backward(
         grad_norm = torch.empty_like(norm)
     else:
         grad_norm = norm.new_empty((-(-filters // _FILTERS), *norm.shape))
-    addresses = (
-        norm.data_ptr(),
-        sigma.contiguous().data_ptr(),
-        shape,
-        (seed, layer, step),
-        sums.data_ptr(),
-        grad_norm.data_ptr() if norm_too else 0,
-    )
+    to_norm = grad_norm.data_ptr() if norm_too else 0
+    addresses = norm.data_ptr(), sigma.data_ptr(), shape, (seed, layer, step), sums.data_ptr(), to_norm
     if runtime is None:
         loop = _C.local_noise_backward_f64 if grad.dtype == torch.float64 else _C.local_noise_backward_f32
         loop(grad.data_ptr(), *addresses)
@@ -294,6 +317,7 @@ def _local_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("task2vec_ext::add_noise", _local_gradients, setup_context=_save_local)
+torch.library.register_autograd("task2vec_ext::add_noise_backward", partial(_refuse_derivative, "local_noise"))
 
 
 # ---- noise on weights, behind the boundary --------------------------------------------------------------------------
@@ -304,10 +328,15 @@ def add_weight_noise(
 ) -> Tensor:
     """``w[o,j] + σ_o·ε[o,j]``; `runtime`: launch CUDA kernels, not the CPU's loops."""
     _check_dtype("weight_noise", weight, _CPU_DTYPES if runtime is None else (torch.float32,))
-    weight, out = weight.contiguous(), torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    if starts.device.type == "cpu" and not (
+        starts[0] == 0 and starts[-1] == len(weight) and bool((starts.diff() >= 0).all())
+    ):
+        raise ValueError(f"weight_noise: expected starts to ascend from 0 to {len(weight)}, got {starts.tolist()}.")
+    weight, sigma, starts = weight.contiguous(), sigma.contiguous(), starts.contiguous()
+    out = torch.empty_like(weight)
     arguments: tuple[Any, ...] = (
         weight.data_ptr(),
-        sigma.contiguous().data_ptr(),
+        sigma.data_ptr(),
         starts.data_ptr(),
         len(sigma),
         (seed, WEIGHT_STREAM, step),
@@ -322,7 +351,7 @@ def add_weight_noise(
 
 def weight_noise_backward(grad: Tensor, starts: Tensor, seed: int, step: int, runtime: Runtime | None = None) -> Tensor:
     """Return the gradient to σ, ``[K]``."""
-    grad, sums = grad.contiguous(), grad.new_empty(len(starts) - 1)
+    grad, starts, sums = grad.contiguous(), starts.contiguous(), grad.new_empty(len(starts) - 1)
     arguments: tuple[Any, ...] = (
         grad.data_ptr(),
         starts.data_ptr(),
@@ -365,3 +394,4 @@ def _weight_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("task2vec_ext::weight_noise", _weight_gradients, setup_context=_save_weights)
+torch.library.register_autograd("task2vec_ext::weight_noise_backward", partial(_refuse_derivative, "weight_noise"))

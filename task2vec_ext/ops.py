@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch.autograd import forward_ad
 
 from ._cpu import filter_grad_sq_cpu
 from ._cuda import filter_grad_sq_cuda
-from ._geometry import as_convolution, conv_geometry
+from ._geometry import as_convolution, conv_geometry, has_tangent
 from ._routes import ROUTES, Route, available_routes, choose_route
 
 if TYPE_CHECKING:
@@ -166,13 +165,7 @@ def filter_grad_sq(
         Achille et al. 2019, §2 (diagonal of the Fisher, averaged per filter: divide by N·P); routes: the "ghost norm"
         of Goodfellow 2015 (arXiv 1510.01799) and Li et al. 2021 (arXiv 2110.05679), here per filter.
     """
-    if not torch.compiler.is_compiling():
-        _refuse_forward_mode(input, grad_output)
+    if not torch.compiler.is_compiling() and has_tangent(input, grad_output):
+        _refuse_derivative(None, input)
     input, grad_output, *layer = as_convolution(input, grad_output, weight_shape, stride, padding, dilation)
     return torch.ops.task2vec_ext.filter_grad_sq(input, grad_output, *layer, groups, route)
-
-
-def _refuse_forward_mode(*tensors: Tensor) -> None:
-    """Raise for dual tensors: an operator without a formula would return a tangent of zeros."""
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-        _refuse_derivative(None, tensors[0])

@@ -6,7 +6,7 @@ import hashlib
 import os
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,9 +46,11 @@ class Probe:
         name: architecture, for people.
         weights: where the weights came from, for people.
         preprocess: what the weights expect of a picture; None where tasks give preprocessed tensors.
+        pool: name of the module whose input is the feature map, where features are one vector a cell instead of one a
+            picture. Like the head it is no part of the embedding.
 
     Raises:
-        ValueError: If the head is not found or the module is in train mode.
+        ValueError: If head or pool is not found or the module is in train mode.
         TypeError: If the head is not an ``nn.Linear``.
     """
 
@@ -57,10 +59,16 @@ class Probe:
     name: str
     weights: str
     preprocess: Preprocess | None
+    pool: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Check head and mode."""
+        """Check head, pool and mode."""
         find_head(self.module, self.head)
+        if self.pool is not None and self.pool not in dict(self.module.named_modules()):
+            raise ValueError(
+                f"Probe: expected a module named {self.pool!r} whose input is the feature map, found none; name the "
+                "global pooling: loss=Dense(pool=…)."
+            )
         check_eval(self.module)
 
     @property
@@ -84,29 +92,37 @@ class Probe:
         return digest.hexdigest()
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the head's input ``[B, D]`` for preprocessed pictures ``[B, 3, H, W]``; gradients flow if enabled.
+        """Return the head's input for preprocessed pictures ``[B, 3, H, W]``; gradients flow if enabled.
 
         Args:
             images: ``[B, 3, H, W]``, preprocessed, on the module's device.
 
         Returns:
-            ``[B, D]``.
+            ``[B, D]``, or the feature map ``[B, h, w, D]`` of a probe with `pool`.
 
         Raises:
             RuntimeError: If the head does not take part in the forward pass, or not exactly once.
-            ValueError: If the head's input is not ``[B, D]``.
+            ValueError: If the head's input is not ``[B, D]``, or the pool's not ``[B, D, h, w]``.
         """
         seen: list[Tensor] = []
-        handle = find_head(self.module, self.head).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        tap = self.head if self.pool is None else self.pool
+        handle = self.module.get_submodule(tap).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         try:
             self.module(images)
         finally:
             handle.remove()
         if len(seen) != 1:
             raise RuntimeError(
-                f"Probe: expected the head {self.head!r} to run once in a forward pass, it ran {len(seen)} times; name "
+                f"Probe: expected the head {tap!r} to run once in a forward pass, it ran {len(seen)} times; name "
                 "another head."
             )
+        if self.pool is not None:
+            if seen[0].ndim != 4:
+                raise ValueError(
+                    f"Probe: expected a feature map [B, D, h, w] at {tap!r}, got {list(seen[0].shape)}; name the "
+                    "global pooling: loss=Dense(pool=…)."
+                )
+            return seen[0].permute(0, 2, 3, 1)
         if seen[0].shape != (len(images), self.feature_size):
             raise ValueError(
                 f"Probe: expected features [{len(images)}, {self.feature_size}] at the head {self.head!r}, got "
@@ -145,6 +161,8 @@ class Probe:
         found, owners, stop = [], dict[int, str](), 0
         for name, kind in named.items():
             if only is not None and not any(_within(name, wanted) for wanted in only):
+                continue
+            if self.pool is not None and _within(name, self.pool):
                 continue
             weight = self.weight(name)
             if id(weight) in owners:

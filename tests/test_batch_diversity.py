@@ -71,7 +71,7 @@ def test_embed_batches_are_disjoint_random_and_seeded():
 def test_a_batch_that_lacks_a_class_is_embedded_and_one_of_a_single_class_is_refused():
     probe = small_probe()
     batches = embed_batches(Blobs(n=40, classes=10), probe, num_batches=5, pictures=8, progress=False)
-    assert {batch.head.num_classes for batch in batches} - {8, 10} != set()
+    assert {batch.head.num_outputs for batch in batches} - {8, 10} != set()
     with pytest.raises(ValueError, match=r"one in batch \d of 'Blobs'; take larger"):
         embed_batches(Blobs(n=40, classes=2), probe, num_batches=20, pictures=2, progress=False)
 

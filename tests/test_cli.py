@@ -100,6 +100,16 @@ def test_embeddings_of_other_settings_are_not_taken_for_these(capsys, folders, t
     assert not (tmp_path / "task1.safetensors").exists()
 
 
+def test_unlabelled_pictures_are_embedded_by_their_clusters(capsys, folders, tmp_path):
+    pytest.importorskip("sklearn")
+    flat = folders[0] / "class0"
+    assert embed(capsys, [flat], tmp_path, "--pseudo-labels", 2)[0] == 0
+    result = Embedding.load(tmp_path / "class0.safetensors")
+    assert (result.num_samples, result.head.num_outputs) == (6, 2)
+    assert embed(capsys, [flat], tmp_path, "--pseudo-labels", 2)[0] == 0
+    assert "made with other settings (loss)" in embed(capsys, [flat], tmp_path, "--pseudo-labels", 3)[2]
+
+
 def test_a_folder_that_changed_is_not_taken_for_the_old_one(capsys, folders, tmp_path):
     import shutil
 

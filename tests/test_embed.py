@@ -45,7 +45,7 @@ def test_the_embedding_is_the_mean_of_the_per_sample_fisher():
     assert result.layers == tuple(layers)
     assert torch.equal(result.prior, probe.prior(layers, PRIOR_SCALE))
     assert (result.num_samples, result.num_skipped, result.name) == (24, 0, "Blobs")
-    assert (result.head.accuracy, result.head.nll) == (head.accuracy, pytest.approx(head.nll, rel=1e-5))
+    assert (result.head.score, result.head.nll) == (head.score, pytest.approx(head.nll, rel=1e-5))
 
 
 def test_a_folder_a_list_and_a_data_set_give_the_same_embedding(folder):
@@ -422,13 +422,13 @@ def test_class_names_that_do_not_fit_the_labels_are_left_out():
 def test_a_module_that_was_moved_comes_back_to_its_device(fails):
     from types import SimpleNamespace
 
-    from task2vec_ext.embed import _on_device
+    from task2vec_ext.embed import on_device
 
     moves = []
     home, away = torch.device("cpu"), torch.device("cuda", 0)
     stub = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=home)]), to=moves.append)
     try:
-        with _on_device(stub, away):
+        with on_device(stub, away):
             assert moves == [away]
             if fails:
                 raise KeyboardInterrupt

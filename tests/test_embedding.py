@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 
@@ -10,7 +11,8 @@ import safetensors.torch
 import torch
 
 from task2vec_ext._atomic import atomic_path
-from task2vec_ext.embedding import Embedding, HeadInfo, Layer, ProbeInfo, check_comparable
+from task2vec_ext.comparable import check_comparable
+from task2vec_ext.embedding import Embedding, HeadInfo, Layer, ProbeInfo
 
 LAYERS = (
     Layer("conv1", "conv", 0, 3, 27),
@@ -101,7 +103,7 @@ def test_embedding_does_not_share_memory_with_the_caller():
         ({"recipe": {"lr": float("nan")}}, TypeError, "JSON can hold"),
         ({"num_samples": 0}, ValueError, "num_samples >= 1"),
         ({"num_skipped": -1}, ValueError, "num_skipped >= 0"),
-        ({"head": HeadInfo("lbfgs", 2, 1.5, 0.1, 0.1, True)}, ValueError, "accuracy"),
+        ({"head": HeadInfo("lbfgs", 2, 1.5, 0.1, 0.1, True)}, ValueError, "a score of at most 1"),
         ({"head": HeadInfo("lbfgs", 2, 0.5, float("inf"), 0.1, True)}, ValueError, "finite nll"),
         ({"classes": ("one",)}, ValueError, "each of the 2 classes, got 1"),
     ],
@@ -194,7 +196,7 @@ def test_load_refuses_every_changed_byte_every_truncation_and_a_longer_file(tmp_
         (safetensors.torch.save({}, {"task2vec_ext": json.dumps({"format": 1, "sha256": ""})}), "damaged"),
         (
             safetensors.torch.save({}, {"task2vec_ext": json.dumps({"format": 3, "sha256": "0" * 64})}),
-            r"newer task2vec_ext \(format 3; this one reads up to 1\): upgrade",
+            r"newer task2vec_ext \(format 3; this one reads up to 2\): upgrade",
         ),
     ],
     ids=["missing", "empty", "zip", "foreign", "no-record", "deep", "no-digest", "newer"],
@@ -263,6 +265,24 @@ def test_atomic_path_names_a_missing_folder_and_refuses_what_is_no_file(tmp_path
             pytest.fail("the block must not run")
 
 
+def test_a_file_of_format_1_is_read_with_its_fields_renamed(tmp_path):
+    path = tmp_path / "old.safetensors"
+    fields = make()._fields()
+    head = fields["head"]
+    head["num_classes"], head["accuracy"] = head.pop("num_outputs"), head.pop("score")
+    del head["metric"]
+
+    def encoded(digest):
+        text = json.dumps({"format": 1, "sha256": digest, "embedding": fields})
+        tensors = {"fisher": make().fisher, "prior": make().prior}
+        return safetensors.torch.save(tensors, metadata={"task2vec_ext": text})
+
+    path.write_bytes(encoded(hashlib.sha256(encoded("0" * 64)).hexdigest()))
+    old = Embedding.load(path)
+    assert_same(old, make())
+    check_comparable([old, make(recipe={**make().recipe, "loss": {"name": "cross_entropy"}})])
+
+
 # ---- check_comparable
 
 
@@ -270,7 +290,7 @@ def test_check_comparable_accepts_what_may_differ():
     check_comparable([])
     estimators = ("exact", "signed", "sampled")
     recipes = [{**make().recipe, "estimator": estimator, "seed": i} for i, estimator in enumerate(estimators)]
-    head = dataclasses.replace(make().head, num_classes=7, accuracy=0.5, nll=2.0)
+    head = dataclasses.replace(make().head, num_outputs=7, score=0.5, nll=2.0)
     check_comparable([make(recipe=recipe) for recipe in recipes] + [make(num_samples=3, head=head, classes=None)])
     check_comparable([make(recipe={"estimator": "empirical"}), make(recipe={"estimator": "empirical"})])
 

@@ -7,8 +7,9 @@ from torch import nn
 from task2vec_ext import reference
 from task2vec_ext.data import Batch
 from task2vec_ext.embedding import Layer
-from task2vec_ext.fisher import ESTIMATORS, cotangents, per_sample_fisher, sample_labels, sum_fisher
+from task2vec_ext.fisher import ESTIMATORS, cotangents, per_sample_fisher, sum_fisher
 from task2vec_ext.head import Head
+from task2vec_ext.losses import CrossEntropy
 
 N, C = 5, 3
 
@@ -72,7 +73,7 @@ def test_sampled_equals_the_authors_algorithm_at_batch_size_one():
     layers, head, batch = probe.layers(), head_for(10), batch_of(8)
     net = nn.Sequential()
     net.forward = lambda x: head.logits(probe.features(x))
-    labels = sample_labels(net(batch.images).detach(), batch.index, seed=7)
+    labels = CrossEntropy().sample(net(batch.images).detach(), batch.labels, batch.index, seed=7)
     assert len(labels.unique()) > 1
     weights = [probe.module.get_submodule(layer.name).weight for layer in layers]
     theirs = torch.cat(reference.authors_monte_carlo(net, batch.images, labels, weights, batch_size=1))

@@ -38,13 +38,13 @@ def test_agrees_with_scikit_learn():
     head = fit_head(features, labels, 4, l2=1e-2)
     theirs = torch.from_numpy(model.coef_)
     assert (head.weight - head.weight.mean(0) - theirs + theirs.mean(0)).abs().max() < 1e-4
-    assert head.accuracy == pytest.approx(model.score(features.double().numpy(), labels.numpy()))
+    assert head.score == pytest.approx(model.score(features.double().numpy(), labels.numpy()))
 
 
 def test_more_features_than_samples():
     features, labels = data(n=12, size=50)
     head = fit_head(features, labels, 4)
-    assert head.accuracy == 1.0
+    assert head.score == 1.0
     assert torch.isfinite(head.weight).all()
 
 
@@ -83,7 +83,7 @@ def test_adam_learns_and_is_seeded(class_balanced):
     first, again, other = fit(0), fit(0), fit(1)
     assert torch.equal(first.weight, again.weight)
     assert not torch.equal(first.weight, other.weight)
-    assert first.accuracy > 0.9
+    assert first.score > 0.9
     state = torch.random.get_rng_state()
     fit(0)
     assert torch.equal(state, torch.random.get_rng_state())

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES, Case
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from task2vec_ext import _C, _cuda, noise, reference
-from task2vec_ext.noise import local_noise, weight_noise
+from task2vec_ext._geometry import conv_geometry
+from task2vec_ext.noise import local_noise, patch_norm, weight_noise
 
 KEY = {"seed": 2**40 + 5, "layer": 3, "step": 2}
 WIDE = [  # more filters than a batch of blocks, than one part of a GPU's block; more locations than a tile
@@ -244,6 +246,14 @@ def test_compile_without_a_graph_break():
         ({"seed": -1}, ValueError, "expected seed from 0"),
         ({"layer": 2**32 - 1}, ValueError, "expected layer from 0"),
         ({"step": 2**32}, ValueError, "expected step from 0"),
+        ({"epsilon": -0.01}, ValueError, "expected epsilon >= 0, got -0.01"),
+        ({"epsilon": math.nan}, ValueError, "expected epsilon >= 0"),
+        ({"log_variance": torch.zeros(6, dtype=torch.int64)}, TypeError, "floating-point dtype, got torch.int64"),
+        (
+            {"log_variance": torch.zeros(6, device="meta")},
+            ValueError,
+            "all tensors on one device, got them on cpu, meta",
+        ),
         ({"log_variance": torch.zeros(3)}, ValueError, r"expected log_variance of shape \[6\]"),
         ({"output": torch.zeros(2, 6, 7, 8)}, ValueError, "local_noise: expected output of shape"),
         ({"input": torch.zeros(2, 5, 7, 7, dtype=torch.float64)}, TypeError, "local_noise: expected input and output"),
@@ -258,6 +268,76 @@ def test_bad_input(change, error, words):
     good = {"output": torch.zeros(2, 6, 7, 7), "input": torch.zeros(2, 5, 7, 7), "log_variance": torch.zeros(6)}
     with pytest.raises(error, match=words):
         local_noise(**(good | CASES[0].arguments() | KEY | change))
+
+
+@pytest.mark.parametrize("leaf", [1, 2], ids=["input", "log_variance"])
+def test_a_second_derivative_is_refused(leaf):
+    leaves = tensors(CASES[0])
+    out = local_noise(*leaves, **CASES[0].arguments(), **KEY)
+    (gradient,) = torch.autograd.grad(out.square().sum(), leaves[leaf], create_graph=True)
+    with pytest.raises(NotImplementedError, match="local_noise: it has first derivatives in reverse mode alone"):
+        torch.autograd.grad(gradient.square().sum(), leaves, allow_unused=True)
+
+
+def test_forward_mode_is_refused():
+    leaves = [leaf.detach() for leaf in tensors(CASES[0])]
+    with forward_ad.dual_level():
+        for number, leaf in enumerate(leaves):
+            dual = [*leaves[:number], forward_ad.make_dual(leaf, torch.ones_like(leaf)), *leaves[number + 1 :]]
+            with pytest.raises(NotImplementedError, match="local_noise: it has first derivatives"):
+                local_noise(*dual, **CASES[0].arguments(), **KEY)
+
+
+def test_an_expanded_gradient_is_a_dense_ones():
+    case = CASES[0]
+    gradients = []
+    for ones in (torch.ones(()).double().expand, torch.ones):
+        leaves = tensors(case)
+        out = local_noise(*leaves, **case.arguments(), **KEY)
+        gradients.append(torch.autograd.grad(out, leaves, ones(out.shape).double()))
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_input_changed_later_in_place_is_refused():
+    output, leaf, log_variance = tensors(CASES[0])
+    x = leaf * 1
+    out = local_noise(output, x, log_variance, **CASES[0].arguments(), **KEY)
+    out.relu_()  # may be: of the output nothing is kept
+    torch.autograd.grad(out.sum(), log_variance, retain_graph=True)
+    x.relu_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(out.sum(), leaf)
+
+
+def test_no_samples_give_no_noise_and_gradients_of_zero():
+    case = CASES[0]
+    output, x, log_variance = tensors(case)
+    leaves = [output.detach()[:0].requires_grad_(), x.detach()[:0].requires_grad_(), log_variance]
+    out = local_noise(*leaves, **case.arguments(), **KEY)
+    assert out.shape == (0, *output.shape[1:])
+    assert not torch.autograd.grad(out.sum(), leaves)[2].any()
+
+
+def test_a_log_variance_of_16_bits_is_rounded_once():
+    output, x, log_variance = (leaf.detach().float() for leaf in tensors(CASES[0]))
+    narrow = (log_variance - 30).half()
+    options = CASES[0].arguments() | KEY
+    expected = local_noise(torch.zeros_like(output), x, narrow.float(), **options)
+    torch.testing.assert_close(local_noise(torch.zeros_like(output), x, narrow, **options), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+@every_layout
+def test_norms_of_small_16_bit_inputs_have_finite_gradients(dtype, layout):
+    """1/√B is beyond float16 where the input is small: its product with the input is not, nor with 0."""
+    x = torch.zeros(1, 2, 3, 3, dtype=dtype).to(memory_format=layout)
+    x[0, 0, 1, 1] = 6e-8
+    conv = conv_geometry(x, x.new_zeros(1, 4, 3, 3), (4, 2, 3, 3), (1, 1), (1, 1), (1, 1), 1)
+    norm = patch_norm(x.requires_grad_(), conv, 0.0)
+    (gradient,) = torch.autograd.grad(norm.sum(), x)
+    assert float(gradient[0, 0, 1, 1]) == pytest.approx(9, rel=1e-2)  # ∂|x|/∂x in each of the 9 patches
+    assert gradient.count_nonzero() == 1
 
 
 # ---- noise on weights -----------------------------------------------------------------------------------------------
@@ -309,6 +389,22 @@ def test_weight_noise_bad_input():
         weight_noise(weight, log_variance, STARTS[1:], **WEIGHT_KEY)
     with pytest.raises(TypeError, match="float32 or float64 tensors on cpu"):
         weight_noise(weight.half(), log_variance, STARTS, **WEIGHT_KEY)
+    with pytest.raises(TypeError, match=r"expected starts of int64, got torch\.int32"):
+        weight_noise(weight, log_variance, STARTS.int(), **WEIGHT_KEY)
+    with pytest.raises(ValueError, match="all tensors on one device, got them on cpu, meta"):
+        weight_noise(weight, log_variance, STARTS.to("meta"), **WEIGHT_KEY)
+    for bad in (STARTS - 1, STARTS.clone().index_fill_(0, torch.tensor(2), 0), STARTS + (STARTS[-1] == STARTS)):
+        with pytest.raises(ValueError, match=f"expected starts to ascend from 0 to {sum(SIZES)}"):
+            weight_noise(weight, log_variance, bad, **WEIGHT_KEY)
+
+
+def test_weight_noise_of_no_filters_and_its_second_derivative():
+    assert weight_noise(torch.zeros(0), torch.zeros(0), torch.tensor([0]), **WEIGHT_KEY).shape == (0,)
+    weight, log_variance = flat(torch.float32)
+    out = weight_noise(weight, log_variance, STARTS, **WEIGHT_KEY)
+    (gradient,) = torch.autograd.grad(out.square().sum(), log_variance, create_graph=True)
+    with pytest.raises(NotImplementedError, match="weight_noise: it has first derivatives in reverse mode alone"):
+        torch.autograd.grad(gradient.sum(), weight)
 
 
 # ---- the CUDA kernels, emulated -----------------------------------------------------------------------------------
@@ -343,6 +439,18 @@ def test_emulated_kernels_equal_the_cpu(case, layout, dtype, emulated):
         expected = noise.add_noise_backward(grad.float(), norm, sigma, *key, norm_too)
         for a, b in zip(actual, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()) if b.numel() else 0)
+
+
+@pytest.mark.simt
+def test_emulated_kernels_are_not_started_for_nothing(emulated):
+    """CUDA refuses a grid of no blocks, and so does the emulation."""
+    empty, sigma, key = torch.zeros(0, 5, 3, 3), torch.ones(5), KEY.values()
+    assert noise.add_noise(empty, empty[:, :1], sigma, *key, runtime=emulated).shape == empty.shape
+    of_sigma, of_norm = noise.add_noise_backward(empty, empty[:, :1], sigma, *key, True, runtime=emulated)
+    assert (of_sigma.tolist(), of_norm.shape) == ([0] * 5, (0, 1, 3, 3))
+    nothing, start = torch.zeros(0), torch.tensor([0])
+    assert noise.add_weight_noise(nothing, nothing, start, *WEIGHT_KEY.values(), runtime=emulated).shape == (0,)
+    assert noise.weight_noise_backward(nothing, start, *WEIGHT_KEY.values(), runtime=emulated).shape == (0,)
 
 
 @pytest.mark.simt

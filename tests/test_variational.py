@@ -10,10 +10,11 @@ from small import Blobs, assert_untouched, small_probe, small_resnet, state_of
 from torch import nn
 
 from task2vec_ext import distance_matrix, fisher_embed, reference
+from task2vec_ext.comparable import check_comparable
 from task2vec_ext.data import Batch
-from task2vec_ext.embedding import check_comparable
 from task2vec_ext.folding import FoldedProbe, fold
 from task2vec_ext.head import Head
+from task2vec_ext.losses import PseudoLabels
 from task2vec_ext.variational import Variational, _NoisyProbe, variational_epochs
 
 both_noises = pytest.mark.parametrize("noise", ["activations", "weights"])
@@ -86,15 +87,17 @@ def test_the_fit_converges_to_the_closed_form_within_3_standard_errors(noise):
     assert (standard_error <= 0.12).all()
     assert (error.abs() <= 3 * standard_error + 0.02).all()  # + 0.02: σ's fourth power
     assert fits[0].kappa == pytest.approx(kappa)
+    torch.testing.assert_close(fits[0].fisher + fits[0].prior, 2 * kappa * fits[0].log_variance.neg().exp())
     torch.testing.assert_close(fits[0].prior, 2 * kappa / net.first.double().square().mean() * torch.ones(4).double())
 
 
 def test_the_authors_prior_is_learned():
-    """∂J/∂λ² = 0: 1/λ² is the mean variance, here started a factor of 20 above the noise."""
+    """∂J/∂λ² = 0: 1/λ² is the mean square of the noisy weights, which the noise here has made half as large again."""
     net = TwoLayers()
     robust = net.fit(0, recipe="authors", beta=1e-2, steps=800)
-    mean_variance = robust.log_variance.exp().mean()
-    assert float(robust.prior_precision[0]) == pytest.approx(1 / float(mean_variance), rel=0.1)
+    square, variance = net.first.double().square().mean(), robust.log_variance.exp().mean()
+    assert variance >= 0.3 * square
+    assert float(robust.prior_precision[0]) == pytest.approx(1 / float(square + variance), rel=0.02)
     assert len(robust.prior_precision.unique()) == 1
     fixed = net.fit(0, recipe="paper", beta=2 * 1e-2 * net.pictures, steps=2)
     assert float(fixed.prior_precision[0]) == pytest.approx(1 / float(net.first.square().mean()))
@@ -231,6 +234,7 @@ def embed(**options):
 
 def test_fisher_embed_gives_a_comparable_embedding_with_its_prior():
     result = embed(beta=1e-3, recipe="authors", noise="weights")
+    assert torch.equal(result.precision, result.fisher + result.prior)
     assert result.recipe["estimator"] == "variational"
     assert result.recipe["variational"]["beta"] == 1e-3
     assert len(result.recipe["variational_nll"]) == 2
@@ -288,6 +292,19 @@ def test_pictures_are_drawn_with_replacement_and_classes_equally_often():
     assert set(first.tolist()) == set(range(100))
 
 
+def test_pseudo_labels_have_a_robust_fisher_and_several_labels_a_picture_have_none():
+    class Unlabelled(Blobs):
+        def __getitem__(self, index):
+            return self.images[index]
+
+    settings = {"estimator": "variational", "epochs": 1, "epoch_samples": 16, "progress": False}
+    result = fisher_embed(Unlabelled(), small_probe(), loss=PseudoLabels(num_clusters=2), **settings)
+    assert result.head.num_outputs == 2
+    assert torch.isfinite(result.fisher).all()
+    with pytest.raises(NotImplementedError, match="one class a picture for 'variational', got 'multilabel'"):
+        fisher_embed(Blobs(), small_probe(), loss="multilabel", **settings)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -328,6 +345,22 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(noise):
     bad.images[0, 0, 0, 0] = math.inf
     with pytest.raises(RuntimeError, match=r"not finite at step 1: the output of layer 'conv1' is"):
         run(probe, batches=[good, bad], noise=noise)
+
+
+def test_noise_that_is_not_finite_is_its_own_layers():
+    probe = small_probe()
+    noisy = _NoisyProbe(probe, probe.layers(), Variational(), 0)
+    with torch.no_grad():
+        noisy.log_variance[5] = 200  # finite, and its σ is not
+    assert noisy.blame(batches_of(1)[0].images, 0) == f"the output of layer {probe.layers()[1].name!r} is"
+
+
+@both_noises
+def test_a_last_step_to_variances_that_are_not_finite_keeps_nothing(noise):
+    probe, settings = small_probe(), Variational(beta=1e38, recipe="authors", noise=noise)
+    fit = variational_epochs(probe, probe.layers(), head_of(probe), [batches_of(1)], 12, settings)
+    with pytest.raises(RuntimeError, match=r"gradient is not finite at step 0: the variances of layer 'conv1' are"):
+        next(fit)
 
 
 def test_variances_that_are_not_finite_are_named():

@@ -5,16 +5,23 @@ from .labels import check_labels, draw
 from .loader import Batch, Failure, batches
 from .preprocess import Preprocess
 from .sources import Tasks, tasks_from
+from .targets import ClassLabel, LabelSet, Mask, Target, Unlabelled, Values
 from .task import Task, TaskSource, as_task, read_labels
 from .views import one_vs_rest, remap, split, subset, union
 
 __all__ = [
     "Batch",
+    "ClassLabel",
     "Failure",
+    "LabelSet",
+    "Mask",
     "Preprocess",
+    "Target",
     "Task",
     "TaskSource",
     "Tasks",
+    "Unlabelled",
+    "Values",
     "as_task",
     "batches",
     "check_labels",

@@ -7,7 +7,9 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from .images import load_image
@@ -25,19 +27,19 @@ class Files:
 
     Args:
         paths: Absolute paths: workers may run elsewhere.
-        labels: One for each path.
+        labels: One for each path: class, multi-hot vector, …; None where there is none.
         names: What messages call the files.
     """
 
     paths: tuple[str, ...]
-    labels: tuple[int, ...]
+    labels: tuple[Any, ...]
     names: tuple[str, ...]
 
     def __len__(self) -> int:
         """Return the number of files."""
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         """Return the RGB picture and its label."""
         return load_image(self.paths[index]), self.labels[index]
 
@@ -45,7 +47,7 @@ class Files:
         """Return a SHA-256 of names, sizes and labels: another one means another task."""
         digest = hashlib.sha256()
         for path, label, name in zip(self.paths, self.labels, self.names, strict=True):
-            digest.update(f"{os.fspath(name)!r} {_size(path)} {label}\n".encode())
+            digest.update(f"{os.fspath(name)!r} {_size(path)} {_written(label)}\n".encode())
         return digest.hexdigest()
 
 
@@ -56,7 +58,7 @@ def _size(path: str) -> int | None:
         return None
 
 
-def files_from_list(paths: Sequence[str | os.PathLike[str]], labels: Sequence[int]) -> Files:
+def files_from_list(paths: Sequence[str | os.PathLike[str]], labels: Sequence[Any]) -> Files:
     """Return the files of a list, all of which exist.
 
     Args:
@@ -120,6 +122,24 @@ def files_from_folder(root: Path) -> tuple[Files, tuple[str, ...]]:
     return Files(tuple(os.path.abspath(root / name) for name in names), labels, names), classes
 
 
+def unlabelled_files(root: Path) -> Files:
+    """Return all pictures below a folder, without labels.
+
+    Args:
+        root: The folder; see `files_from_folder` for what is skipped.
+
+    Returns:
+        The files in the order of their paths.
+
+    Raises:
+        ValueError: If it is not a folder, or holds no pictures.
+    """
+    names = tuple(_pictures(root, set())) if root.is_dir() else ()
+    if not names:
+        raise ValueError(f"as_task: expected a folder with pictures at {root}, got none; correct the path.")
+    return Files(tuple(os.path.abspath(root / name) for name in names), (None,) * len(names), names)
+
+
 def _pictures(folder: Path, seen: set[tuple[int, int]], prefix: str = "") -> Iterator[str]:
     """Paths of all pictures below the folder, relative to it; ``seen`` ends loops of links."""
     if _identity(folder) in seen:
@@ -147,6 +167,11 @@ def _expected_layout(root: Path) -> str:
         f"as_task: expected a folder for each class in {root}, got {got}; lay the pictures out as "
         f"{root.name}/cats/1.jpg, {root.name}/cats/2.jpg, {root.name}/dogs/1.jpg."
     )
+
+
+def _written(label: Any) -> str:
+    """A label in full: what prints of a long array leaves entries out."""
+    return str(np.asarray(label).tolist() if isinstance(label, (Tensor, np.ndarray)) else label)
 
 
 def _list(names: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     Args:
         index: ``[B]`` int64, which pictures of the task.
         images: ``[B, 3, H, W]`` float32.
-        labels: ``[B]`` int64.
+        labels: ``[B]`` int64 classes, or what the task's target is: ``[B, …]``.
     """
 
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs on a batch
@@ -84,7 +84,7 @@ def batches(
     Raises:
         ValueError: If an argument is impossible (at once), or when a picture cannot be read, is not finite or
             has a wrong shape (when its batch is due); names the picture and the reason.
-        TypeError: If an item of the task is not a pair of picture and integer label.
+        TypeError: If an item of the task is not a pair of picture and label of the task's kind.
 
     Note:
         Pictures of different sizes without a ``preprocess``, a malformed task and lack of memory raise with
@@ -149,6 +149,10 @@ def _settled(
             raise _sizes_differ(
                 task, int(first.index[0]), first.images[0], int(chunk.batch.index[0]), chunk.batch.images[0]
             )
+        if chunk.batch.labels.shape[1:] != first.labels.shape[1:]:
+            raise _targets_differ(
+                task, int(first.index[0]), first.labels[0], int(chunk.batch.index[0]), chunk.batch.labels[0]
+            )
         yield chunk.batch
 
 
@@ -188,7 +192,7 @@ class _Chunks(Dataset[_Chunk]):
         start = number * self.batch_size
         index: list[int] = []
         images: list[Tensor] = []
-        labels: list[int] = []
+        labels: list[Tensor] = []
         failures: list[Failure] = []
         for i in self.indices[start : start + self.batch_size]:
             try:
@@ -204,21 +208,24 @@ class _Chunks(Dataset[_Chunk]):
                 continue
             if images and image.shape != images[0].shape:
                 return _Chunk(None, failures, _sizes_differ(self.task, index[0], images[0], i, image))
+            if labels and label.shape != labels[0].shape:
+                return _Chunk(None, failures, _targets_differ(self.task, index[0], labels[0], i, label))
             index.append(i)
             images.append(image)
             labels.append(label)
         if not images:
             return _Chunk(None, failures)
-        return _Chunk(Batch(torch.tensor(index), torch.stack(images), torch.tensor(labels)), failures)
+        return _Chunk(Batch(torch.tensor(index), torch.stack(images), torch.stack(labels)), failures)
 
-    def _picture(self, index: int) -> tuple[Tensor, int]:
+    def _picture(self, index: int) -> tuple[Tensor, Tensor]:
         """The probe's input for one picture, float32 ``[3, H, W]``, and its label."""
         if self.preprocess is None:
             item, label = self.task.item(index)
-            image = _as_input(item)
+            given = image = _as_input(item)
         else:
-            rgb, label = self.task[index]
-            image = self.preprocess(rgb)
+            given, label = self.task[index]
+            image = self.preprocess(given)
+        label = self.task.target.prepare(label, given, self.preprocess)
         if not torch.isfinite(image).all():
             raise ValueError("batches: expected finite pixels, got NaN or infinity; mend or remove the picture.")
         return image, label
@@ -245,6 +252,13 @@ def _sizes_differ(task: Task, first: int, image: Tensor, second: int, other: Ten
         f"batches: expected pictures of one size where preprocess is None, got {list(image.shape)} for "
         f"{task.describe(first)} and {list(other.shape)} for {task.describe(second)}; "
         "resize them in the data set, or pass a Preprocess."
+    )
+
+
+def _targets_differ(task: Task, first: int, target: Tensor, second: int, other: Tensor) -> ValueError:
+    return ValueError(
+        f"batches: expected targets of one size, got {list(target.shape)} for {task.describe(first)} and "
+        f"{list(other.shape)} for {task.describe(second)}; give every picture the same."
     )
 
 

@@ -81,8 +81,31 @@ class Preprocess:
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
         return image.sub(mean).div(std).contiguous()
 
+    def mask(self, mask: Tensor, *, fill: int) -> Tensor:
+        """Return the classes of the pixels of the probe's input, each the nearest pixel's.
+
+        Args:
+            mask: ``[H, W]`` integers, of a picture ``[3, H, W]``.
+            fill: The class of what lies outside the picture.
+
+        Returns:
+            ``[crop, crop]`` of the same dtype.
+
+        Raises:
+            ValueError: As for the picture.
+        """
+        size = self._size(*mask.shape)
+        nearest = F.interpolate(mask[None, None].double(), size=size, mode="nearest-exact")[0].to(mask.dtype)
+        return _crop_center(nearest, self.crop, fill)[0].contiguous()
+
     def _resize(self, image: Tensor) -> Tensor:
-        height, width = image.shape[1:]
+        size = self._size(*image.shape[1:])
+        if size == image.shape[1:]:
+            return image
+        return F.interpolate(image[None], size=size, mode=self.interpolation, align_corners=False, antialias=True)[0]
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after the resize."""
         short, long = sorted((height, width))
         if long > _MAX_ASPECT * short:
             raise ValueError(
@@ -90,10 +113,7 @@ class Preprocess:
                 "cut the picture first."
             )
         new_long = self.resize * long // short
-        size = (self.resize, new_long) if height <= width else (new_long, self.resize)
-        if size == (height, width):
-            return image
-        return F.interpolate(image[None], size=size, mode=self.interpolation, align_corners=False, antialias=True)[0]
+        return (self.resize, new_long) if height <= width else (new_long, self.resize)
 
     @classmethod
     def from_torchvision(cls, preset: Any) -> Preprocess:
@@ -201,12 +221,12 @@ def _three(name: str, values: Sequence[float], kind: str, is_kind: Callable[[flo
     return numbers
 
 
-def _crop_center(image: Tensor, size: int) -> Tensor:
-    """The central ``[3, size, size]``, padded with zeros where too small; rounds as torchvision does."""
+def _crop_center(image: Tensor, size: int, fill: int = 0) -> Tensor:
+    """The central ``[…, size, size]``, padded where too small; rounds as torchvision does."""
     height, width = image.shape[1:]
     down, right = max(size - height, 0), max(size - width, 0)
     if down or right:
-        image = F.pad(image, (right // 2, (right + 1) // 2, down // 2, (down + 1) // 2))
+        image = F.pad(image, (right // 2, (right + 1) // 2, down // 2, (down + 1) // 2), value=fill)
         height, width = image.shape[1:]
     top, left = round((height - size) / 2), round((width - size) / 2)
     return image[:, top : top + size, left : left + size]

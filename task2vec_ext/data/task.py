@@ -15,19 +15,21 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from .folder import Files, files_from_folder, files_from_list
+from .folder import Files, files_from_folder, files_from_list, unlabelled_files
 from .images import to_rgb
-from .labels import as_label, label_tensor, not_a_label
+from .labels import label_tensor
+from .targets import ClassLabel, Mask, Target, Unlabelled, kind_of
 
 
-class Task(Dataset[tuple[Tensor, int]]):
+class Task(Dataset[tuple[Tensor, Any]]):
     """A labelled data set seen as a problem to solve; `as_task` makes one from anything.
 
     Args:
         source: Anything with ``len()`` whose items are pairs of (picture, label).
         name: What messages, tables and plots call the task.
         classes: The classes' names, if the source has them.
-        labels: ``[N]`` int64, or None where only reading the pictures tells.
+        labels: ``[N]`` int64 class labels, or None where only reading the pictures tells.
+        target: What the items' second halves are; default: class labels.
         metadata: What else is known, JSON only; goes into the embedding's recipe. `task2vec_ext.data.sources` give
             ``domain``, ``rank`` and ``taxonomy`` (rank -> taxon) or ``attribute``.
 
@@ -42,13 +44,15 @@ class Task(Dataset[tuple[Tensor, int]]):
         name: str,
         classes: tuple[str, ...] | None = None,
         labels: Tensor | None = None,
+        target: Target | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """Keep the source; reads nothing."""
         self.source = source
         self.name = name
-        self.classes = classes
-        self.labels = labels
+        self.target = target or ClassLabel()
+        self.classes = classes if self.target.named else None
+        self.labels = labels if isinstance(self.target, ClassLabel) else None
         self.metadata: dict[str, Any] = json.loads(json.dumps(dict(metadata or {})))
 
     def __len__(self) -> int:
@@ -60,13 +64,13 @@ class Task(Dataset[tuple[Tensor, int]]):
         classes = "" if self.classes is None else f", {len(self.classes)} classes"
         return f"Task({self.name!r}, {len(self)} pictures{classes})"
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         """Return the picture as RGB ``[3, H, W]`` (see `to_rgb`), not preprocessed, and its label."""
         image, label = self.item(index)
         return to_rgb(image), label
 
-    def item(self, index: int) -> tuple[Any, int]:
-        """Return a picture just as the source gives it, and its label.
+    def item(self, index: int) -> tuple[Any, Any]:
+        """Return a picture just as the source gives it, and its label, read as the task's target says.
 
         Args:
             index: Which, 0…N−1.
@@ -77,7 +81,7 @@ class Task(Dataset[tuple[Tensor, int]]):
         Raises:
             ValueError: If the source fails on this picture (its own error is the cause), or its label is
                 not the one that the source's list of labels states.
-            TypeError: If the item is not a pair, or its label not an integer.
+            TypeError: If the item is not a pair, or its label of another kind.
         """
         try:
             item = self.source[index]
@@ -85,20 +89,15 @@ class Task(Dataset[tuple[Tensor, int]]):
             raise
         except Exception as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
-        if not isinstance(item, (tuple, list)) or len(item) != 2:
-            raise TypeError(
-                f"Task: expected pairs of (picture, label), got {_kind(item)} for {self.describe(index)}; "
-                "wrap the data set so that its items are pairs."
-            )
-        label = as_label(item[1])
-        if label is None:
-            raise TypeError(not_a_label(item[1], who="Task", where=self.describe(index)))
+        where = self.describe(index)
+        image, value = self.target.split(item, where)
+        label = self.target.read(value, who="Task", where=where)
         if self.labels is not None and label != int(self.labels[index]):
             raise ValueError(
                 f"Task: expected label {int(self.labels[index])} as listed by the data set, got {label} for "
-                f"{self.describe(index)}; make its list of labels and its items agree."
+                f"{where}; make its list of labels and its items agree."
             )
-        return item[0], label
+        return image, label
 
     def digest(self) -> str | None:
         """Return a hash of what the task consists of, without reading a picture.
@@ -127,11 +126,12 @@ TaskSource = (
     | str
     | os.PathLike[str]
     | Sequence[tuple[str | os.PathLike[str], int]]
-    | Sequence[tuple[Any, int]]
+    | Sequence[tuple[Any, Any]]
+    | Sequence[str | os.PathLike[str]]
 )
 
 
-def as_task(source: TaskSource, *, name: str | None = None) -> Task:
+def as_task(source: TaskSource, *, name: str | None = None, target: Target | None = None) -> Task:
     """Return the task that a data set, a folder or a list describes. No picture is read.
 
     Args:
@@ -143,7 +143,10 @@ def as_task(source: TaskSource, *, name: str | None = None) -> Task:
             - a map-style data set of (picture, label). Its labels are found without reading pictures in
               ``.targets``, ``.labels`` or ``._labels``, also through ``Subset`` and ``ConcatDataset``, unless
               a ``target_transform`` changes them.
+
+            Unlabelled tasks are also a folder or a list of pictures alone.
         name: What to call the task; default: the folder's or the data set's own name.
+        target: What the labels are; default: a `Task`'s own, else classes. Others are read with the pictures.
 
     Returns:
         The task.
@@ -153,20 +156,27 @@ def as_task(source: TaskSource, *, name: str | None = None) -> Task:
         ValueError: If a path does not exist or a folder is not laid out as expected.
     """
     if isinstance(source, Task):
-        if name is None or name == source.name:
-            return source
-        task = copy.copy(source)
-        task.name = name
-        return task
+        name, target = name or source.name, target or source.target
+        if target == source.target:
+            if name == source.name:
+                return source
+            task = copy.copy(source)
+            task.name = name
+            return task
+        return Task(source.source, name=name, classes=source.classes, target=target, metadata=source.metadata)
+    target = target or ClassLabel()
     if isinstance(source, (str, os.PathLike)):
         root = Path(source)
+        if isinstance(target, Unlabelled):
+            return Task(unlabelled_files(root), name=name or root.resolve().name, target=target)
         files, classes = files_from_folder(root)
-        labels = torch.tensor(files.labels, dtype=torch.int64)
-        return Task(files, name=name or root.resolve().name, classes=classes, labels=labels)
+        listed = torch.tensor(files.labels, dtype=torch.int64)
+        return Task(files, name=name or root.resolve().name, classes=classes, labels=listed, target=target)
     if isinstance(source, (list, tuple)):
-        return _from_list(source, name or "list")
+        return _from_list(source, name or "list", target)
     _check_map_style(source)
-    return Task(source, name=name or _name_of(source), classes=_classes_of(source), labels=_labels_of(source))
+    labels = _labels_of(source) if isinstance(target, ClassLabel) else None
+    return Task(source, name=name or _name_of(source), classes=_classes_of(source), labels=labels, target=target)
 
 
 def read_labels(task: Task) -> Tensor:
@@ -196,25 +206,36 @@ def read_labels(task: Task) -> Tensor:
     return labels
 
 
-def _from_list(source: Sequence[Any], name: str) -> Task:
-    for index, item in enumerate(source):
-        if not isinstance(item, (tuple, list)) or len(item) != 2:
-            raise TypeError(
-                f"as_task: expected a list of (path, label), got {_kind(item)} at index {index}; "
-                "pair every path with its label."
-            )
-    labels = label_tensor([label for _, label in source], who="as_task")
-    first = [picture for picture, _ in source]
+def _from_list(source: Sequence[Any], name: str, target: Target) -> Task:
+    if isinstance(target, Unlabelled):
+        pairs = [target.split(item, "") for item in source]
+    else:
+        for index, item in enumerate(source):
+            if not isinstance(item, (tuple, list)) or len(item) != 2:
+                raise TypeError(
+                    f"as_task: expected a list of (path, label), got {kind_of(item)} at index {index}; "
+                    "pair every path with its label."
+                )
+        pairs = [(picture, label) for picture, label in source]
+    given, labels = [label for _, label in pairs], None
+    if isinstance(target, ClassLabel):
+        labels = label_tensor(given, who="as_task")
+        given = labels.tolist()
+    else:
+        for index, value in enumerate(given):  # found out now, not when its picture is due; files of masks wait
+            if not isinstance(value, (str, os.PathLike)) or not isinstance(target, Mask):
+                target.read(value, who="as_task", where=f"index {index}")
+    first = [picture for picture, _ in pairs]
     are_paths = [isinstance(picture, (str, os.PathLike)) for picture in first]
     if all(are_paths):
-        return Task(files_from_list(first, labels.tolist()), name=name, labels=labels)
+        return Task(files_from_list(first, given), name=name, labels=labels, target=target)
     for index, picture in enumerate(first):
         if any(are_paths) or not isinstance(picture, (Image.Image, Tensor, np.ndarray)):
             raise TypeError(
                 "as_task: expected either paths or pictures (PIL, tensor, array) in a list, got "
-                f"{_kind(picture)} at index {index}; make them all of one kind."
+                f"{kind_of(picture)} at index {index}; make them all of one kind."
             )
-    return Task(source, name=name, labels=labels)
+    return Task(source, name=name, labels=labels, target=target)
 
 
 def _check_map_style(source: Any) -> None:
@@ -229,7 +250,7 @@ def _check_map_style(source: Any) -> None:
     else:
         return
     raise TypeError(
-        f"as_task: expected a map-style data set, a folder or a list of (path, label), got {_kind(source)}; {advice}."
+        f"as_task: expected a map-style data set, a folder or a list of (path, label), got {kind_of(source)}; {advice}."
     )
 
 
@@ -292,8 +313,3 @@ def _file_of(dataset: Any, index: int) -> str | None:
         return os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     except Exception:  # a foreign data set may keep anything under these names
         return None
-
-
-def _kind(value: Any) -> str:
-    length = f" of length {len(value)}" if isinstance(value, (tuple, list, Mapping)) else ""
-    return f"{type(value).__name__}{length}"

@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from .folder import Files
 from .labels import draw
+from .targets import ClassLabel
 from .task import Task, read_labels
 
 
@@ -32,7 +33,7 @@ def subset(task: Task, indices: Tensor | Sequence[int], *, name: str | None = No
     chosen = torch.as_tensor(indices, dtype=torch.int64)
     if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(task):
         raise ValueError(f"subset: expected indices in 0…{len(task) - 1}, got {int(chosen.min())}…{int(chosen.max())}.")
-    return _view([task], chosen, read_labels(task)[chosen], task.classes, name or task.name)
+    return _view([task], chosen, _labels(task)[chosen], task.classes, name or task.name)
 
 
 def split(task: Task, share: float, *, seed: int = 0) -> tuple[Task, Task]:
@@ -51,7 +52,7 @@ def split(task: Task, share: float, *, seed: int = 0) -> tuple[Task, Task]:
     """
     if not 0 < share < 1:
         raise ValueError(f"split: expected a share between 0 and 1, got {share}.")
-    labels = read_labels(task)
+    labels = _labels(task)
     first = draw(labels, round(share * len(labels)), seed)
     rest = torch.ones(len(labels), dtype=torch.bool)
     rest[first] = False
@@ -81,7 +82,7 @@ def remap(task: Task, classes: Mapping[str, str], *, name: str | None = None) ->
     Raises:
         ValueError: If the task has no such class.
     """
-    labels = read_labels(task)
+    labels = _labels(task)
     old = _class_names(task, labels)
     unknown = [given for given in classes if given not in old]
     if unknown:
@@ -110,7 +111,7 @@ def one_vs_rest(task: Task, positive: str, *, name: str | None = None) -> Task:
     Raises:
         ValueError: If the task has no such class.
     """
-    rest = {given: f"not {positive}" for given in _class_names(task, read_labels(task)) if given != positive}
+    rest = {given: f"not {positive}" for given in _class_names(task, _labels(task)) if given != positive}
     return remap(task, {**rest, positive: positive}, name=name or f"{task.name}: {positive}")
 
 
@@ -129,7 +130,7 @@ def union(tasks: Sequence[Task], *, name: str) -> Task:
     """
     if not tasks:
         raise ValueError("union: expected at least one task, got none.")
-    given = [read_labels(task) for task in tasks]
+    given = [_labels(task) for task in tasks]
     names = [_class_names(task, labels) for task, labels in zip(tasks, given, strict=True)]
     classes = tuple(dict.fromkeys(title for titles in names for title in titles))
     number = {title: i for i, title in enumerate(classes)}
@@ -138,6 +139,15 @@ def union(tasks: Sequence[Task], *, name: str) -> Task:
     ]
     labels = torch.cat(mapped)
     return _view(tasks, torch.arange(len(labels)), labels, classes, name)
+
+
+def _labels(task: Task) -> Tensor:
+    if not isinstance(task.target, ClassLabel):
+        raise TypeError(
+            f"views: expected tasks of one class a picture, got {task.name!r} of {type(task.target).__name__}; "
+            "make the view of the data set before it becomes a task (torch.utils.data.Subset)."
+        )
+    return read_labels(task)
 
 
 def _class_names(task: Task, labels: Tensor) -> tuple[str, ...]:

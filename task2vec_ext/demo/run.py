@@ -73,9 +73,9 @@ def run_demo(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lam
             (
                 e.name,
                 family,
-                e.head.num_classes,
+                e.head.num_outputs,
                 e.num_samples,
-                e.head.accuracy,
+                e.head.score,
                 e.head.nll,
                 e.norm,
                 names[other],

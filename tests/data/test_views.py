@@ -6,7 +6,7 @@ from layouts import picture
 from PIL import Image
 
 from task2vec_ext import as_task
-from task2vec_ext.data import one_vs_rest, remap, split, subset, union
+from task2vec_ext.data import Values, one_vs_rest, remap, split, subset, union
 from task2vec_ext.data.folder import Files
 
 
@@ -112,3 +112,10 @@ def test_a_view_keeps_what_all_its_tasks_know_alike(pets, held):
     pets.metadata, held.metadata = {"domain": "pets", "rank": "order"}, {"domain": "pets"}
     assert subset(pets, [1]).metadata == {"domain": "pets", "rank": "order"}
     assert union([pets, held], name="x").metadata == {"domain": "pets"}
+
+
+def test_views_are_of_classes_only(held):
+    vectors = as_task([(held.source[0][0], [0.5, 1.0])], target=Values())
+    for view in (lambda: subset(vectors, [0]), lambda: union([held, vectors], name="x")):
+        with pytest.raises(TypeError, match="views: expected tasks of one class a picture, got 'list' of Values"):
+            view()

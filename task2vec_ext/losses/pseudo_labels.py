@@ -1,0 +1,72 @@
+"""No labels at all: clusters of the features stand in for classes."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..data import Unlabelled
+from ._base import WHO
+from .cross_entropy import CrossEntropy
+
+if TYPE_CHECKING:
+    from ..data import Target
+
+
+@dataclass(frozen=True)
+class PseudoLabels(CrossEntropy):
+    """Unlabelled pictures: the k-means clusters of the probe's features are the classes (scikit-learn, 10 starts).
+
+    The head then tells clusters apart that the probe already separates: such an embedding describes the pictures as the
+    probe sees them, and no question about them. It compares with others of pseudo-labels alone.
+
+    Args:
+        num_clusters: k, at least 2 and at most the number of pictures.
+        class_weights: see `CrossEntropy`; clusters come in no order.
+        label_smoothing: see `CrossEntropy`.
+
+    Raises:
+        ImportError: If scikit-learn is not installed.
+
+    Source:
+        Wallace, Wu, Hariharan, Can we characterize tasks without labels or features?, CVPR 2021.
+    """
+
+    name = "pseudo_labels"
+
+    num_clusters: int = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        if isinstance(self.num_clusters, bool) or not isinstance(self.num_clusters, int) or self.num_clusters < 2:
+            raise ValueError(f"{WHO}: expected num_clusters as a whole number >= 2, got {self.num_clusters!r}.")
+        if importlib.util.find_spec("sklearn") is None:
+            raise ImportError(f"{WHO}: PseudoLabels needs scikit-learn; pip install 'task2vec_ext[pseudo-labels]'.")
+
+    @property
+    def target(self) -> Target:
+        return Unlabelled()
+
+    def prepare(self, targets: Tensor, features: Tensor, seed: int) -> tuple[Tensor, int]:
+        k = self.num_clusters
+        if len(features) < k:
+            raise ValueError(f"{WHO}: expected at least {k} pictures for {k} clusters, got {len(features)}.")
+        if not torch.isfinite(features).all():
+            return targets, k  # the head's fit names the pictures
+        from sklearn.cluster import KMeans
+
+        means = KMeans(k, n_init=10, random_state=seed % 2**32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of too few distinct points: an error below
+            labels = torch.from_numpy(means.fit_predict(features.double().numpy())).long()
+        if len(labels.unique()) < k:
+            raise ValueError(
+                f"{WHO}: expected {k} clusters, got {len(labels.unique())} distinct pictures; use fewer clusters."
+            )
+        return labels, k

@@ -1,0 +1,116 @@
+"""Real numbers for every picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from ..data import Values
+from ._base import WHO, Loss, check_lengths, check_some, checked_numbers, per_picture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..data import Target
+
+
+@dataclass(frozen=True)
+class Regression(Loss):
+    """K numbers a picture, Gaussian around the head's prediction.
+
+    Targets are standardised over the task first, so that neither the fit nor the Fisher depends on their units. The
+    Fisher needs the Gaussian's standard deviation σ_k, a modelling choice:
+
+    - ``"spread"`` (default): as large as the target's own. Bounded, comparable between tasks; says how strongly the
+      prediction, in units of the target's spread, depends on the probe.
+    - ``"residual"``: the head's root mean square error on the pictures it was fitted to (maximum likelihood). A target
+      that is predicted precisely weighs by 1/σ_k², without bound where there are more features than pictures.
+
+    Args:
+        noise: one of these, or K standard deviations in units of the targets' spread.
+    """
+
+    name = "regression"
+    metric = "R²"
+    has_classes = False
+    curvature = 1.0  # exactly: the whitened problem has the identity as its Hessian, and the first step solves it
+
+    noise: Literal["spread", "residual"] | tuple[float, ...] = "spread"
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.noise not in ("spread", "residual"):
+            if isinstance(self.noise, str):
+                raise ValueError(f"{WHO}: expected noise 'spread', 'residual' or K numbers, got {self.noise!r}.")
+            object.__setattr__(self, "noise", checked_numbers(self.noise, "noise"))
+
+    @property
+    def target(self) -> Target:
+        return Values()
+
+    def prepare(self, targets: Tensor, features: Tensor, seed: int) -> tuple[Tensor, int]:
+        check_some(targets)
+        if not isinstance(self.noise, str):
+            check_lengths(self.noise, targets.shape[1], "noise")
+        centred = targets - targets.mean(0)
+        spread = centred.square().mean(0).sqrt()
+        constant = spread <= 1e-12 * targets.abs().amax(0)
+        if constant.any():
+            k = int(constant.nonzero()[0])
+            raise ValueError(
+                f"{WHO}: expected targets that vary, target {k} is {float(targets[0, k]):g} for every picture "
+                f"({int(constant.sum())} such of {len(constant)}); leave it out."
+            )
+        return centred / spread, targets.shape[1]
+
+    def weights(self, targets: Tensor, num_outputs: int, balanced: bool) -> Tensor:
+        return torch.ones_like(targets[:, :1])
+
+    def objective(self, targets: Tensor, num_outputs: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        return lambda logits: ((logits - targets).square() / 2, logits - targets)
+
+    def fitted(self, logits: Tensor, targets: Tensor) -> Regression:
+        """Return the loss with its noise as numbers.
+
+        Raises:
+            ValueError: If the head is exact, so that the noise would be none.
+        """
+        if self.noise == "spread":
+            return replace(self, noise=(1.0,) * targets.shape[1])
+        if self.noise != "residual":
+            return self
+        error = (logits - targets).square().mean(0).sqrt()
+        if (error < 1e-6).any():
+            raise ValueError(
+                f"{WHO}: expected a head that errs, its error is {float(error.min()):.1e} of the target's spread; pass "
+                "noise='spread', a larger head_l2 or more pictures."
+            )
+        return replace(self, noise=tuple(error.tolist()))
+
+    def _sigma(self, like: Tensor) -> Tensor:
+        assert not isinstance(self.noise, str)  # the fit has replaced it
+        return torch.tensor(self.noise, dtype=torch.float64, device=like.device)
+
+    def nll(self, logits: Tensor, targets: Tensor) -> float:
+        """Return the mean −log density of the standardised targets."""
+        sigma = self._sigma(logits)
+        terms = ((logits - targets) / sigma).square() / 2 + sigma.log() + math.log(2 * math.pi) / 2
+        return float(terms.sum(1).mean())
+
+    def score(self, logits: Tensor, targets: Tensor) -> float:
+        explained = 1 - (logits - targets).square().sum(0) / (targets - targets.mean(0)).square().sum(0)
+        return float(explained.mean())
+
+    def root(self, logits: Tensor, targets: Tensor, noise: Tensor) -> Tensor:
+        return (noise.to(logits.double()) / self._sigma(logits)).expand(logits.shape)
+
+    def residual(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return (logits.double() - targets) / self._sigma(logits).square()
+
+    def sample(self, logits: Tensor, targets: Tensor, index: Tensor, seed: int) -> Tensor:
+        normal = per_picture(index, seed, lambda random: random.standard_normal(logits.shape[1:]))
+        return logits.double() + self._sigma(logits) * normal.to(logits.device)
