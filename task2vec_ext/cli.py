@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +38,9 @@ def main() -> NoReturn:
     """Run the command line: exit code 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text that a terminal takes
     try:
         app(arguments, prog_name="task2vec")
     except KeyboardInterrupt:
@@ -122,8 +126,11 @@ def demo(
 
 @app.command()
 def embed(
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Folders that hold one folder of pictures per class.")
+    specs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SPEC...", help="Folders of class folders, or SOURCE:WHAT such as cub:DIR (see the README)."
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the embeddings, one .safetensors per task.")
@@ -160,12 +167,12 @@ def embed(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Embed again what is there already.")] = False,
 ) -> None:
-    """Embed folders of pictures: one vector for each task, saved in a folder.
+    """Embed tasks: one vector for each, saved in a folder.
 
     Interrupted work goes on where it stopped: tasks embedded before, with the same settings, are kept.
     """
     from ._tables import safe_name
-    from .data import as_task, check_labels
+    from .data import Tasks, as_task, check_labels, tasks_from
     from .embed import fisher_embed
     from .losses import CrossEntropy, PseudoLabels
     from .probe import load_probe
@@ -173,10 +180,14 @@ def embed(
 
     options = variational_options(estimator, beta=beta, noise=noise, epochs=epochs)
     loss = CrossEntropy() if pseudo_labels is None else PseudoLabels(num_clusters=pseudo_labels)
-    tasks = [as_task(path, target=loss.target) for path in paths]
-    files = [output / f"{safe_name(task.name)}.safetensors" for task in tasks]
+    if pseudo_labels is None:
+        tasks = tasks_from(*specs)
+    else:  # folders of pictures alone
+        folders = [as_task(path, target=loss.target) for path in specs]
+        tasks = Tasks([task.name for task in folders], folders.__getitem__)
+    files = [output / f"{safe_name(name)}.safetensors" for name in tasks.names]
     for file in files:
-        twins = [task.name for task, other in zip(tasks, files, strict=True) if other == file]
+        twins = [name for name, other in zip(tasks.names, files, strict=True) if other == file]
         if len(twins) > 1:
             raise ValueError(f"embed: expected folders of different names, got {twins}, all {file.name}; rename them.")
     for task in tasks:

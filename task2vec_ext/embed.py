@@ -240,6 +240,7 @@ def fisher_embed(
             "include_batchnorm": include_batchnorm,
             **measured.record,
             "task_digest": source.digest(),
+            "task_metadata": source.metadata,
             "version": importlib.metadata.version("task2vec_ext"),
         },
         num_samples=measured.samples,

@@ -1,6 +1,7 @@
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -180,7 +181,7 @@ def test_two_folders_of_one_name_are_refused_before_any_work(capsys, folders, tm
     other.symlink_to(folders[0], target_is_directory=True)
     code, _, error = embed(capsys, [folders[0], other], tmp_path / "out")
     assert code == 1
-    assert "different names" in error
+    assert "a name of its own" in error
     assert not (tmp_path / "out").exists()
 
 
@@ -230,3 +231,20 @@ def test_ctrl_c_exits_with_130_and_leaves_no_file_behind(folders, tmp_path):
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_not_utf8_can_be_embedded_and_shown(folders, tmp_path):
+    """In a process of its own, with the strict output that most languages' settings give."""
+    task = tmp_path / os.fsdecode(b"pets\xff")
+    try:
+        shutil.copytree(folders[0], task)
+    except OSError:
+        pytest.skip("the file system takes only UTF-8 names")
+    done = subprocess.run(
+        [sys.executable, "-m", "task2vec_ext", "embed", task, "-o", tmp_path / "out", "--probe", "tiny"],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"pets\\udcff" in done.stdout

@@ -4,8 +4,10 @@ from .images import load_image, to_rgb
 from .labels import check_labels, draw
 from .loader import Batch, Failure, batches
 from .preprocess import Preprocess
+from .sources import Tasks, tasks_from
 from .targets import ClassLabel, LabelSet, Mask, Target, Unlabelled, Values
 from .task import Task, TaskSource, as_task, read_labels
+from .views import one_vs_rest, remap, split, subset, union
 
 __all__ = [
     "Batch",
@@ -17,6 +19,7 @@ __all__ = [
     "Target",
     "Task",
     "TaskSource",
+    "Tasks",
     "Unlabelled",
     "Values",
     "as_task",
@@ -24,6 +27,12 @@ __all__ = [
     "check_labels",
     "draw",
     "load_image",
+    "one_vs_rest",
     "read_labels",
+    "remap",
+    "split",
+    "subset",
+    "tasks_from",
     "to_rgb",
+    "union",
 ]

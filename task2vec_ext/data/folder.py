@@ -47,8 +47,15 @@ class Files:
         """Return a SHA-256 of names, sizes and labels: another one means another task."""
         digest = hashlib.sha256()
         for path, label, name in zip(self.paths, self.labels, self.names, strict=True):
-            digest.update(f"{os.fspath(name)!r} {os.path.getsize(path)} {_written(label)}\n".encode())
+            digest.update(f"{os.fspath(name)!r} {_size(path)} {_written(label)}\n".encode())
         return digest.hexdigest()
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # a broken link: the picture is skipped or named when it is read, not here
+        return None
 
 
 def files_from_list(paths: Sequence[str | os.PathLike[str]], labels: Sequence[Any]) -> Files:

@@ -75,7 +75,8 @@ def load_image(path: str | os.PathLike[str]) -> Tensor:
     where = os.fspath(path)
     # Asked first, because opening a named pipe would wait for ever.
     if not os.path.isfile(where):
-        got = "a directory" if os.path.isdir(where) else "no file"
+        links = "a link that leads to no file" if os.path.islink(where) else "no file"
+        got = "a directory" if os.path.isdir(where) else links
         raise ValueError(f"load_image: expected a picture at {where}, got {got}; correct the path.")
     try:
         with Image.open(where) as image:

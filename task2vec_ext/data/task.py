@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,11 @@ class Task(Dataset[tuple[Tensor, Any]]):
         classes: The classes' names, if the source has them.
         labels: ``[N]`` int64 class labels, or None where only reading the pictures tells.
         target: What the items' second halves are; default: class labels.
+        metadata: What else is known, JSON only; goes into the embedding's recipe. `task2vec_ext.data.sources` give
+            ``domain``, ``rank`` and ``taxonomy`` (rank -> taxon) or ``attribute``.
+
+    Raises:
+        TypeError: If the metadata are not JSON.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class Task(Dataset[tuple[Tensor, Any]]):
         classes: tuple[str, ...] | None = None,
         labels: Tensor | None = None,
         target: Target | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """Keep the source; reads nothing."""
         self.source = source
@@ -46,6 +53,7 @@ class Task(Dataset[tuple[Tensor, Any]]):
         self.target = target or ClassLabel()
         self.classes = classes if self.target.named else None
         self.labels = labels if isinstance(self.target, ClassLabel) else None
+        self.metadata: dict[str, Any] = json.loads(json.dumps(dict(metadata or {})))
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -155,7 +163,7 @@ def as_task(source: TaskSource, *, name: str | None = None, target: Target | Non
             task = copy.copy(source)
             task.name = name
             return task
-        return Task(source.source, name=name, classes=source.classes, target=target)
+        return Task(source.source, name=name, classes=source.classes, target=target, metadata=source.metadata)
     target = target or ClassLabel()
     if isinstance(source, (str, os.PathLike)):
         root = Path(source)

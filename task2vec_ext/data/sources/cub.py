@@ -1,0 +1,110 @@
+"""CUB-200-2011: birds, a task for each order, and for each family of the songbirds."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from .lazy import Tasks, expect
+from .taxonomy import RANKS, Category, Collection
+
+_ORIGIN = "https://data.caltech.edu/records/20098 (CUB_200_2011.tgz)"
+_TABLE = Path(__file__).with_name("cub_taxonomy.csv")
+_AGAIN = "unpack the data set again"
+_SPLITS = {"train": "1", "test": "0"}
+
+
+def cub(
+    root: str | os.PathLike[str], *, level: str = "", split: str = "all", min_classes: int = 2, min_pictures: int = 1
+) -> Tasks:
+    """Return the tasks of CUB-200-2011: to tell the species of one order or family apart.
+
+    Args:
+        root: Folder that holds ``images.txt``, or ``CUB_200_2011`` with it.
+        level: Rank: ``order``, ``family``, ``genus``; default: the paper's mixture, every order but Passeriformes (133
+            of the 200 species), and Passeriformes family by family.
+        split: ``train``, ``test`` (of ``train_test_split.txt``) or ``all``.
+        min_classes: Taxa with fewer species are left out.
+        min_pictures: Species with fewer pictures are left out.
+
+    Returns:
+        The tasks, 10 orders and 13 families by default (the paper, by a taxonomy it does not print, has 10 and 15).
+        Metadata: domain, rank, taxonomy.
+
+    Raises:
+        ValueError: If a file is missing, the split is unknown, or no taxon is large enough.
+
+    Source:
+        Wah et al., CNS-TR-2011-001; taxonomy: see `bird_taxonomy`; tasks: Achille et al., ICCV 2019, §5.
+    """
+    where = Path(os.path.abspath(root))
+    if not (where / "images.txt").is_file() and (where / "CUB_200_2011").is_dir():
+        where /= "CUB_200_2011"
+    if split not in ("all", *_SPLITS):
+        raise ValueError(f"cub: expected split to be train, test or all, got {split!r}.")
+    taxonomy = bird_taxonomy()
+    birds = Collection("cub", "CUB-200-2011", _ORIGIN, where, _pictures(where, split, len(taxonomy)), taxonomy)
+    if level:
+        return birds.tasks(birds.groups(level, min_classes=min_classes, min_pictures=min_pictures))
+    mixture = {
+        **birds.groups("order", min_classes=min_classes, min_pictures=min_pictures),
+        **birds.groups("family", min_classes=min_classes, min_pictures=min_pictures),
+    }
+    return birds.tasks(
+        {
+            (rank, taxon): numbers
+            for (rank, taxon), numbers in mixture.items()
+            if (rank == "family") == (taxonomy[numbers[0]].taxa["order"] == "Passeriformes")
+        }
+    )
+
+
+def _pictures(root: Path, split: str, classes: int) -> dict[int, list[str]]:
+    """Return class -> its pictures, of the three lists."""
+    lists = ["images.txt", "image_class_labels.txt", *([] if split == "all" else ["train_test_split.txt"])]
+    expect("cub", root, lists, _ORIGIN)
+    names, labels, *splits = (_pairs(root / name) for name in lists)
+    for name, pairs in zip(lists[1:], (labels, *splits), strict=True):
+        if pairs.keys() != names.keys():
+            raise ValueError(
+                f"cub: expected {name} in {root} to list the pictures of images.txt, got others; {_AGAIN}."
+            )
+    strangers = sorted(set(labels.values()) - {str(number) for number in range(1, classes + 1)})
+    if strangers:
+        raise ValueError(
+            f"cub: expected classes 1…{classes} in {root / lists[1]}, got {', '.join(strangers[:5])}; {_AGAIN}."
+        )
+    files: dict[int, list[str]] = defaultdict(list)
+    for picture, name in names.items():
+        if split == "all" or splits[0][picture] == _SPLITS[split]:
+            files[int(labels[picture])].append(f"images/{name}")
+    return files
+
+
+def bird_taxonomy() -> dict[int, Category]:
+    """Return what the 200 classes of CUB-200-2011 are.
+
+    Returns:
+        Class 1…200 -> its name in the data set, and its kingdom, phylum, class, order, family and genus.
+
+    Source:
+        Wikispecies, as mapped by B. Barz and J. Denzler (WACV 2019); the table's head says the rest.
+    """
+    with _TABLE.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        upper = {"kingdom": "Animalia", "phylum": "Chordata", "class": "Aves"}
+        return {
+            int(row["class_id"]): Category(
+                row["name"].replace("_", " "), {**upper, **{rank: row[rank] for rank in RANKS if rank in row}}
+            )
+            for row in rows
+        }
+
+
+def _pairs(file: Path) -> dict[str, str]:
+    """Read lines of ``number value``."""
+    lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    found = dict(line.partition(" ")[::2] for line in lines if line.strip())
+    return {key: value.strip() for key, value in found.items()}

@@ -1,0 +1,120 @@
+"""Data sets by name: torchvision's, and those of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from ..task import as_task
+from .lazy import Tasks
+
+
+def torchvision(name: str, **options: Any) -> Tasks:
+    """Return one of torchvision's data sets as a task.
+
+    Args:
+        name: A class of ``torchvision.datasets``: ``CIFAR10``, ``Flowers102``, ….
+        **options: Its own arguments: ``root``, ``split``, ``train``, ``download``, ….
+
+    Returns:
+        One task, named ``torchvision CIFAR10`` and, where it has one, its split.
+
+    Raises:
+        ValueError: If there is no such data set, or it is not in its folder.
+    """
+    datasets = importlib.import_module("torchvision.datasets")
+    if name not in datasets.__all__:
+        raise ValueError(
+            f"torchvision: expected one of torchvision.datasets ({', '.join(sorted(datasets.__all__)[:5])}, …), "
+            f"got {name!r}."
+        )
+    try:
+        dataset = getattr(datasets, name)(**options)
+    except (RuntimeError, OSError, TypeError, ImportError) as error:
+        place = inspect.signature(getattr(datasets, name)).parameters
+        advice = "?root=DIR names its folder" + (", &download=true downloads it" if "download" in place else "")
+        raise ValueError(
+            f"torchvision: expected {name} with {options or 'its defaults'}, got: {error}; {advice}."
+        ) from error
+    part = [
+        str(options[key]) if key != "train" else ("train" if options[key] else "test")
+        for key in _PARTS
+        if key in options
+    ]
+    task = as_task(dataset, name=" ".join(["torchvision", name, *part]))
+    task.metadata = {"domain": name}
+    return Tasks([task.name], lambda _: task)
+
+
+_PARTS = ("split", "train", "version", "image_set")  # arguments that choose pictures, by their names in torchvision
+
+
+def hugging_face(
+    name: str, *, split: str = "train", config: str = "", revision: str = "", image: str = "", label: str = ""
+) -> Tasks:
+    """Return a data set of the Hugging Face hub, or one that ``save_to_disk`` wrote, as a task.
+
+    Args:
+        name: ``OWNER/NAME`` on the hub, or the folder that ``save_to_disk`` wrote.
+        split: Such as ``train`` or ``train[:10%]``.
+        config: Which of its configurations; default: its own default.
+        revision: Branch, tag or commit; default: the newest.
+        image: Column of the pictures; default: the first one of type ``Image``.
+        label: Column of the labels; default: the first one of type ``ClassLabel``.
+
+    Returns:
+        One task, named ``hf NAME SPLIT``.
+
+    Raises:
+        ImportError: If ``datasets`` is not installed.
+        ValueError: If the data set cannot be had, or has no such columns.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError("hf: expected the package datasets, got none; pip install 'task2vec_ext[hf]'.") from error
+
+    try:
+        if os.path.isfile(os.path.join(name, "dataset_dict.json")):
+            rows = datasets.load_from_disk(name)[split]
+        elif os.path.isfile(os.path.join(name, "state.json")):
+            rows = datasets.load_from_disk(name)
+        else:
+            rows = datasets.load_dataset(name, config or None, split=split, revision=revision or None)
+    except Exception as error:  # whatever the network, the hub or a file format may raise
+        raise ValueError(
+            f"hf: expected the data set {name!r}, split {split!r}, got {type(error).__name__}: {error}"
+        ) from error
+    features = rows.features
+    picture = image or next((key for key, kind in features.items() if isinstance(kind, datasets.Image)), "")
+    target = label or next((key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)), "")
+    if picture not in features or target not in features:
+        raise ValueError(
+            f"hf: expected a column of pictures and one of labels in {name!r}, got "
+            f"{', '.join(f'{key} ({type(kind).__name__})' for key, kind in features.items())}; "
+            "name them: ?image=COLUMN&label=COLUMN."
+        )
+    title = " ".join(["hf", name, *([config] if config else []), split])
+    task = as_task(_Rows(rows.select_columns([picture, target]), picture, target), name=title)
+    task.metadata = {"domain": name}
+    return Tasks([title], lambda _: task)
+
+
+class _Rows(Dataset[Any]):
+    """Rows of a table as pairs of (picture, label)."""
+
+    def __init__(self, rows: Any, image: str, label: str) -> None:
+        self.rows, self.image, self.label = rows, image, label
+        self.targets = rows[label][:]  # read from its column: no picture is decoded
+        self.classes = getattr(rows.features[label], "names", None)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        row = self.rows[int(index)]
+        return row[self.image], row[self.label]

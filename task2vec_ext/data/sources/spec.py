@@ -1,0 +1,128 @@
+"""Specs: one line of text that says which tasks."""
+
+from __future__ import annotations
+
+import glob
+import inspect
+import os
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from ..task import as_task
+from .cub import cub
+from .fashion import deepfashion, imaterialist
+from .inaturalist import inaturalist
+from .lazy import Tasks
+from .named import hugging_face, torchvision
+from .table import table
+
+
+def folder(path: str) -> Tasks:
+    """Return a folder of class folders as a task, or several: ``data/*``.
+
+    Args:
+        path: The folder, or a pattern with ``*`` that names some.
+
+    Returns:
+        A task for each, named after it.
+
+    Raises:
+        ValueError: If no folder is there, or it is not laid out as expected.
+    """
+    paths = [path]
+    if not os.path.exists(path) and glob.has_magic(path):
+        paths = sorted(found for found in glob.glob(path) if os.path.isdir(found))
+        if not paths:
+            raise ValueError(f"folder: expected folders that match {path}, got none; correct the pattern.")
+    tasks = [as_task(found) for found in paths]  # listed now: an empty class folder should cost no work
+    return Tasks([task.name for task in tasks], tasks.__getitem__)
+
+
+SOURCES: Mapping[str, Callable[..., Tasks]] = {
+    "folder": folder,
+    "table": table,
+    **{f"inat{year}": partial(inaturalist, year) for year in (2017, 2018, 2019, 2021)},
+    "cub": cub,
+    "imat2018": imaterialist,
+    "deepfashion": deepfashion,
+    "torchvision": torchvision,
+    "hf": hugging_face,
+}
+"""What the names in front of a spec's colon stand for."""
+
+_SPEC = re.compile(r"(?:(?P<source>\w+):)?(?P<what>.*?)(?:\?(?P<options>\w+=[^&?]*(?:&\w+=[^&?]*)*))?", re.DOTALL)
+_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def tasks_from(*specs: str) -> Tasks:
+    """Return the tasks that specs name, one spec after the other. No picture is read.
+
+    Args:
+        *specs: ``SOURCE:WHAT?OPTION=VALUE&OPTION=VALUE``, such as ``cub:CUB_200_2011``,
+            ``inat2018:inat?level=family&min_pictures=20``, ``table:pictures.csv?label=species``,
+            ``torchvision:CIFAR10?root=data&train=false``; options are those of the source's function. Without a source:
+            a folder of class folders.
+
+    Returns:
+        The tasks, each made when it is asked for.
+
+    Raises:
+        ValueError: If a source or option is unknown, data are missing, or two tasks have one name.
+        ImportError: If a source needs a package that is not installed; says which.
+    """
+    return Tasks.joined([_tasks(os.fspath(spec)) for spec in specs])
+
+
+def _tasks(spec: str) -> Tasks:
+    if os.path.isdir(spec):  # whatever characters its name has
+        return folder(spec)
+    match = _SPEC.fullmatch(spec)
+    assert match is not None  # every group but the middle is optional, and that takes anything
+    source, what = match["source"] or "folder", match["what"]
+    if source not in SOURCES:
+        raise ValueError(
+            f"tasks_from: expected one of {', '.join(SOURCES)} before the colon of {spec!r}, got {source!r}."
+        )
+    if not what:
+        raise ValueError(f"tasks_from: expected a path or name after {source}:, got nothing.")
+    pairs = [pair.split("=", 1) for pair in match["options"].split("&")] if match["options"] else []
+    make = SOURCES[source]
+    known = _options(make if source != "torchvision" else _constructor(what))
+    options: dict[str, Any] = {}
+    for key, value in pairs:
+        if key not in known or key in options:
+            names = ", ".join(known) or "none"
+            problem = "twice" if key in options else "which it does not know"
+            raise ValueError(f"tasks_from: expected options of {source} ({names}) in {spec!r}, got {key}, {problem}.")
+        options[key] = _value(key, value, known[key], spec)
+    return make(what, **options)
+
+
+def _options(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the arguments that can be given by name, with their defaults; the first one is the spec's own."""
+    parameters = list(inspect.signature(function).parameters.values())
+    if not inspect.isclass(function):
+        parameters = parameters[1:]
+    return {p.name: p.default for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _constructor(name: str) -> Callable[..., Any]:
+    """Return torchvision's class of this name, or what complains that there is none."""
+    import torchvision.datasets
+
+    return getattr(torchvision.datasets, name, torchvision.datasets.VisionDataset)
+
+
+def _value(key: str, text: str, default: Any, spec: str) -> Any:
+    """Read an option as what its default is: a truth value, a whole number or text."""
+    if isinstance(default, bool):
+        if text.lower() not in _TRUTH:
+            raise ValueError(f"tasks_from: expected {key}=true or {key}=false in {spec!r}, got {text!r}.")
+        return _TRUTH[text.lower()]
+    if isinstance(default, int):
+        if not text.isdecimal():
+            raise ValueError(f"tasks_from: expected a whole number for {key} in {spec!r}, got {text!r}.")
+        return int(text)
+    return text

@@ -1,0 +1,192 @@
+"""Views of tasks: parts, splits, unions, and other labels. No picture is read, none is copied."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
+
+from .folder import Files
+from .labels import draw
+from .targets import ClassLabel
+from .task import Task, read_labels
+
+
+def subset(task: Task, indices: Tensor | Sequence[int], *, name: str | None = None) -> Task:
+    """Return some of a task's pictures, with the labels they have.
+
+    Args:
+        task: The task.
+        indices: ``[n]`` which pictures, in the order wanted.
+        name: Of the view; default: the task's.
+
+    Returns:
+        The view.
+
+    Raises:
+        ValueError: If the task has no such picture.
+    """
+    chosen = torch.as_tensor(indices, dtype=torch.int64)
+    if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(task):
+        raise ValueError(f"subset: expected indices in 0…{len(task) - 1}, got {int(chosen.min())}…{int(chosen.max())}.")
+    return _view([task], chosen, _labels(task)[chosen], task.classes, name or task.name)
+
+
+def split(task: Task, share: float, *, seed: int = 0) -> tuple[Task, Task]:
+    """Return two parts of a task, both with every class in proportion.
+
+    Args:
+        task: The task.
+        share: Of the pictures in the first part, in (0, 1); every class has at least one there.
+        seed: Of the random choice.
+
+    Returns:
+        The parts, each in the task's order, named ``… 1/2`` and ``… 2/2``.
+
+    Raises:
+        ValueError: If the share is impossible, or a part would lack a class.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"split: expected a share between 0 and 1, got {share}.")
+    labels = _labels(task)
+    first = draw(labels, round(share * len(labels)), seed)
+    rest = torch.ones(len(labels), dtype=torch.bool)
+    rest[first] = False
+    lacking = set(labels.tolist()) - set(labels[rest].tolist())
+    if lacking:
+        raise ValueError(
+            f"split: expected every class in both parts of {task.name!r}, got none of class {min(lacking)} in the "
+            "second; lower the share, or leave out classes of few pictures (remap)."
+        )
+    parts = (first, rest.nonzero()[:, 0])
+    one, two = (subset(task, part, name=f"{task.name} {i}/2") for i, part in enumerate(parts, 1))
+    return one, two
+
+
+def remap(task: Task, classes: Mapping[str, str], *, name: str | None = None) -> Task:
+    """Return a task with other classes: some left out, some merged, some renamed.
+
+    Args:
+        task: The task.
+        classes: Old class -> new class; pictures of classes that are not in it are left out. A task without class
+            names has the names "0", "1", ….
+        name: Of the view; default: the task's.
+
+    Returns:
+        The view; its classes are numbered in the order in which they first come in `classes`.
+
+    Raises:
+        ValueError: If the task has no such class.
+    """
+    labels = _labels(task)
+    old = _class_names(task, labels)
+    unknown = [given for given in classes if given not in old]
+    if unknown:
+        raise ValueError(
+            f"remap: expected classes of {task.name!r} ({', '.join(old[:5])}{', …' if len(old) > 5 else ''}), "
+            f"got {', '.join(map(repr, unknown[:5]))}."
+        )
+    new = tuple(dict.fromkeys(classes.values()))
+    table = torch.tensor([new.index(classes[given]) if given in classes else -1 for given in old])
+    mapped = table[labels]
+    kept = (mapped >= 0).nonzero()[:, 0]
+    return _view([task], kept, mapped[kept], new, name or task.name)
+
+
+def one_vs_rest(task: Task, positive: str, *, name: str | None = None) -> Task:
+    """Return the binary task: this class against all others.
+
+    Args:
+        task: The task.
+        positive: A class; it gets label 1.
+        name: Of the view; default: ``TASK: CLASS``.
+
+    Returns:
+        The view, with classes ``not CLASS`` and ``CLASS``.
+
+    Raises:
+        ValueError: If the task has no such class.
+    """
+    rest = {given: f"not {positive}" for given in _class_names(task, _labels(task)) if given != positive}
+    return remap(task, {**rest, positive: positive}, name=name or f"{task.name}: {positive}")
+
+
+def union(tasks: Sequence[Task], *, name: str) -> Task:
+    """Return all pictures of several tasks; classes of one name are one class.
+
+    Args:
+        tasks: The tasks.
+        name: Of the union.
+
+    Returns:
+        The view. Its metadata are those that all tasks have alike.
+
+    Raises:
+        ValueError: If there are no tasks.
+    """
+    if not tasks:
+        raise ValueError("union: expected at least one task, got none.")
+    given = [_labels(task) for task in tasks]
+    names = [_class_names(task, labels) for task, labels in zip(tasks, given, strict=True)]
+    classes = tuple(dict.fromkeys(title for titles in names for title in titles))
+    number = {title: i for i, title in enumerate(classes)}
+    mapped = [
+        torch.tensor([number[title] for title in titles])[labels] for titles, labels in zip(names, given, strict=True)
+    ]
+    labels = torch.cat(mapped)
+    return _view(tasks, torch.arange(len(labels)), labels, classes, name)
+
+
+def _labels(task: Task) -> Tensor:
+    if not isinstance(task.target, ClassLabel):
+        raise TypeError(
+            f"views: expected tasks of one class a picture, got {task.name!r} of {type(task.target).__name__}; "
+            "make the view of the data set before it becomes a task (torch.utils.data.Subset)."
+        )
+    return read_labels(task)
+
+
+def _class_names(task: Task, labels: Tensor) -> tuple[str, ...]:
+    return task.classes or tuple(map(str, range(int(labels.max()) + 1 if len(labels) else 0)))
+
+
+def _view(tasks: Sequence[Task], indices: Tensor, labels: Tensor, classes: tuple[str, ...] | None, name: str) -> Task:
+    """Return the pictures at some places of the tasks put end to end, with these labels."""
+    metadata = {
+        key: value for key, value in tasks[0].metadata.items() if all(task.metadata.get(key) == value for task in tasks)
+    }
+    sources = [task.source for task in tasks]
+    source: Any
+    if all(
+        isinstance(part, Files) for part in sources
+    ):  # stay files: they have a digest, and reach workers as they are
+        paths = [path for part in sources for path in part.paths]
+        files = [file for part in sources for file in part.names]
+        where = indices.tolist()
+        source = Files(tuple(paths[i] for i in where), tuple(labels.tolist()), tuple(files[i] for i in where))
+    else:
+        source = _Relabelled(ConcatDataset(tasks), indices.tolist(), labels.tolist())
+    return Task(source, name=name, classes=classes, labels=labels, metadata=metadata)
+
+
+class _Relabelled(Subset[Any]):
+    """Items of tasks put end to end, as their sources give them, with other labels."""
+
+    def __init__(self, tasks: ConcatDataset[Any], indices: list[int], labels: list[int]) -> None:
+        super().__init__(tasks, indices)
+        self._ends = tasks.cumulative_sizes
+        self._tasks = [task for task in tasks.datasets if isinstance(task, Task)]
+        self.given = labels
+
+    def __getitem__(self, index: Any) -> tuple[Any, int]:
+        place = self.indices[index]
+        part = bisect_right(self._ends, place)
+        image, _ = self._tasks[part].item(place - (self._ends[part - 1] if part else 0))
+        return image, self.given[index]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
+        return [self[index] for index in indices]

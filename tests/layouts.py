@@ -1,0 +1,62 @@
+"""Tiny data sets in the layouts of the real ones."""
+
+import json
+
+from PIL import Image
+
+
+def picture(path, shade=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (4, 3), shade).save(path)
+
+
+SPECIES = [  # id, name, class, order, family, pictures
+    (0, "Corvus corax", "Aves", "Passeriformes", "Corvidae", 3),
+    (1, "Pica pica", "Aves", "Passeriformes", "Corvidae", 2),
+    (2, "Parus major", "Aves", "Passeriformes", "Paridae", 1),
+    (3, "Anas acuta", "Aves", "Anseriformes", "Anatidae", 2),
+    (4, "Apis mellifera", "Insecta", "Hymenoptera", "Apidae", 2),
+    (5, "Bombus terrestris", "Insecta", "Hymenoptera", "Apidae", 2),
+    (6, "Haliotis iris", "Gastropoda", "NA", "NA", 2),
+    (7, "Lottia gigantea", "Gastropoda", "NA", "NA", 2),
+]
+
+
+def inat2018(root, *, ranks=True):
+    """As published: annotations that hide the names, and the names and ranks apart."""
+    images, annotations = [], []
+    for number, _, _, _, _, count in SPECIES:
+        for i in range(count):
+            name = f"train_val2018/Animalia/{number}/{i}.png"
+            picture(root / name, 10 * number + i)
+            images.append({"id": len(images), "file_name": name})
+            annotations.append({"id": len(images), "image_id": len(images) - 1, "category_id": number})
+    hidden = [{"id": s[0], "name": str(s[0]), "supercategory": "Animalia"} for s in SPECIES]
+    content = {"images": images, "annotations": annotations, "categories": hidden}
+    (root / "train2018.json").write_text(json.dumps(content))
+    if ranks:
+        (root / "categories.json").write_text(
+            json.dumps(
+                [
+                    {"id": i, "name": name, "kingdom": "Animalia", "class": c, "order": o, "family": f}
+                    for i, name, c, o, f, _ in SPECIES
+                ]
+            )
+        )
+    return root
+
+
+def cub(root, classes):
+    """As published, with two pictures of each class: the first for training."""
+    lines = {"images.txt": [], "image_class_labels.txt": [], "train_test_split.txt": []}
+    for number in classes:
+        for i in range(2):
+            index = len(lines["images.txt"]) + 1
+            name = f"{number:03d}.Bird/{i}.png"
+            picture(root / "images" / name, number)
+            lines["images.txt"].append(f"{index} {name}")
+            lines["image_class_labels.txt"].append(f"{index} {number}")
+            lines["train_test_split.txt"].append(f"{index} {1 - i}")
+    for file, text in lines.items():
+        (root / file).write_text("\n".join(text) + "\n")
+    return root
