@@ -266,9 +266,9 @@ def _differences(a: Embedding, b: Embedding) -> list[str]:
     if a.layers != b.layers:
         found.append(f"layers: {_describe_layers(a, b)}")
     for setting in ("method", "l2", "class_balanced"):
-        found += _setting_differences(f"head {setting}", getattr(a.head, setting), getattr(b.head, setting))
+        found += setting_differences(f"head {setting}", getattr(a.head, setting), getattr(b.head, setting))
     for setting in ("preprocess", "include_batchnorm", "variational"):
-        found += _setting_differences(setting, a.recipe.get(setting), b.recipe.get(setting))
+        found += setting_differences(setting, a.recipe.get(setting), b.recipe.get(setting))
     if _quantity(a) != _quantity(b):
         found.append(f"estimator: {a.recipe.get('estimator')} against {b.recipe.get('estimator')}")
     return found
@@ -280,13 +280,13 @@ def _quantity(embedding: Embedding) -> JSON:
     return "fisher" if estimator in _FISHER_ESTIMATORS else estimator
 
 
-def _setting_differences(name: str, a: JSON, b: JSON) -> list[str]:
-    """Say where two settings differ, key by key where both are objects."""
+def setting_differences(name: str, a: JSON, b: JSON) -> list[str]:
+    """Return where two settings differ, key by key where both are objects."""
     if a == b:
         return []
     if isinstance(a, dict) and isinstance(b, dict):
         keys = sorted({*a, *b})
-        return [text for key in keys for text in _setting_differences(f"{name} {key}", a.get(key), b.get(key))]
+        return [text for key in keys for text in setting_differences(f"{name} {key}", a.get(key), b.get(key))]
     return [f"{name}: {a} against {b}"]
 
 
