@@ -150,9 +150,7 @@ def verify(folder: _Folder) -> None:
 
 
 def nearest(
-    task: Annotated[
-        str, typer.Argument(metavar="TASK", help="The name of one in the library, or an embedding's file.")
-    ],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="One of the library's, or an embedding's file.")],
     folder: Annotated[Path, typer.Option("--library", metavar="DIR", help="The library's folder.")],
     k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
     kind: Annotated[SymKind, typer.Option(help="sym is the paper's d_sym; sym_scaled: scaled to unit mean.")] = "sym",

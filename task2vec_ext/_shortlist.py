@@ -36,32 +36,34 @@ _TRAINING = 4096
 """Tasks, spread over the library, that the components are found from."""
 
 
-def shortlist(path: Path, matrix: Matrix, queries: Tensor, slots: Tensor) -> list[Tensor]:
-    """Return the slots worth comparing exactly with each query.
+def shortlist(path: Path, matrix: Matrix, query: Tensor, slots: Tensor) -> Tensor:
+    """Return the slots worth comparing exactly with a query.
 
     Args:
         path: the file that keeps the faiss index; made (anew) where more than `EXACT_UP_TO` slots are not in it.
         matrix: the embeddings.
-        queries: ``[Q, K]`` float64.
+        query: ``[K]`` float64.
         slots: ``[n]`` int64, ascending: among which.
 
     Returns:
-        Q tensors of slots, ascending: `CANDIDATES` and those that came since the index was made; all where faiss is not
-        installed.
+        Slots, ascending: the `CANDIDATES` nearest in log-Fisher, and those that came since the index was made. All of
+        them where they are few, or faiss is not installed.
     """
-    if importlib.util.find_spec("faiss") is None:
-        return [slots] * len(queries)
-    index, known = _read(path)
-    new = slots[~torch.isin(slots, known)]
+    if len(slots) <= EXACT_UP_TO or importlib.util.find_spec("faiss") is None:
+        return slots
+    import faiss
+
+    index = faiss.read_index(str(path)) if path.is_file() else None
+    new = slots if index is None else slots[~torch.isin(slots, torch.from_numpy(faiss.vector_to_array(index.id_map)))]
     if len(new) > EXACT_UP_TO:
         index, new = build(matrix, slots), slots[:0]
-        import faiss
-
         with atomic_path(path) as temporary:
             faiss.write_index(index, str(temporary))
-    _, found = index.search(features(queries).numpy(), CANDIDATES)
-    # The index may hold tasks that were removed, and −1 where it holds too few.
-    return [torch.cat([row[torch.isin(row, slots)], new]).unique() for row in torch.from_numpy(found)]
+    assert index is not None  # or all were new
+    _, found = index.search(features(query[None]).numpy(), CANDIDATES)
+    # The index may hold tasks that were removed since, and gives −1 where it holds too few.
+    near = torch.from_numpy(found[0])
+    return torch.cat([near[torch.isin(near, slots)], new]).unique()
 
 
 def features(fisher: Tensor) -> Tensor:
@@ -92,13 +94,3 @@ def build(matrix: Matrix, slots: Tensor) -> Any:
     for some, rows in matrix.blocks(slots):
         index.add_with_ids(features(rows).numpy(), some.numpy())
     return index
-
-
-def _read(path: Path) -> tuple[Any, Tensor]:
-    """The index that was kept, and the slots in it."""
-    import faiss
-
-    if not path.is_file():
-        return None, torch.empty(0, dtype=torch.int64)
-    index = faiss.read_index(str(path))
-    return index, torch.from_numpy(faiss.vector_to_array(index.id_map))

@@ -27,9 +27,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-app.add_typer(library, name="library")
-app.command()(nearest)
-
 # Mistakes in the input or the environment: one line. Anything else is a bug and keeps its traceback.
 _EXPECTED = (ValueError, TypeError, NotImplementedError, RuntimeError, OSError, ImportError, MemoryError, OverflowError)
 _MATRIX_COLUMNS = 12  # tasks whose whole matrix is still readable in a terminal
@@ -304,6 +301,10 @@ def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding
     for layer in embedding.layers:
         mean = float(embedding.layer(layer.name).mean())
         print(f"{'':>20}  {layer.name:<28} {layer.kind:<9} {layer.stop - layer.start:>5} filters  mean F {mean:.3e}")
+
+
+app.command()(nearest)
+app.add_typer(library, name="library")
 
 
 def _kept(file: Path, probe: Any, task: Any, settings: dict[str, Any]) -> Embedding:

@@ -27,7 +27,7 @@ import torch
 from ._index import Entry, Index, is_locked, lock
 from ._matrix import Matrix, SymKind, nearest
 from ._progress import library_progress
-from ._shortlist import EXACT_UP_TO, shortlist
+from ._shortlist import shortlist
 from .data import as_task
 from .embed import fisher_embed
 from .embedding import Embedding, check_comparable, setting_differences
@@ -160,10 +160,8 @@ class Library:
             raise ValueError(f"library: expected an embedding that is not all zero, {query.name!r} is.")
         if own is None:
             check_comparable([Embedding.load(self._file(self._by_id(int(slots[0])))), query])
-        queries = query.fisher[None]
-        if len(slots) > EXACT_UP_TO:
-            slots = shortlist(self.folder / "shortlist.faiss", self._matrix, queries, slots)[0]
-        found = nearest(self._matrix, queries, slots, k, kind)
+        slots = shortlist(self.folder / "shortlist.faiss", self._matrix, query.fisher, slots)
+        found = nearest(self._matrix, query.fisher[None], slots, k, kind)
         pairs = zip(found.slots[0].tolist(), found.distances[0].tolist(), strict=True)
         return [Neighbour(self._by_id(slot).name, distance) for slot, distance in pairs]
 
