@@ -22,7 +22,6 @@ from task2vec_ext import (
     as_task,
     build_library,
     distance_matrix,
-    embedding,
     library,
 )
 from task2vec_ext.embed import fisher_embed
@@ -87,7 +86,7 @@ def test_a_build_embeds_only_what_is_not_there(built, monkeypatch):
 
 # -- killed ------------------------------------------------------------------------------------------------------------
 
-_WATCHED = {module.__file__ for module in (library, _index, _matrix, _atomic, embedding)}
+_WATCHED = {module.__file__ for module in (library, _index, _matrix, _atomic)}
 
 
 def kill_at(line: int) -> None:
@@ -158,7 +157,7 @@ def test_builds_killed_anywhere_lose_nothing_and_do_nothing_twice(folders, tmp_p
     lines, kills = random.Random(seed), 0
     for _ in range(6):
         saved, begun = killable.saved(), len(killable.begun())
-        kills += killable.build_killed_at(lines.randrange(1, 700))
+        kills += killable.build_killed_at(lines.randrange(1, 660))  # a whole build takes about 670
         assert saved <= killable.saved()
         again = set(killable.begun()[begun:])
         assert not any(file.startswith(f"{name}-") for name in again for file in saved)
