@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ._terminal import printable
+
 if TYPE_CHECKING:
     from ._index import Entry
 
@@ -94,7 +96,7 @@ class LibraryProgress:
             said = entry.state if entry.error is None else f"failed: {entry.error}"
             print(
                 f"{self._text()}, {self._seen:,} of {self.pictures:,} pictures, "
-                f"{_time(elapsed)}, about {_time(left)} left: {entry.name} {said}",
+                f"{_time(elapsed)}, about {_time(left)} left: {printable(f'{entry.name} {said}')}",
                 file=sys.stderr,
                 flush=True,
             )
