@@ -206,7 +206,7 @@ class Index:
         except sqlite3.Error as error:
             raise RuntimeError(
                 f"library: expected an index that can be read and written at {self.path}, got: {error}; see to disk "
-                "and permissions, or build the library in another folder."
+                "and permissions; if it is damaged, delete it and build again, what is sound is kept."
             ) from error
 
 

@@ -175,7 +175,7 @@ def fisher_embed(
     if options is not None:
         check_layers(parts)
 
-    place = _place(net.module, device, owned=isinstance(probe, str))
+    place = probe_device(net.module, device, owned=isinstance(probe, str))
     pictures = _Pictures(source, net, place, batch_size, num_workers, progress)
     skipped: list[Failure] = []
     # Autocast of the caller's would narrow the gradients.
@@ -366,7 +366,7 @@ def _whole(name: str, value: int, least: int, most: int | None = None) -> int:
     return number
 
 
-def _place(module: nn.Module, device: str | torch.device | None, *, owned: bool) -> torch.device:
+def probe_device(module: nn.Module, device: str | torch.device | None, *, owned: bool) -> torch.device:
     """Return where to run: as asked for; else where a caller's module is; else the fastest there is."""
     parameter = next(module.parameters(), None)
     if device is None:

@@ -18,6 +18,7 @@ import hashlib
 import inspect
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,10 +29,9 @@ from ._index import Entry, Index, is_locked, lock
 from ._matrix import Matrix, SymKind, nearest
 from ._progress import library_progress
 from ._shortlist import shortlist
-from .data import as_task
-from .embed import fisher_embed
+from .data import Task, as_task
+from .embed import fisher_embed, probe_device
 from .embedding import Embedding, check_comparable, setting_differences
-from .fisher import ANY_ESTIMATORS
 from .head import head_l2
 from .probe import load_probe
 from .variational import variational_options
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from .data import Task, TaskSource
+    from .data import TaskSource
     from .embedding import JSON
     from .probe import Probe
 
@@ -190,7 +190,7 @@ class Library:
         with lock(self.folder):
             damage = self._index.damage()
             if damage is not None:
-                return [f"{self._index.path} is damaged: {damage}; build the library anew"]
+                return [f"{self._index.path} is damaged: {damage}; delete it and build again, what is sound is kept"]
             done = [entry for entry in self.entries() if entry.state == "done"]
             known = {entry.file for entry in done}
             strays = sorted(file.name for file in (self.folder / "embeddings").glob("*") if file.name not in known)
@@ -285,9 +285,9 @@ def build_library(
             "them (as_task(…, name=…), or the folders)."
         )
     net = load_probe(probe, **{name: options.pop(name) for name in _OF_PROBE if name in options})
+    _check_options(net, options)
     settings = _settings(net, options)
-    if isinstance(probe, str) and options.get("device") is None and torch.cuda.is_available():
-        options["device"] = "cuda"
+    options["device"] = probe_device(net.module, options.get("device"), owned=isinstance(probe, str))
     root = Path(folder)
     (root / "embeddings").mkdir(parents=True, exist_ok=True)
     with lock(root):
@@ -302,15 +302,25 @@ def build_library(
     return library
 
 
+class _Asked(Exception):  # noqa: N818  # no error
+    """The task has been looked at."""
+
+
+class _Unasked(Task):
+    def __len__(self) -> int:
+        raise _Asked
+
+
+def _check_options(net: Probe, options: dict[str, Any]) -> None:
+    """Raise now what `fisher_embed` has against the options: it says so before it looks at a task."""
+    with suppress(_Asked):
+        fisher_embed(_Unasked((), name="none"), net, **options)
+
+
 def _settings(net: Probe, options: dict[str, Any]) -> dict[str, JSON]:
     """What all embeddings of a library are made with: the probe and every option that decides the numbers."""
     chosen = {**_OPTIONS, **options}
-    estimator = chosen["estimator"]
-    if estimator not in ANY_ESTIMATORS:
-        raise ValueError(
-            f"build_library: expected estimator to be one of {', '.join(ANY_ESTIMATORS)}; got {estimator!r}."
-        )
-    variational = variational_options(estimator, **{name: chosen[name] for name in _OF_VARIATIONAL})
+    variational = variational_options(chosen["estimator"], **{name: chosen[name] for name in _OF_VARIATIONAL})
     layers = net.layers(chosen["layers"], include_batchnorm=chosen["include_batchnorm"])
     chosen["head_l2"] = head_l2(chosen["head_method"], chosen["head_l2"])
     chosen["layers"] = None if chosen["layers"] is None else list(chosen["layers"])
@@ -418,8 +428,17 @@ class _Builder(NamedTuple):
             embedding = Embedding.load(file)
         except ValueError:  # nothing there, or damaged
             return None
+        head = embedding.head
+        made = {
+            **embedding.recipe,
+            "head_method": head.method,
+            "head_l2": head.l2,
+            "class_balanced": head.class_balanced,
+        }
+        # Of this library's settings, unless somebody deleted the index and builds with others now.
+        alike = all(made.get(key, value) == value for key, value in self.library.settings.items())
         same = (embedding.name, embedding.recipe["task_digest"], embedding.probe.fingerprint)
-        return embedding if same == (name, digest, self.probe.fingerprint) else None
+        return embedding if alike and same == (name, digest, self.probe.fingerprint) else None
 
 
 def _digest(task: Task) -> str | None:

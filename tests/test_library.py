@@ -63,6 +63,19 @@ def sums(built: Library) -> dict[str, str]:
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
 
+def watch(monkeypatch) -> list[str]:
+    """Return a list that will hold the names of the tasks that are embedded."""
+    embedded = []
+
+    def watched(task, *arguments, **options):
+        result = fisher_embed(task, *arguments, **options)
+        embedded.append(task.name)
+        return result
+
+    monkeypatch.setattr(library, "fisher_embed", watched)
+    return embedded
+
+
 def test_a_library_holds_what_fisher_embed_gives(built):
     for task in tasks_of(5):
         expected = fisher_embed(task, small_probe(), progress=False)
@@ -75,10 +88,7 @@ def test_a_library_holds_what_fisher_embed_gives(built):
 
 def test_a_build_embeds_only_what_is_not_there(built, monkeypatch):
     before = sums(built)
-    embedded = []
-    monkeypatch.setattr(
-        library, "fisher_embed", lambda task, *a, **k: embedded.append(task.name) or fisher_embed(task, *a, **k)
-    )
+    embedded = watch(monkeypatch)
     again = build_library(tasks_of(7), built.folder, small_probe())
     assert embedded == ["task5", "task6"]
     assert {name: sums(again)[name] for name in before} == before
@@ -114,6 +124,7 @@ class Killable:
         template = fisher_embed(Blobs(), small_probe(), error_bars=False)
 
         def logged(task, *_, **__):
+            len(task)  # as fisher_embed does before anything else
             with self.log.open("a") as file:
                 file.write(task.name + "\n")
             record = {**template.recipe, "task_digest": task.digest()}
@@ -271,6 +282,10 @@ def test_wrong_options_cost_no_work(tmp_path):
         build_library(tasks_of(1), tmp_path / "library", small_probe(), estimater="exact")
     with pytest.raises(ValueError, match="expected estimator to be one of"):
         build_library(tasks_of(1), tmp_path / "library", small_probe(), estimator="best")
+    with pytest.raises(ValueError, match="expected batch_size >= 1"):
+        build_library(tasks_of(1), tmp_path / "library", small_probe(), batch_size=0)
+    with pytest.raises(RuntimeError, match="expected a device this machine has"):
+        build_library(tasks_of(1), tmp_path / "library", small_probe(), device="cuda:99")
     with pytest.raises(ValueError, match="layers to name modules"):
         build_library(tasks_of(1), tmp_path / "library", small_probe(), layers=["layer9"])
     assert list(tmp_path.iterdir()) == []
@@ -320,6 +335,18 @@ def test_verify_finds_all_that_is_wrong(built):
     built.remove(["task0", "task4"])
     (built.folder / "embeddings" / "stray.safetensors").unlink()
     assert build_library(tasks_of(5), built.folder, small_probe()).verify() == []
+
+
+def test_a_lost_index_costs_no_embedding_of_the_same_settings(built, monkeypatch):
+    before = sums(built)
+    embedded = watch(monkeypatch)
+    (built.folder / "index.sqlite").unlink()
+    again = build_library(tasks_of(5), built.folder, small_probe())
+    assert (embedded, sums(again), again.verify()) == ([], before, [])
+    (built.folder / "index.sqlite").unlink()
+    other = build_library(tasks_of(5), built.folder, small_probe(), seed=1)
+    assert len(embedded) == 5
+    assert sums(other) != before
 
 
 def test_what_is_removed_is_gone_until_it_is_built_again(built):
