@@ -15,7 +15,8 @@ from .distance import cross_distances, distance_matrix
 from .embed import fisher_embed
 from .embedding import Embedding
 from .jackknife import Estimate
-from .library import Library, build_library
+from .library import Library
+from .library_build import build_library
 from .ops import filter_grad_sq
 from .probe import Probe, load_probe
 from .uncertainty import neighbour_ranks, norm_with_error, relative_error, with_error

@@ -56,7 +56,7 @@ def build(
     Can be killed at any time, and given again: it goes on where it stopped. A task that fails is recorded and does not
     stop the others; then the exit code is 1.
     """
-    from .library import build_library
+    from .library_build import build_library
 
     tasks = [task for spec in specs for task in _tasks(spec)]
     built = build_library(

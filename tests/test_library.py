@@ -23,6 +23,7 @@ from task2vec_ext import (
     build_library,
     distance_matrix,
     library,
+    library_build,
 )
 from task2vec_ext.embed import fisher_embed
 
@@ -72,7 +73,7 @@ def watch(monkeypatch) -> list[str]:
         embedded.append(task.name)
         return result
 
-    monkeypatch.setattr(library, "fisher_embed", watched)
+    monkeypatch.setattr(library_build, "fisher_embed", watched)
     return embedded
 
 
@@ -96,7 +97,7 @@ def test_a_build_embeds_only_what_is_not_there(built, monkeypatch):
 
 # -- killed ------------------------------------------------------------------------------------------------------------
 
-_WATCHED = {module.__file__ for module in (library, _index, _matrix, _atomic)}
+_WATCHED = {module.__file__ for module in (library, library_build, _index, _matrix, _atomic)}
 
 
 def kill_at(line: int) -> None:
@@ -129,9 +130,9 @@ class Killable:
                 file.write(task.name + "\n")
             record = {**template.recipe, "task_digest": task.digest()}
             fisher = template.fisher * (1 + len(task.source.paths[0]) + int(task.name[-1]))
-            return library.Embedding(**{**vars(template), "name": task.name, "recipe": record, "fisher": fisher})
+            return Embedding(**{**vars(template), "name": task.name, "recipe": record, "fisher": fisher})
 
-        monkeypatch.setattr(library, "fisher_embed", logged)
+        monkeypatch.setattr(library_build, "fisher_embed", logged)
 
     def build(self) -> Library:
         return build_library(self.tasks, self.folder, small_probe())
@@ -321,7 +322,7 @@ def test_verify_finds_all_that_is_wrong(built):
     files[0].write_bytes(data)
     files[1].unlink()
     shutil.copy(files[3], files[2].with_name("stray.safetensors"))
-    built._matrix.write(entries[4].id, torch.ones(built._matrix.filters))
+    built.matrix.write(entries[4].id, torch.ones(built.matrix.filters))
     wrong = built.verify()
     assert len(wrong) == 4
     for line, (name, what) in zip(
@@ -368,7 +369,7 @@ def test_what_is_removed_is_gone_until_it_is_built_again(built):
 @pytest.mark.parametrize("kind", ["sym", "sym_scaled"])
 @pytest.mark.parametrize("rows_a_block", [1, 2, 1000])
 def test_the_nearest_are_those_of_the_distance_matrix(built, monkeypatch, kind, rows_a_block):
-    monkeypatch.setattr(_matrix, "_BLOCK_BYTES", rows_a_block * 8 * built._matrix.filters)
+    monkeypatch.setattr(_matrix, "_BLOCK_BYTES", rows_a_block * 8 * built.matrix.filters)
     names = [entry.name for entry in built.entries()]
     matrix = distance_matrix([built.embedding(name) for name in names], kind)
     for row, name in zip(matrix, names, strict=True):
@@ -398,7 +399,7 @@ def test_an_embedding_of_zeros_is_near_to_nothing(built, monkeypatch):
         result = fisher_embed(*arguments, **options)
         return Embedding(**{**vars(result), "fisher": torch.zeros_like(result.fisher), "group_means": None})
 
-    monkeypatch.setattr(library, "fisher_embed", zeros)
+    monkeypatch.setattr(library_build, "fisher_embed", zeros)
     build_library(tasks_of(6), built.folder, small_probe())
     assert "task5" not in [name for name, _ in built.nearest("task0")]
     with pytest.raises(ValueError, match="all zero"):

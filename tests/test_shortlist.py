@@ -4,7 +4,7 @@ import pytest
 import torch
 from small import Blobs, small_probe
 
-from task2vec_ext import Embedding, _shortlist, as_task, build_library, library
+from task2vec_ext import Embedding, _shortlist, as_task, build_library, library_build
 from task2vec_ext._matrix import Matrix, nearest
 from task2vec_ext.embed import fisher_embed
 
@@ -96,7 +96,7 @@ def test_a_large_library_finds_what_a_small_one_would(tmp_path, monkeypatch):
         fisher = template.fisher * (centres[int(task.name[-1])] + noise).exp()
         return Embedding(**{**vars(template), "name": task.name, "fisher": fisher})
 
-    monkeypatch.setattr(library, "fisher_embed", drawn)
+    monkeypatch.setattr(library_build, "fisher_embed", drawn)
     tasks = [as_task(Blobs(n=3), name=f"task{t}") for t in range(60)]
     built = build_library(tasks, tmp_path / "library", small_probe())
     found = [built.nearest(f"task{t}", k=1) for t in range(10)]
