@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -227,9 +227,9 @@ def lock(folder: Path) -> Iterator[None]:
         LibraryBusyError: Another process holds it.
         RuntimeError: It cannot be had at all.
     """
-    db = sqlite3.connect(folder / "lock", timeout=1, isolation_level=None)
-    try:
+    with ExitStack() as ending:
         try:
+            db = ending.enter_context(closing(sqlite3.connect(folder / "lock", timeout=1, isolation_level=None)))
             db.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
             if "locked" not in str(error):
@@ -239,8 +239,6 @@ def lock(folder: Path) -> Iterator[None]:
                 "wait until that has ended (task2vec library status tells how far it is)."
             ) from None
         yield
-    finally:
-        db.close()
 
 
 def is_locked(folder: Path) -> bool:
