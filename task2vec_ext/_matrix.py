@@ -25,7 +25,8 @@ _BLOCK_BYTES = 32 << 20
 class Matrix:
     """``[slots, K]`` float32 on the disk, mapped a block at a time: memory does not grow with the library.
 
-    Rounding moves d_sym by 1e-9 (106 real tasks, benchmarks/nearest.py), and half the bytes are half the time where the disk sets it. Slots never written are holes in the file.
+    Rounding moves d_sym by 1e-9 (106 real tasks, benchmarks/nearest.py), and half the bytes are half the time where the
+    disk sets it. Slots never written are holes in the file.
 
     Args:
         path: the file.
