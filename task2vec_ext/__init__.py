@@ -15,6 +15,8 @@ from .distance import cross_distances, distance_matrix
 from .embed import fisher_embed
 from .embedding import Embedding
 from .jackknife import Estimate
+from .library import Library
+from .library_build import build_library
 from .ops import filter_grad_sq
 from .probe import Probe, load_probe
 from .uncertainty import neighbour_ranks, norm_with_error, relative_error, with_error
@@ -23,12 +25,14 @@ __all__ = [
     "BuildInfo",
     "Embedding",
     "Estimate",
+    "Library",
     "Preprocess",
     "Probe",
     "Task",
     "Task2VecWarning",
     "as_task",
     "build_info",
+    "build_library",
     "cross_distances",
     "cross_diversity",
     "distance_matrix",

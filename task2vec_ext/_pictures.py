@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from ._progress import Pass
     from .data import Failure, Task
     from .data.loader import OnError
     from .probe import Probe
@@ -32,7 +33,7 @@ class Pictures:
     device: torch.device
     batch_size: int
     num_workers: int
-    progress: bool | None
+    progress: bool | Pass | None
 
     @contextmanager
     def batches(

@@ -1,30 +1,130 @@
-"""One progress bar for long work: on the terminal, never in a file or a notebook's log unless asked for."""
+"""How far long work is: bars on the terminal, never in a file or a notebook's log unless asked for."""
 
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ._terminal import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from ._index import Entry
+
+Pass: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Shows one pass over pictures: takes what is going on and how many they are, gives ``advance(n)``."""
 
 
 @contextmanager
-def progress_bar(description: str, total: int, enabled: bool | None) -> Iterator[Callable[[int], None]]:
+def progress_bar(description: str, total: int, enabled: bool | Pass | None) -> Iterator[Callable[[int], None]]:
     """Yield a function that advances the bar by so many pictures.
 
     Args:
         description: what is going on, e.g. ``"birds: features"``.
         total: pictures in all.
-        enabled: None shows a bar where standard error is a terminal.
+        enabled: None shows a bar where standard error is a terminal; a function shows the pass in its own way.
 
     Yields:
         ``advance(n)``.
     """
+    if callable(enabled):
+        with enabled(description, total) as advance:
+            yield advance
+        return
     if not (sys.stderr.isatty() if enabled is None else enabled):
         yield lambda n: None
         return
+    with _bars() as bars:
+        work = bars.add_task(description, total=total)
+        yield lambda n: bars.advance(work, n)
+
+
+@dataclass
+class LibraryProgress:
+    """How far the build of a library is.
+
+    Args:
+        tasks: to be embedded in this build.
+        pictures: of all of them.
+        bars: where to show it; None: nowhere.
+        lines: whether to print a line a task.
+    """
+
+    tasks: int
+    pictures: int
+    bars: Any = None
+    lines: bool = False
+    _ended: int = 0
+    _failed: int = 0
+    _seen: int = 0
+    _started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        """Show the bar of all tasks."""
+        self._bar = None if self.bars is None else self.bars.add_task(self._text(), total=self.pictures)
+
+    @contextmanager
+    def of_pass(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show one pass over the pictures of the task in work (a `Pass`)."""
+        if self.bars is None:
+            yield lambda n: None
+            return
+        work = self.bars.add_task(description, total=total)
+        try:
+            yield lambda n: self.bars.advance(work, n)
+        finally:
+            self.bars.remove_task(work)
+
+    def ended(self, pictures: int, entry: Entry) -> None:
+        """Count a task that is done or has failed.
+
+        Args:
+            pictures: of the task.
+            entry: what came of it.
+        """
+        self._ended += 1
+        self._failed += entry.state == "failed"
+        self._seen += pictures
+        if self._bar is not None:
+            self.bars.update(self._bar, advance=pictures, description=self._text())
+        if self.lines:
+            elapsed = time.monotonic() - self._started
+            left = elapsed / max(self._seen, 1) * (self.pictures - self._seen)
+            said = entry.state if entry.error is None else f"failed: {entry.error}"
+            print(
+                f"{self._text()}, {self._seen:,} of {self.pictures:,} pictures, "
+                f"{_time(elapsed)}, about {_time(left)} left: {printable(f'{entry.name} {said}')}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _text(self) -> str:
+        return f"{self._ended} of {self.tasks} tasks" + (f", {self._failed} failed" if self._failed else "")
+
+
+@contextmanager
+def library_progress(tasks: int, pictures: int, enabled: bool | None) -> Iterator[LibraryProgress]:
+    """Yield what tells how far the build of a library is.
+
+    Args:
+        tasks: to be embedded.
+        pictures: of all of them.
+        enabled: None shows bars where standard error is a terminal; True prints a line a task where it is none.
+
+    Yields:
+        The `LibraryProgress`.
+    """
+    if enabled is not False and sys.stderr.isatty():
+        with _bars() as bars:
+            yield LibraryProgress(tasks, pictures, bars)
+    else:
+        yield LibraryProgress(tasks, pictures, lines=bool(enabled))
+
+
+def _bars() -> Any:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -42,6 +142,11 @@ def progress_bar(description: str, total: int, enabled: bool | None) -> Iterator
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        work = bar.add_task(description, total=total)
-        yield lambda n: bar.advance(work, n)
+    # Speed over an hour: the tasks of a library take minutes each.
+    return Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=3600)
+
+
+def _time(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,20 @@ def safe_name(name: str) -> str:
         name: what people call a task.
 
     Returns:
-        Letters, digits, ``.``, ``-`` and ``_``; never empty, hidden or longer than 150 characters.
+        Letters, digits, ``.``, ``-`` and ``_``; never empty, hidden or longer than 150 bytes.
     """
-    return re.sub(r"[^\w.-]+", "_", name).strip("._")[:150] or "task"
+    name = re.sub(r"[^\w.-]+", "_", name).strip("._")
+    return name.encode()[:150].decode(errors="ignore") or "task"
+
+
+def file_name(name: str) -> str:
+    """Return the file of a task's embedding in a library: another one for every name.
+
+    Args:
+        name: what people call a task.
+
+    Returns:
+        `safe_name`, a hash of the name, ``.safetensors``: names that differ in a sign or in case keep apart anywhere.
+    """
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{safe_name(name)}-{digest[:12]}.safetensors"

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ._kinds import DistanceKind
+from ._library_cli import library, nearest
+from ._terminal import console as _console
+from ._terminal import print_table as _print_table
 from .fisher import AnyEstimator
 from .variational import Noise
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.console import Console
-
     from .embedding import Embedding
 
 app = typer.Typer(
@@ -323,6 +322,10 @@ def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding
         print(f"{'':>20}  {layer.name:<28} {layer.kind:<9} {layer.stop - layer.start:>5} filters  mean F {mean:.3e}")
 
 
+app.command()(nearest)
+app.add_typer(library, name="library")
+
+
 def _kept(file: Path, probe: Any, task: Any, settings: dict[str, Any]) -> Embedding:
     """Return the embedding of an earlier run if it is of this task with these settings, or raise."""
     from .embedding import Embedding
@@ -365,27 +368,6 @@ def _check_writable(who: str, folder: Path) -> None:
             file.write(b"x")
     except OSError as error:
         raise OSError(f"{who}: cannot write into {folder} ({error.strerror}); choose another --output.") from error
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    # Into a file or a pipe: wide enough that no name is cut.
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-
-
-def _print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(columns):
-        numeric = bool(rows) and rows[0][number][:1].isdigit() and number > 0
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: names are shown, not read as markup
-    console.print(table)
 
 
 if __name__ == "__main__":

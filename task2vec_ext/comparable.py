@@ -53,14 +53,14 @@ def _differences(a: Embedding, b: Embedding) -> list[str]:
     if a.layers != b.layers:
         found.append(f"layers: {_describe_layers(a, b)}")
     for setting in ("method", "l2", "class_balanced"):
-        found += _setting_differences(f"head {setting}", getattr(a.head, setting), getattr(b.head, setting))
+        found += setting_differences(f"head {setting}", getattr(a.head, setting), getattr(b.head, setting))
     for setting in ("preprocess", "include_batchnorm", "variational"):
-        found += _setting_differences(setting, a.recipe.get(setting), b.recipe.get(setting))
+        found += setting_differences(setting, a.recipe.get(setting), b.recipe.get(setting))
     mine, theirs = _loss(a), _loss(b)
     if len({_SAME_LOSS.get(str(loss["name"]), loss["name"]) for loss in (mine, theirs)}) > 1:
         found.append(f"loss: {mine['name']} against {theirs['name']}")
     for setting in _LOSS_SETTINGS:
-        found += _setting_differences(f"loss {setting}", mine.get(setting), theirs.get(setting))
+        found += setting_differences(f"loss {setting}", mine.get(setting), theirs.get(setting))
     if _quantity(a) != _quantity(b):
         found.append(f"estimator: {a.recipe.get('estimator')} against {b.recipe.get('estimator')}")
     return found
@@ -78,13 +78,22 @@ def _loss(embedding: Embedding) -> dict[str, JSON]:
     return loss if isinstance(loss, dict) else {"name": "cross_entropy"}
 
 
-def _setting_differences(name: str, a: JSON, b: JSON) -> list[str]:
-    """Say where two settings differ, key by key where both are objects."""
+def setting_differences(name: str, a: JSON, b: JSON) -> list[str]:
+    """Say where two settings differ, key by key where both are objects.
+
+    Args:
+        name: of the setting.
+        a: one.
+        b: the other.
+
+    Returns:
+        Words, none where they agree.
+    """
     if a == b:
         return []
     if isinstance(a, dict) and isinstance(b, dict):
         keys = sorted({*a, *b})
-        return [text for key in keys for text in _setting_differences(f"{name} {key}", a.get(key), b.get(key))]
+        return [text for key in keys for text in setting_differences(f"{name} {key}", a.get(key), b.get(key))]
     return [f"{name}: {a} against {b}"]
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from ._progress import Pass
     from .data import Failure, TaskSource
     from .data.loader import OnError
     from .embedding import Layer
@@ -71,7 +72,7 @@ def fisher_embed(
     on_error: OnError = "raise",
     name: str | None = None,
     error_bars: bool = True,
-    progress: bool | None = None,
+    progress: bool | Pass | None = None,
     recipe: VariationalRecipe | None = None,
     beta: float | None = None,
     noise: Noise | None = None,
@@ -122,7 +123,7 @@ def fisher_embed(
         name: what to call the task; default: the folder's or data set's own name.
         error_bars: keep the means of 32 groups of pictures, ``4·32·K`` bytes, from which `task2vec_ext.uncertainty` has
             errors of all that is computed from the embedding; not kept of fewer than 8 pictures.
-        progress: show a progress bar; default: where standard error is a terminal.
+        progress: show a progress bar; default: where standard error is a terminal; a function shows it its own way.
         recipe: of ``"variational"``: ``"paper"`` (default) or ``"authors"``.
         beta: of ``"variational"``: weight of the KL term; default: the authors' 1e-7, or what equals it in the paper's
             objective, 2e-7·N.

@@ -314,3 +314,19 @@ def test_coverage_counts_intervals_that_hold_the_truth():
     wrong = coverage._count(iter([(0, 1)] * 40), [2 * truths[0], truths[1].flip(0)], draw, 64)
     assert right["norm"]["coverage"] > 0.8  # 95 % ± 3.4 %: more than four standard errors
     assert wrong["norm"]["coverage"] == 0
+
+
+def test_the_nearest_are_found_among_drawn_tasks(tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    from benchmarks import nearest
+
+    monkeypatch.setattr(nearest, "peak_memory", lambda *args, **kwargs: 0)  # a fresh process takes seconds
+    real = torch.randn(6, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64).exp()
+    real[0, :3] = 0
+    result = nearest.measure(real, tasks=120, queries=4, candidates=[10, 120], folder=tmp_path)
+    assert result["rounding"] < nearest.ROUNDING
+    assert result["ways"]["shortlist of 120"]["recall"] == 1
+    assert 0.5 < result["ways"]["shortlist of 10"]["recall"] <= 1
+    drawn = nearest.draw(real, 50, torch.Generator().manual_seed(0))
+    assert (drawn == 0).sum() in range(3, 3 * 50, 3)
+    torch.testing.assert_close(drawn[drawn > 0].log().mean(), real[real > 0].log().mean(), atol=0.3, rtol=0)

@@ -1,0 +1,139 @@
+"""How long does it take to find a task's nearest among very many, and how many of them does the shortlist find?
+
+python -m benchmarks.nearest --data DIR [--tasks 200000] [--queries 50] [--pictures 60] [--cache DIR]
+
+The real tasks of --data are embedded first (`build_library`; --cache keeps them). Around them so many synthetic ones
+are drawn: the log-Fisher of a real task, up to half of the way to that of another, 10 % noise a filter (about the error
+of an embedding of a hundred pictures) and a scale; written to a temporary matrix. Queries are drawn in the same way.
+Then, query by query: all rows compared (`_matrix.nearest`), and the faiss shortlist with its candidates compared. First
+it is checked that float32 rows give the distances of float64 ones.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks._measure import check, peak_memory, print_table, say, summary
+from benchmarks._real import parser, probe, real_tasks
+from benchmarks._record import write_result
+from task2vec_ext import _shortlist, build_library
+from task2vec_ext._matrix import Matrix, nearest
+from task2vec_ext._pairwise import sym_distances
+
+K_NEAREST = 10
+NOISE, MIXED, SCALE = 0.1, 0.5, 0.5
+ROUNDING = 1e-7
+"""Largest error of d_sym that float32 rows may have."""
+
+
+def main() -> None:
+    """Check, then time and count."""
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--tasks", type=int, default=200_000)
+    arguments.add_argument("--queries", type=int, default=50)
+    arguments.add_argument("--pictures", type=int, default=60, help="of each real task")
+    arguments.add_argument("--candidates", type=int, nargs="+", default=[100, 300, _shortlist.CANDIDATES])
+    arguments.add_argument("--cache", type=Path, help="folder that keeps the real tasks' library")
+    options = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        real = real_embeddings(options, options.cache or Path(folder) / "library")
+        result = measure(real, options.tasks, options.queries, options.candidates, Path(folder))
+    print_table(
+        f"{options.tasks:,} tasks of {real.shape[1]:,} filters around {len(real)} real ones; "
+        f"rounding {result['rounding']:.1e}; shortlist made in {result['shortlist_build_seconds']:.0f} s",
+        ["way", "s per query", "recall@10", "lowest"],
+        [(name, way["seconds"]["median"], way["recall"], way["lowest"]) for name, way in result["ways"].items()],
+    )
+    print(f"memory of the exact way {result['exact_peak_bytes'] / 2**20:.0f} MiB")
+    print(write_result("nearest", result))
+
+
+def real_embeddings(options: Any, folder: Path) -> Tensor:
+    """Return F of the real tasks, ``[T, K]``."""
+    say("real tasks")
+    tasks = [real.task for real in real_tasks(options.data)]
+    library = build_library(tasks, folder, probe(options), num_samples=options.pictures, error_bars=False)
+    done = [
+        entry.name for entry in library.entries() if entry.state == "done"
+    ]  # not tasks of more classes than pictures
+    return torch.stack([library.embedding(name).fisher for name in done])
+
+
+def measure(real: Tensor, tasks: int, queries: int, candidates: list[int], folder: Path) -> dict[str, Any]:
+    """Return the record: rounding, seconds, recall, memory."""
+    rounded = sym_distances(real.float().double())
+    rounding = check("float32 rows", float((rounded - sym_distances(real)).abs().max()), ROUNDING)
+    say(f"drawing {tasks:,} tasks")
+    random = torch.Generator().manual_seed(0)
+    path = folder / "matrix.f32"
+    with path.open("wb") as file:
+        for start in range(0, tasks, 1000):
+            file.write(draw(real, min(1000, tasks - start), random).float().numpy().tobytes())
+    matrix, slots = Matrix(path, real.shape[1]), torch.arange(tasks)
+    asked = draw(real, queries, random)
+
+    say("all rows")
+    nearest(matrix, asked[:1], slots, K_NEAREST)  # the file's pages come into memory, as far as they fit
+    seconds, truth = [], []
+    for query in asked.split(1):
+        started = perf_counter()
+        truth.append(nearest(matrix, query, slots, K_NEAREST).slots[0])
+        seconds.append(perf_counter() - started)
+    ways = {"all rows": {"seconds": summary(seconds), "recall": 1.0, "lowest": 1.0}}
+
+    say("shortlist")
+    started = perf_counter()
+    index = _shortlist.build(matrix, slots)
+    built = perf_counter() - started
+    for count in candidates:
+        seconds, recall = [], []
+        for query, expected in zip(asked.split(1), truth, strict=True):
+            started = perf_counter()
+            some = torch.from_numpy(index.search(_shortlist.features(query).numpy(), count)[1])[0].sort().values
+            found = nearest(matrix, query, some, K_NEAREST).slots[0]
+            seconds.append(perf_counter() - started)
+            recall.append(float(torch.isin(found, expected).float().mean()))
+        ways[f"shortlist of {count:,}"] = {
+            "seconds": summary(seconds),
+            "recall": sum(recall) / len(recall),
+            "lowest": min(recall),
+        }
+    return {
+        "tasks": tasks,
+        "filters": real.shape[1],
+        "real_tasks": len(real),
+        "queries": queries,
+        "rounding": rounding,
+        "shortlist_build_seconds": built,
+        "ways": ways,
+        "exact_peak_bytes": peak_memory(_search, str(path), asked[0].tolist(), tasks, device="cpu"),
+    }
+
+
+def draw(real: Tensor, count: int, random: torch.Generator) -> Tensor:
+    """Return synthetic tasks around real ones, ``[count, K]`` float64 (module docstring)."""
+    logarithms = real.clamp(min=torch.finfo(torch.float32).tiny).log()
+    ours, others = torch.randint(len(real), (2, count), generator=random)
+    share = MIXED * torch.rand(count, 1, generator=random, dtype=torch.float64)
+    noise = NOISE * torch.randn(count, real.shape[1], generator=random, dtype=torch.float64)
+    scale = SCALE * torch.randn(count, 1, generator=random, dtype=torch.float64)
+    drawn = (torch.lerp(logarithms[ours], logarithms[others], share) + noise + scale).exp()
+    return drawn * (real[ours] > 0)  # a dead filter stays dead
+
+
+def _search(path: str, query: list[float], tasks: int) -> Any:
+    matrix = Matrix(Path(path), len(query))
+    asked, slots = torch.tensor([query], dtype=torch.float64), torch.arange(tasks)
+    nearest(matrix, asked, slots[:1], K_NEAREST)  # the code's own pages
+    return partial(nearest, matrix, asked, slots, K_NEAREST)
+
+
+if __name__ == "__main__":
+    main()

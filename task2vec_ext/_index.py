@@ -1,0 +1,254 @@
+"""The index of a library: which tasks it has, how far each is, and what all embeddings were made with.
+
+SQLite, not Parquet: a task's row is on the disk before the next task begins, and stays whole whatever ends the
+process. A Parquet file is only ever written as a whole. And SQLite comes with Python.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from ._tables import file_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from .embedding import JSON
+
+State = Literal["waiting", "done", "failed"]
+
+FORMAT_VERSION = 1
+"""Of index, matrix and layout of a library's folder; the files of its embeddings have their own."""
+
+# The fields of Entry.
+_COLUMNS = {
+    # Never used twice: it is the task's row in the matrix and its number in the shortlist.
+    "id": "INTEGER PRIMARY KEY AUTOINCREMENT",
+    "name": "TEXT NOT NULL UNIQUE",
+    "file": "TEXT NOT NULL UNIQUE",
+    "pictures": "INTEGER NOT NULL",
+    "state": "TEXT NOT NULL",
+    "digest": "TEXT",
+    "sha256": "TEXT",
+    "num_samples": "INTEGER",
+    "num_skipped": "INTEGER",
+    "num_outputs": "INTEGER",
+    "score": "REAL",
+    "norm": "REAL",
+    "seconds": "REAL",
+    "error": "TEXT",
+}
+# Text crosses as bytes: names of files that are no UTF-8 have no other way in.
+_VALUES = {name: "CAST(? AS TEXT)" if kind.startswith("TEXT") else "?" for name, kind in _COLUMNS.items()}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a library knows of one task.
+
+    Args:
+        id: its number, from 1; never given to another task.
+        name: what people call it.
+        file: its embedding, in the library's folder ``embeddings``.
+        pictures: how many it has.
+        state: ``"waiting"`` to be embedded, ``"done"`` or ``"failed"``.
+        digest: `Task.digest` of the pictures that were embedded.
+        sha256: of the file.
+        num_samples: pictures that the Fisher is the mean over.
+        num_skipped: pictures that could not be read.
+        num_outputs: C.
+        score: of the head, in [0, 1].
+        norm: ‖F‖₁, nats² per weight².
+        seconds: that embedding it took.
+        error: why it failed.
+    """
+
+    id: int
+    name: str
+    file: str
+    pictures: int
+    state: State
+    digest: str | None = None
+    sha256: str | None = None
+    num_samples: int | None = None
+    num_skipped: int | None = None
+    num_outputs: int | None = None
+    score: float | None = None
+    norm: float | None = None
+    seconds: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Index:
+    """The table of a library's tasks, opened anew for every transaction: processes that are forked inherit nothing.
+
+    Args:
+        path: the SQLite file.
+    """
+
+    path: Path
+
+    def create(self, settings: dict[str, JSON]) -> None:
+        """Make an empty index.
+
+        Args:
+            settings: what all embeddings are made with.
+        """
+        columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
+        with self._transaction() as db:
+            db.execute(f"CREATE TABLE tasks ({columns})")
+            db.execute("CREATE TABLE settings (format INTEGER, settings TEXT)")
+            db.execute("INSERT INTO settings VALUES (?, ?)", (FORMAT_VERSION, json.dumps(settings)))
+
+    def settings(self) -> dict[str, JSON] | None:
+        """Return what all embeddings are made with, or None where no index was finished.
+
+        Raises:
+            ValueError: A newer version of this package made the library.
+        """
+        if not self.path.is_file():
+            return None
+        with self._transaction() as db:
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+            if not tables:  # killed before the first transaction ended
+                return None
+            if not {"tasks", "settings"} <= tables:
+                raise ValueError(f"library: expected the index of a library, got another database at {self.path}.")
+            version, settings = db.execute("SELECT format, settings FROM settings").fetchone()
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"library: expected format {FORMAT_VERSION}, {self.path.parent} has format {version}: use the version "
+                "of task2vec_ext that built it, or build it anew."
+            )
+        return dict(json.loads(settings))
+
+    def entries(self) -> list[Entry]:
+        """Return all tasks, in the order in which they came."""
+        with self._transaction() as db:
+            return [Entry(*row) for row in db.execute(f"SELECT {', '.join(_COLUMNS)} FROM tasks ORDER BY id")]
+
+    def comparable(self) -> list[int]:
+        """Return the ids, in order, of all tasks that have distances: embedded, and not all zero."""
+        with self._transaction() as db:
+            return [i for (i,) in db.execute("SELECT id FROM tasks WHERE state = 'done' AND norm > 0 ORDER BY id")]
+
+    def find(self, key: int | str) -> Entry | None:
+        """Return one task by its id or its name, or None."""
+        column = "id" if isinstance(key, int) else "name"
+        with self._transaction() as db:
+            query = f"SELECT {', '.join(_COLUMNS)} FROM tasks WHERE {column} = {_VALUES[column]}"
+            row = db.execute(query, (_to_sql(key),)).fetchone()
+        return None if row is None else Entry(*row)
+
+    def add(self, tasks: Iterable[tuple[str, int]]) -> dict[str, Entry]:
+        """Add tasks that wait to be embedded; those that are there already stay as they are.
+
+        Args:
+            tasks: name and number of pictures of each.
+
+        Returns:
+            All tasks by name.
+        """
+        columns = ("name", "file", "pictures", "state")
+        rows = [(name, file_name(name), pictures, "waiting") for name, pictures in tasks]
+        with self._transaction() as db:
+            db.executemany(
+                f"INSERT OR IGNORE INTO tasks ({', '.join(columns)}) VALUES ({', '.join(_VALUES[c] for c in columns)})",
+                [tuple(map(_to_sql, row)) for row in rows],
+            )
+        return {entry.name: entry for entry in self.entries()}
+
+    def update(self, entry: Entry, **changes: Any) -> Entry:
+        """Write a task's row, on the disk when this returns.
+
+        Args:
+            entry: the task as it was.
+            **changes: fields of `Entry`.
+
+        Returns:
+            The task as it is now.
+        """
+        changed = asdict(replace(entry, **changes))
+        columns = ", ".join(f"{name} = {value}" for name, value in _VALUES.items())
+        with self._transaction() as db:
+            db.execute(f"UPDATE tasks SET {columns} WHERE id = ?", (*map(_to_sql, changed.values()), entry.id))
+        return Entry(**changed)
+
+    def remove(self, entry: Entry) -> None:
+        """Forget a task."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM tasks WHERE id = ?", (entry.id,))
+
+    def damage(self) -> str | None:
+        """Return what SQLite finds wrong with the file, or None."""
+        with self._transaction() as db:
+            (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+        return None if found == "ok" else found
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of the block's changes, or none."""
+        try:
+            db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            db.text_factory = lambda text: text.decode("utf-8", "surrogatepass")
+            try:
+                db.execute("BEGIN")
+                yield db
+                db.execute("COMMIT")
+            finally:
+                db.close()  # what is not committed never was
+        except sqlite3.Error as error:
+            raise RuntimeError(
+                f"library: expected an index that can be read and written at {self.path}, got: {error}; see to disk "
+                "and permissions; if it is damaged, delete it and build again, what is sound is kept."
+            ) from error
+
+
+class LibraryBusyError(RuntimeError):
+    """Another process is changing the library."""
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keep every other process from changing a library.
+
+    SQLite's lock: it ends with the process that holds it, however that ends, and is not handed down to its workers.
+
+    Args:
+        folder: the library's.
+
+    Raises:
+        LibraryBusyError: Another process holds it.
+        RuntimeError: It cannot be had at all.
+    """
+    with ExitStack() as ending:
+        try:
+            db = ending.enter_context(closing(sqlite3.connect(folder / "lock", timeout=1, isolation_level=None)))
+            db.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise RuntimeError(f"library: expected to lock {folder}, got: {error}; see to permissions.") from error
+            raise LibraryBusyError(
+                f"library: expected {folder} to be nobody else's at the moment, but another process is building it; "
+                "wait until that has ended (task2vec library status tells how far it is)."
+            ) from None
+        yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process is changing the library."""
+    try:
+        with lock(folder):
+            return False
+    except LibraryBusyError:
+        return True
+
+
+def _to_sql(value: object) -> object:
+    return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value

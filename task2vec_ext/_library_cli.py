@@ -1,0 +1,167 @@
+"""`task2vec library …` and `task2vec nearest`: many tasks in one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ._matrix import SymKind
+from ._terminal import console, print_table, printable
+from .fisher import AnyEstimator
+from .variational import Noise
+
+if TYPE_CHECKING:
+    pass
+
+library = typer.Typer(help="Embed many tasks into one folder, and look after it.", no_args_is_help=True)
+
+_Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The library's folder.")]
+
+
+@library.command()
+def build(
+    specs: Annotated[
+        list[str],
+        typer.Argument(metavar="SPEC...", help="Folders of class folders, cub:DIR, inat2018:DIR … (README)."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The library's folder.")],
+    probe: Annotated[str, typer.Option(help="tiny, torchvision's (resnet50, …) or timm:NAME.")] = "resnet34",
+    weights: Annotated[
+        str | None, typer.Option(help="Checkpoint or torchvision's name for its weights; default: ImageNet.")
+    ] = None,
+    estimator: Annotated[AnyEstimator, typer.Option(help="How the expectation over labels is taken.")] = "signed",
+    beta: Annotated[float | None, typer.Option(help="variational: weight of the KL term.")] = None,
+    noise: Annotated[Noise | None, typer.Option(help="variational: where the noise is; default: activations.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="variational: passes of 10,000 pictures.")] = None,
+    num_samples: Annotated[
+        int | None, typer.Option(min=1, help="At most so many pictures a task; default: all.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Crop in pixels; default: what the weights were trained with.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: CUDA where there is one.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 32,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read, and count them.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try those again that failed in an earlier build.")
+    ] = False,
+) -> None:
+    """Embed every task that is not in the library yet.
+
+    Can be killed at any time, and given again: it goes on where it stopped. A task that fails is recorded and does not
+    stop the others; then the exit code is 1.
+    """
+    from .data import tasks_from
+    from .library_build import build_library
+
+    tasks = tasks_from(*specs)
+    built = build_library(
+        tasks,
+        output,
+        probe,
+        weights=weights,
+        image_size=image_size,
+        retry_failed=retry_failed,
+        progress=True,
+        estimator=estimator,
+        beta=beta,
+        noise=noise,
+        epochs=epochs,
+        num_samples=num_samples,
+        device=device,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        seed=seed,
+        on_error="skip" if skip_unreadable else "raise",
+    )
+    names = set(tasks.names)
+    failed = sum(entry.state == "failed" for entry in built.entries() if entry.name in names)
+    print(f"{len(tasks) - failed} of {len(tasks)} tasks are embedded in {output}")
+    if failed:
+        print(f"{failed} failed: task2vec library ls {output} --failed says why; build with --retry-failed")
+        raise typer.Exit(1)
+
+
+@library.command()
+def status(folder: _Folder) -> None:
+    """Print how many tasks are embedded, have failed and wait, and whether a build is going on."""
+    from .library import Library
+
+    opened = Library(folder)
+    for state, count in opened.status().items():
+        print(f"{state:>8}: {count}")
+    print("a process is building it" if opened.is_building else "no process is building it")
+    for key, value in opened.settings.items():
+        print(f"{key:>20}: {value}")
+
+
+@library.command()
+def ls(
+    folder: _Folder, failed: Annotated[bool, typer.Option("--failed", help="Only those that failed, and why.")] = False
+) -> None:
+    """List the tasks."""
+    from .library import Library
+
+    entries = Library(folder).entries()
+    if failed:
+        for entry in entries:
+            if entry.state == "failed":
+                print(printable(f"{entry.name}: {entry.error}"))
+        return
+    rows = [
+        (
+            entry.name,
+            f"{entry.pictures:,}",
+            entry.state,
+            "" if entry.num_outputs is None else str(entry.num_outputs),
+            "" if entry.score is None else f"{entry.score:.1%}",
+            "" if entry.norm is None else f"{entry.norm:.4g}",
+            "" if entry.seconds is None else f"{entry.seconds:.1f}",
+        )
+        for entry in entries
+    ]
+    print_table(console(), ("task", "pictures", "state", "classes", "head", "norm", "seconds"), rows)
+
+
+@library.command()
+def rm(folder: _Folder, names: Annotated[list[str], typer.Argument(metavar="TASK...", help="Their names.")]) -> None:
+    """Remove tasks and their embeddings."""
+    from .library import Library
+
+    Library(folder).remove(names)
+
+
+@library.command()
+def verify(folder: _Folder) -> None:
+    """Check every file against its checksum and against the index; exit code 1 where something is wrong."""
+    from .library import Library
+
+    opened = Library(folder)
+    wrong = opened.verify()
+    for line in wrong:
+        print(printable(line))
+    if wrong:
+        raise typer.Exit(1)
+    print(f"{opened.status()['done']} embeddings, all sound")
+
+
+def nearest(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="One of the library's, or an embedding's file.")],
+    folder: Annotated[Path, typer.Option("--library", metavar="DIR", help="The library's folder.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
+    kind: Annotated[SymKind, typer.Option(help="sym is the paper's d_sym; sym_scaled: scaled to unit mean.")] = "sym",
+) -> None:
+    """Find the tasks of a library that are nearest to one."""
+    from .embedding import Embedding
+    from .library import Library
+
+    query = Embedding.load(task) if task.endswith(".safetensors") else task
+    found = Library(folder).nearest(query, k, kind=kind)
+    rows = [(str(number), name, f"{distance:.4f}") for number, (name, distance) in enumerate(found, 1)]
+    print_table(console(), ("", "task", "distance"), rows)

@@ -1,0 +1,96 @@
+"""Candidates for the nearest of very many tasks: nearest neighbours of the centred, floored log-Fisher, by faiss.
+
+With Δ = log F_a − log F_b, d_sym ≈ ½·Var(Δ) over the filters where that is small, and Var(Δ) is the squared Euclidean
+distance of the centred log F, divided by K. Dead filters have no logarithm: F is scaled to unit mean and a floor added.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ._atomic import atomic_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from ._matrix import Matrix
+
+EXACT_UP_TO = 100_000
+"""Tasks up to which all are compared."""
+
+CANDIDATES = 1000
+"""Per query. 300 held all ten nearest of 200,000 for every one of 30 queries, 100 not quite (benchmarks/nearest.py)."""
+
+FLOOR = 0.01
+"""In units of the mean Fisher: from 0.001 to 0.1 it makes no difference to which tasks are found (35 real tasks)."""
+
+_DIMENSIONS = 256
+"""Of the log-Fisher's principal components that are searched: the tasks differ in far fewer directions than filters."""
+
+_TRAINING = 4096
+"""Tasks, spread over the library, that the components are found from."""
+
+
+def shortlist(path: Path, matrix: Matrix, query: Tensor, slots: Tensor) -> Tensor:
+    """Return the slots worth comparing exactly with a query.
+
+    Args:
+        path: the file that keeps the faiss index; made (anew) where more than `EXACT_UP_TO` slots are not in it.
+        matrix: the embeddings.
+        query: ``[K]`` float64.
+        slots: ``[n]`` int64, ascending: among which.
+
+    Returns:
+        Slots, ascending: the `CANDIDATES` nearest in log-Fisher, and those that came since the index was made. All of
+        them where they are few, or faiss is not installed.
+    """
+    if len(slots) <= EXACT_UP_TO or importlib.util.find_spec("faiss") is None:
+        return slots
+    import faiss
+
+    index = faiss.read_index(str(path)) if path.is_file() else None
+    new = slots if index is None else slots[~torch.isin(slots, torch.from_numpy(faiss.vector_to_array(index.id_map)))]
+    if len(new) > EXACT_UP_TO:
+        index, new = build(matrix, slots), slots[:0]
+        with atomic_path(path) as temporary:
+            faiss.write_index(index, str(temporary))
+    assert index is not None  # or all were new
+    _, found = index.search(features(query[None]).numpy(), CANDIDATES)
+    # The index may hold tasks that were removed since, and gives −1 where it holds too few.
+    near = torch.from_numpy(found[0])
+    return torch.cat([near[torch.isin(near, slots)], new]).unique()
+
+
+def features(fisher: Tensor) -> Tensor:
+    """Return the centred logarithm of F scaled to unit mean plus `FLOOR`, ``[n, K]`` float32.
+
+    Args:
+        fisher: ``[n, K]``, no row all zero.
+    """
+    logarithms = (fisher / fisher.mean(1, keepdim=True) + FLOOR).log()
+    return (logarithms - logarithms.mean(1, keepdim=True)).float()
+
+
+def build(matrix: Matrix, slots: Tensor) -> Any:
+    """Return a faiss index of rows, reduced to their principal components.
+
+    Args:
+        matrix: the embeddings.
+        slots: ``[n]`` int64, ascending: which rows.
+    """
+    import faiss
+
+    sample = slots[:: max(1, len(slots) // _TRAINING)]
+    training = torch.cat([features(rows) for _, rows in matrix.blocks(sample)])
+    dimensions = min(_DIMENSIONS, matrix.filters, len(sample))
+    reduced = faiss.PCAMatrix(matrix.filters, dimensions)
+    reduced.train(training.numpy())
+    index = faiss.IndexIDMap2(faiss.IndexPreTransform(reduced, faiss.IndexFlatL2(dimensions)))
+    for some, rows in matrix.blocks(slots):
+        index.add_with_ids(features(rows).numpy(), some.numpy())
+    return index

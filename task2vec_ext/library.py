@@ -1,0 +1,217 @@
+"""A library: the embeddings of many tasks in one folder, built without babysitting, and the nearest of them to a task.
+
+======================  ============================================================================================
+``index.sqlite``        the tasks, how far each is, what all embeddings were made with
+``embeddings/*``        one `Embedding` each, as `Embedding.save` writes it
+``matrix.f32``          F of all of them, ``[id, K]`` float32, from which `Library.nearest` reads
+``shortlist.faiss``     only beyond 100,000 tasks: what finds the candidates
+``lock``                held by the process that changes the library
+======================  ============================================================================================
+
+A task is first a file, then a row of the matrix, then done in the index, each on the disk before the next. A build that
+was killed anywhere between goes on there: a file that the index does not know is taken up, not embedded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from ._index import Entry, Index, is_locked, lock
+from ._matrix import Matrix, SymKind, nearest
+from ._shortlist import shortlist
+from .comparable import check_comparable
+from .embedding import Embedding
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+__all__ = ["Entry", "Library", "Neighbour"]
+
+
+class Neighbour(NamedTuple):
+    """A task near another.
+
+    Args:
+        name: which.
+        distance: to it.
+    """
+
+    name: str
+    distance: float
+
+
+class Library:
+    """The embeddings of many tasks in a folder; `build_library` makes and extends it.
+
+    Args:
+        folder: where `build_library` put it.
+
+    Raises:
+        ValueError: There is no library, or one of another format.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Open the index."""
+        self.folder = Path(folder)
+        self.index = Index(self.folder / "index.sqlite")
+        settings = self.index.settings()
+        if settings is None:
+            raise ValueError(
+                f"library: expected a library at {self.folder}, found none; task2vec library build makes one."
+            )
+        self.settings = settings
+        """What all embeddings were made with: probe, preprocessing and the options of `fisher_embed`."""
+        filters = settings["filters"]
+        assert isinstance(filters, int)
+        self.matrix = Matrix(self.folder / "matrix.f32", filters)
+
+    def __repr__(self) -> str:
+        """Return one line: folder, tasks by state."""
+        return f"Library({str(self.folder)!r}, {self.status()})"
+
+    def entries(self) -> list[Entry]:
+        """Return what is known of every task, in the order in which they came."""
+        return self.index.entries()
+
+    def status(self) -> dict[str, int]:
+        """Return how many tasks are ``"done"``, ``"failed"`` and ``"waiting"``."""
+        counts = Counter(entry.state for entry in self.entries())
+        return {state: counts[state] for state in ("done", "failed", "waiting")}
+
+    @property
+    def is_building(self) -> bool:
+        """Whether a process is changing the library at this moment."""
+        return is_locked(self.folder)
+
+    def embedding(self, name: str) -> Embedding:
+        """Return the embedding of a task.
+
+        Args:
+            name: The task's.
+
+        Raises:
+            ValueError: The library has no such task, it is not embedded, or its file is damaged.
+        """
+        entry = self._find(name)
+        if entry.state != "done":
+            why = "it waits to be" if entry.error is None else f"that failed: {entry.error}"
+            raise ValueError(f"library: expected an embedded task, {name!r} is not ({why}); build the library.")
+        return Embedding.load(self.file(entry))
+
+    def nearest(self, task: str | Embedding, k: int = 10, *, kind: SymKind = "sym") -> list[Neighbour]:
+        """Return the tasks nearest to one.
+
+        Args:
+            task: The name of one in the library, which is left out of the answer, or an embedding.
+            k: How many.
+            kind: ``"sym"`` for the paper's d_sym, ``"sym_scaled"`` for that of embeddings scaled to unit mean.
+
+        Returns:
+            At most k tasks, nearest first. d_sym is within 1e-7 of `distance_matrix`'s. All tasks are compared; beyond
+            100,000 tasks, where faiss is installed (extra ``faiss``), only the 1,000 that are nearest in centred,
+            floored log F: see `benchmarks/nearest.py` for how many of the ten nearest these hold. Tasks whose F is all
+            zero are near to none.
+
+        Raises:
+            ValueError: There is no such task, nothing to compare it with, or the embedding was made in another way.
+
+        Note:
+            Memory does not grow with the library: the matrix is read block by block.
+        """
+        if k < 1:
+            raise ValueError(f"library: expected k >= 1 nearest tasks, got {k}.")
+        query = self.embedding(task) if isinstance(task, str) else task
+        own = self._find(task).id if isinstance(task, str) else None
+        slots = torch.tensor([id for id in self.index.comparable() if id != own], dtype=torch.int64)
+        if len(slots) == 0:
+            raise ValueError(f"library: expected tasks to compare with in {self.folder}, found none; build it first.")
+        if query.norm == 0:
+            raise ValueError(f"library: expected an embedding that is not all zero, {query.name!r} is.")
+        if own is None:
+            check_comparable([Embedding.load(self.file(self._by_id(int(slots[0])))), query])
+        slots = shortlist(self.folder / "shortlist.faiss", self.matrix, query.fisher, slots)
+        found = nearest(self.matrix, query.fisher[None], slots, k, kind)
+        pairs = zip(found.slots[0].tolist(), found.distances[0].tolist(), strict=True)
+        return [Neighbour(self._by_id(slot).name, distance) for slot, distance in pairs]
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Forget tasks, and delete their embeddings.
+
+        Args:
+            names: Of the tasks.
+
+        Raises:
+            ValueError: One is not in the library; nothing was removed.
+            RuntimeError: Another process is changing the library.
+        """
+        with lock(self.folder):
+            for entry in [self._find(name) for name in names]:
+                # In this order: where this is interrupted, it can be asked for again.
+                self.file(entry).unlink(missing_ok=True)
+                self.index.remove(entry)
+
+    def verify(self) -> list[str]:
+        """Return all that is wrong with the library, having read every byte of it; nothing in a sound one.
+
+        Raises:
+            RuntimeError: Another process is changing the library.
+        """
+        with lock(self.folder):
+            damage = self.index.damage()
+            if damage is not None:
+                return [f"{self.index.path} is damaged: {damage}; delete it and build again, what is sound is kept"]
+            done = [entry for entry in self.entries() if entry.state == "done"]
+            known = {entry.file for entry in done}
+            strays = sorted(file.name for file in (self.folder / "embeddings").glob("*") if file.name not in known)
+            return [
+                *(f"{entry.name}: {wrong}" for entry in done if (wrong := self._wrong(entry)) is not None),
+                *(f"embeddings/{name} belongs to no task that is done; build again, or delete it" for name in strays),
+            ]
+
+    def _wrong(self, entry: Entry) -> str | None:
+        """What is wrong with a task that is done, or None."""
+        remedy = "remove the task (task2vec library rm) and build again"
+        file = self.file(entry)
+        if not file.is_file():
+            return f"{file} is missing; build again"
+        if sha256_of(file) != entry.sha256:
+            return f"{file} is damaged, its checksum is not that of the index; {remedy}"
+        embedding = Embedding.load(file)
+        if embedding.name != entry.name:
+            return f"{file} holds another task, {embedding.name!r}; {remedy}"
+        try:
+            row = self.matrix.read(torch.tensor([entry.id]))[0]
+        except (OSError, ValueError):  # no file, or too short
+            row = torch.empty(0)
+        if not torch.equal(row, embedding.fisher.float()):
+            return f"row {entry.id} of {self.matrix.path} is not its embedding; {remedy}"
+        return None
+
+    def _find(self, name: str) -> Entry:
+        entry = self.index.find(name)
+        if entry is None:
+            raise ValueError(
+                f"library: expected a task of {self.folder}, got {name!r}; task2vec library ls lists them."
+            )
+        return entry
+
+    def _by_id(self, id: int) -> Entry:
+        entry = self.index.find(id)
+        if entry is None:
+            raise RuntimeError(f"library: {self.folder} was changed while it was searched; ask again.")
+        return entry
+
+    def file(self, entry: Entry) -> Path:
+        """Return where a task's embedding is, or will be."""
+        return self.folder / "embeddings" / entry.file
+
+
+def sha256_of(file: Path) -> str:
+    """Return the checksum of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
