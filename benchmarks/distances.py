@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks._record import write_result
-from task2vec_ext import distance, distance_matrix
+from task2vec_ext import distance_matrix
+from task2vec_ext._kinds import RULES, Tasks, row_distances
 
 SAMPLE, RUN = 1000, 50  # pairs of the loop, about 15 ms
 TOLERANCE = 1e-6
@@ -48,12 +49,12 @@ def main() -> None:
     if error > TOLERANCE:
         raise SystemExit(f"distances: expected the loop's numbers to {TOLERANCE}, got {error:g} off; not timed.")
 
-    rule, few = distance._RULES["sym"], 8
-    vectors = rule.prepare(distance._Tasks(rows, torch.empty(0), [], ""))
+    rule, few = RULES["sym"], 8
+    vectors = rule.prepare(Tasks(rows, torch.empty(0), [], ""))
     ways = {
         "NumPy loop": (lambda: numpy_loop(rows.numpy(), sample), pairs / len(sample)),
         "torch float64 rows": (
-            lambda: distance._row(rule, vectors.row(0), vectors.rows(slice(1, 1 + few))),
+            lambda: row_distances(rule, vectors.row(0), vectors.rows(slice(1, 1 + few))),
             pairs / few,
         ),
         "native": (lambda: distance_matrix(rows), 1.0),

@@ -170,6 +170,7 @@ def embed(
 
     Interrupted work goes on where it stopped: tasks embedded before, with the same settings, are kept.
     """
+    from ._pictures import choose_device
     from ._tables import safe_name
     from .data import Tasks, as_task, check_labels, tasks_from
     from .embed import fisher_embed
@@ -193,6 +194,7 @@ def embed(
         if task.labels is not None:
             check_labels(task.labels, who=f"embed: {task.name}")
     net = load_probe(probe, weights=weights, image_size=image_size)
+    place = choose_device(net.module, device, owned=True)  # nobody else has this probe
     _check_writable("embed", output)
     # All of them before the first is embedded: a file that does not fit should cost no work.
     settings = {
@@ -221,7 +223,7 @@ def embed(
             noise=noise,
             epochs=epochs,
             num_samples=num_samples,
-            device=device,
+            device=place,
             batch_size=batch_size,
             num_workers=num_workers,
             seed=seed,
