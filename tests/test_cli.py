@@ -244,6 +244,7 @@ def test_a_name_that_is_not_utf8_can_be_embedded_and_shown(folders, tmp_path):
         [sys.executable, "-m", "task2vec_ext", "embed", task, "-o", tmp_path / "out", "--probe", "tiny"],
         capture_output=True,
         check=False,
+        cwd=tmp_path,  # the sources would hide what was installed
         env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
     )
     assert (done.returncode, done.stderr) == (0, b"")
