@@ -51,7 +51,7 @@ def rows(task: Task, probe: Probe, *, estimator: Estimator, l2: float, seed: int
 
 def read(task: Task, probe: Probe) -> Batch:
     """Return all of the task's pictures as one batch."""
-    with closing(batches(task, range(len(task)), probe.preprocess, batch_size=_BATCH)) as loaded:  # type: ignore[type-var]
+    with closing(batches(task, range(len(task)), probe.preprocess, batch_size=_BATCH)) as loaded:  # type: ignore[type-var]  # a generator
         return Batch(*(torch.cat(parts) for parts in zip(*loaded, strict=True)))
 
 

@@ -82,7 +82,7 @@ def main() -> None:
 def _batch_means(probe: Probe, pictures: Batch, head: Head, count: int, random: torch.Generator) -> Tensor:
     """Return 64 times the squared gradient of the mean loss of random batches with sampled labels: ``[count, K]``."""
     network = torch.nn.Module()
-    network.forward = lambda images: head.logits(probe.features(images))  # type: ignore[method-assign]
+    network.forward = lambda images: head.logits(probe.features(images))  # type: ignore[method-assign]  # one function, not worth a class
     weights = [probe.module.get_submodule(layer.name).weight for layer in probe.layers()]
     kept = []
     for number in track(range(count), "batch means"):

@@ -92,28 +92,27 @@ def error_to_reference(device: str) -> float:
 def ours(step: Step, noise: Any) -> Callable[[], None]:
     """Return forward and backward of the robust objective as `variational_epochs` takes them."""
     noisy = _NoisyProbe(step.faster, step.layers, Variational(noise=noise, recipe="authors"), seed=0)
-    fan_in = noisy.of_filters([float(layer.fan_in) for layer in step.layers])
-    weight, bias = (t.float().clone().requires_grad_() for t in (step.head.weight, step.head.bias))
-    weight, bias = (t.detach().to(step.batch.images.device).requires_grad_() for t in (weight, bias))
+    device = step.batch.images.device
+    weight, bias = (t.to(device, torch.float32).requires_grad_() for t in (step.head.weight, step.head.bias))
+    log_prior = noisy.mean_square.log().requires_grad_()
 
     def run() -> None:
         with frozen(step.faster.module):
             with step.context:
                 features = noisy.features(step.batch.images, 0)
             loss = F.cross_entropy(F.linear(features.float(), weight, bias), step.batch.labels)
-            gap = noisy.log_variance - noisy.of_filters(noisy.mean_square.log())
-            torch.autograd.grad(
-                loss + KAPPA * (fan_in * (gap.exp() - 1 - gap)).sum(), (noisy.log_variance, weight, bias)
-            )
+            objective = loss + KAPPA * noisy.divergence(log_prior)
+            torch.autograd.grad(objective, (noisy.log_variance, log_prior, weight, bias))
 
     return run
 
 
 def authors(step: Step) -> Callable[[], None]:
     """Return forward and backward of their formulation, written plainly: a second convolution and stored noise."""
-    modules = [step.probe.module.get_submodule(layer.name) for layer in step.layers]
-    log_variance = [(0.05 * m.weight.detach().flatten(1).var(1)).log().requires_grad_() for m in modules]  # type: ignore[operator, union-attr]
-    prior = [m.weight.detach().square().mean().log().requires_grad_() for m in modules]  # type: ignore[operator, union-attr]
+    modules: list[Any] = [step.probe.module.get_submodule(layer.name) for layer in step.layers]
+    log_variance = [(0.05 * m.weight.detach().flatten(1).var(1)).log().requires_grad_() for m in modules]
+    prior = [m.weight.detach().square().mean().log().requires_grad_() for m in modules]
+    squares = {layer.name: own.detach().clone() for layer, own in zip(step.layers, prior, strict=True)}
     head = step.probe.module.get_submodule(step.probe.head)
 
     def hook(number: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
@@ -133,8 +132,8 @@ def authors(step: Step) -> Callable[[], None]:
                     logits = step.probe.module(step.batch.images)
                 loss = F.cross_entropy(logits.float(), step.batch.labels)
                 for own, p, layer in zip(log_variance, prior, step.layers, strict=True):
-                    gap = own - p
-                    loss = loss + KAPPA * layer.fan_in * (gap.exp() - 1 - gap).sum()
+                    gap, mean = own - p, (squares[layer.name] - p).exp()
+                    loss = loss + KAPPA * layer.fan_in * (gap.exp() - 1 - gap + mean).sum()
                 torch.autograd.grad(loss, [*log_variance, *prior, *head.parameters()])
         finally:
             for handle in handles:

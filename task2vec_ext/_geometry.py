@@ -189,7 +189,7 @@ def as_convolution(
 
 def _two(who: str, name: str, value: int | Sequence[int]) -> list[int]:
     try:
-        numbers = [index(v) for v in value] if isinstance(value, (tuple, list)) else [index(value)] * 2  # type: ignore[arg-type]
+        numbers = [index(v) for v in value] if isinstance(value, (tuple, list)) else [index(value)] * 2  # type: ignore[arg-type]  # or a TypeError
     except TypeError:
         raise TypeError(f"{who}: expected {name} as an integer or two, got {value!r}.") from None
     if len(numbers) != 2:

@@ -219,9 +219,7 @@ def variational_epochs(
     check_layers(layers)
     noisy = _NoisyProbe(probe, layers, options, seed)
     kappa = options.kappa(pictures)
-    fan_in = noisy.of_filters([float(layer.fan_in) for layer in layers])
     log_prior = noisy.mean_square.log()  # log 1/λ², of every layer
-    log_square = noisy.of_filters(log_prior)
     weight = head.weight.float().clone().requires_grad_()
     bias = head.bias.float().clone().requires_grad_()
     groups: list[dict[str, Any]] = [
@@ -242,9 +240,7 @@ def variational_epochs(
                 loss = F.cross_entropy(F.linear(features.float(), weight, bias), batch.labels)
                 if not torch.isfinite(loss):
                     raise noisy.not_finite(batch.images, step)
-                of_prior = noisy.of_filters(log_prior)
-                gap, mean = noisy.log_variance - of_prior, (log_square - of_prior).exp()  # λ²ŵ²: constant where λ² is
-                (loss + kappa * (fan_in * (gap.exp() - 1 - gap + mean)).sum()).backward()
+                (loss + kappa * noisy.divergence(log_prior)).backward()
                 adam.step()
                 if not torch.isfinite(noisy.log_variance).all():
                     raise noisy.not_finite(batch.images, step)
@@ -276,9 +272,10 @@ class _NoisyProbe:
         self.mean_square = torch.stack([w.square().mean() for w in original]).clamp(min=tiny).float()  # of every layer
         start = _START * torch.cat([w.var(1) for w in original])
         self.log_variance = start.clamp(min=1e-6 * self.of_filters(self.mean_square)).log().float().requires_grad_()
+        self.fan_in = self.of_filters([weight.shape[1] for weight in rows])
         if options.noise == "weights":
             self.flat = torch.cat([weight.flatten() for weight in rows]).float()
-            self.starts = F.pad(self.of_filters([weight.shape[1] for weight in rows]).cumsum(0), (1, 0))
+            self.starts = F.pad(self.fan_in.cumsum(0), (1, 0))
             names = {id(weight): name for name, weight in probe.module.named_parameters()}
             self.parameters = [f"net.{names[id(weight)]}" for weight in self.weights.values()]
 
@@ -286,6 +283,12 @@ class _NoisyProbe:
         """Repeat one number a layer for each of its filters, ``[K]``; CUDA adds the gradients up in order."""
         numbers = torch.as_tensor(of_layers, device=self.log_scale.device)
         return torch.cat([number.expand(size) for number, size in zip(numbers, self.sizes, strict=True)])
+
+    def divergence(self, log_prior: Tensor) -> Tensor:
+        """Return 2KL(N(ŵ, σ²)‖N(0, 1/λ²)) for log 1/λ² of every layer, nats; λ²‖ŵ‖² is constant where λ² is."""
+        of_prior = self.of_filters(log_prior)
+        gap, mean = self.log_variance - of_prior, (self.of_filters(self.mean_square.log()) - of_prior).exp()
+        return (self.fan_in * (gap.exp() - 1 - gap + mean)).sum()
 
     def features(self, images: Tensor, step: int, look: Callable[[str, Use, Tensor], Tensor] | None = None) -> Tensor:
         """Return the head's input ``[B, D]`` with the noise of one step; `look` sees every layer at work."""

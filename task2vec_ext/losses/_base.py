@@ -66,7 +66,7 @@ class Loss(ABC):
 
     def options(self) -> dict[str, Any]:
         """Return the name and the options that are not the default, for the recipe."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        given = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]  # all are dataclasses
         return {"name": self.name, **{key: value for key, value in given.items() if value != _default(self, key)}}
 
     # What a task goes through before the fit; most losses leave things as they are.
@@ -140,7 +140,7 @@ class Loss(ABC):
 
 
 def _default(loss: Loss, key: str) -> Any:
-    return next(field.default for field in fields(loss) if field.name == key)  # type: ignore[arg-type]
+    return next(field.default for field in fields(loss) if field.name == key)  # type: ignore[arg-type]  # as above
 
 
 def per_picture(index: Tensor, seed: int, draw: Callable[[np.random.Generator], np.ndarray[Any, Any]]) -> Tensor:
