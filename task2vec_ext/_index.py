@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
 
 from ._tables import file_name
 
@@ -164,21 +164,11 @@ class Index:
             )
         return {entry.name: entry for entry in self.entries()}
 
-    def update(self, entry: Entry, **changes: Any) -> Entry:
-        """Write a task's row, on the disk when this returns.
-
-        Args:
-            entry: the task as it was.
-            **changes: fields of `Entry`.
-
-        Returns:
-            The task as it is now.
-        """
-        changed = asdict(replace(entry, **changes))
+    def update(self, entry: Entry) -> None:
+        """Write a task's row, on the disk when this returns."""
         columns = ", ".join(f"{name} = {value}" for name, value in _VALUES.items())
         with self._transaction() as db:
-            db.execute(f"UPDATE tasks SET {columns} WHERE id = ?", (*map(_to_sql, changed.values()), entry.id))
-        return Entry(**changed)
+            db.execute(f"UPDATE tasks SET {columns} WHERE id = ?", (*map(_to_sql, asdict(entry).values()), entry.id))
 
     def remove(self, entry: Entry) -> None:
         """Forget a task."""

@@ -51,35 +51,46 @@ def build(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try those again that failed in an earlier build.")
     ] = False,
+    shard_pictures: Annotated[
+        bool, typer.Option("--shard-pictures", help="Processes share the pictures of one task, not the tasks.")
+    ] = False,
 ) -> None:
     """Embed every task that is not in the library yet.
 
     Can be killed at any time, and given again: it goes on where it stopped. A task that fails is recorded and does not
-    stop the others; then the exit code is 1.
+    stop the others; then the exit code is 1. Several processes share the work: torchrun --nproc-per-node=4 -m
+    task2vec_ext library build …
     """
+    from ._team import Team, launched_ranks
     from .data import tasks_from
     from .library_build import build_library
 
     tasks = tasks_from(*specs)
-    built = build_library(
-        tasks,
-        output,
-        probe,
-        weights=weights,
-        image_size=image_size,
-        retry_failed=retry_failed,
-        progress=True,
-        estimator=estimator,
-        beta=beta,
-        noise=noise,
-        epochs=epochs,
-        num_samples=num_samples,
-        device=device,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        seed=seed,
-        on_error="skip" if skip_unreadable else "raise",
-    )
+    with launched_ranks() as ranks:
+        rank = Team(ranks).rank
+        built = build_library(
+            tasks,
+            output,
+            probe,
+            weights=weights,
+            image_size=image_size,
+            retry_failed=retry_failed,
+            progress=True,
+            estimator=estimator,
+            beta=beta,
+            noise=noise,
+            epochs=epochs,
+            num_samples=num_samples,
+            device=device,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            process_group=ranks,
+            shard_pictures=shard_pictures,
+            seed=seed,
+            on_error="skip" if skip_unreadable else "raise",
+        )
+    if rank > 0:
+        return  # the first has said it
     names = set(tasks.names)
     failed = sum(entry.state == "failed" for entry in built.entries() if entry.name in names)
     print(f"{len(tasks) - failed} of {len(tasks)} tasks are embedded in {output}")

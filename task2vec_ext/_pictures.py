@@ -73,10 +73,12 @@ def with_targets(batches: Iterator[Batch], targets: Tensor) -> Iterator[Batch]:
         yield batch._replace(labels=targets[rows].to(batch.images.device))
 
 
-def same_as_before(batches: Iterator[Batch], first: Tensor) -> Iterator[Batch]:
-    """Pass the batches on; warn if the first picture is not the one that the head was fitted on."""
+def same_as_before(batches: Iterator[Batch], seen: Batch | None) -> Iterator[Batch]:
+    """Pass the batches on; warn if the first picture is not what it was when it was `seen`, to fit the head on."""
     for number, batch in enumerate(batches):
-        if number == 0 and not torch.equal(batch.images[0], first):
+        # Ranks that share a task may begin with another picture, where some were left out.
+        checked = number == 0 and seen is not None and batch.index[0] == seen.index[0]
+        if checked and seen is not None and not torch.equal(batch.images[0], seen.images[0]):
             warnings.warn(
                 "the task gives another picture each time it is read (a random transform?): the head is fitted on "
                 "other pictures than the Fisher is taken of, and the same seed gives another embedding; use a fixed "

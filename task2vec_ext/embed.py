@@ -13,13 +13,14 @@ import torch
 
 from ._native import Task2VecWarning
 from ._pictures import Pictures, choose_device, on_device, same_as_before, with_targets
+from ._team import Team
 from .data import Batch, ClassLabel, Preprocess, as_task, check_labels, draw, read_labels
 from .embedding import Embedding, HeadInfo, ProbeInfo
 from .fisher import ANY_ESTIMATORS, AnyEstimator, Estimator, FisherSum, check_per_sample, sum_fisher
 from .folding import fold
 from .head import HeadMethod, fit_head
 from .head import head_l2 as resolve_l2
-from .jackknife import FEWEST_GROUPS
+from .jackknife import FEWEST_GROUPS, GROUPS
 from .losses import Loss, LossName, as_loss
 from .probe import Probe, load_probe
 from .variational import (
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
+    from torch.distributed import ProcessGroup
 
     from ._progress import Pass
     from .data import Failure, TaskSource
@@ -73,6 +75,7 @@ def fisher_embed(
     name: str | None = None,
     error_bars: bool = True,
     progress: bool | Pass | None = None,
+    process_group: ProcessGroup | None = None,
     recipe: VariationalRecipe | None = None,
     beta: float | None = None,
     noise: Noise | None = None,
@@ -124,6 +127,9 @@ def fisher_embed(
         error_bars: keep the means of 32 groups of pictures, ``4·32·K`` bytes, from which `task2vec_ext.uncertainty` has
             errors of all that is computed from the embedding; not kept of fewer than 8 pictures.
         progress: show a progress bar; default: where standard error is a terminal; a function shows it its own way.
+        process_group: the ranks of this `torch.distributed` group, all of which call this with the same arguments,
+            share the pictures; each returns the same embedding, within 1e-6 of what one process makes. Not with
+            `rel_error` or ``"variational"``.
         recipe: of ``"variational"``: ``"paper"`` (default) or ``"authors"``.
         beta: of ``"variational"``: weight of the KL term; default: the authors' 1e-7, or what equals it in the paper's
             objective, 2e-7·N.
@@ -163,6 +169,9 @@ def fisher_embed(
     )
     if options is not None and rel_error is not None:
         raise ValueError("fisher_embed: expected rel_error with a per-sample estimator, got 'variational'; use epochs.")
+    if process_group is not None and (options is not None or rel_error is not None):
+        what = "rel_error" if options is None else "estimator 'variational'"
+        raise NotImplementedError(f"fisher_embed: expected one process for {what}, got a process_group; leave it out.")
     loss = as_loss(loss)
     if options is not None and loss.name not in ("cross_entropy", "pseudo_labels"):
         raise NotImplementedError(
@@ -190,36 +199,46 @@ def fisher_embed(
         check_layers(parts)
 
     place = choose_device(net.module, device, owned=isinstance(probe, str))
+    team = Team(process_group)
     pictures = Pictures(source, net, place, batch_size, num_workers, progress)
     skipped: list[Failure] = []
     # Autocast of the caller's would narrow the gradients.
     with torch.autocast(place.type, enabled=False), on_device(net.module, place):
-        features, targets, indices, first, faster = _features(pictures, loss, parts, indices, on_error, skipped)
-        targets, num_outputs = loss.prepare(targets, features, seed)
+        mine = team.share(indices, GROUPS)  # whole rounds: a picture's group is the same whoever takes it
+        seen = team.attempt(lambda: _features(pictures, loss, parts, mine, on_error, skipped))
+        features, targets, indices = _joined(team.gather((seen.features, seen.targets, seen.indices)), indices)
+        targets, num_outputs = team.first(lambda: loss.prepare(targets, features, seed))
         passes = features[0, ..., 0].numel() * num_outputs
         if estimator == "exact" and passes > loss.max_passes:
             raise ValueError(
                 f"fisher_embed: expected at most {loss.max_passes} backward passes a picture of 'exact' with loss "
                 f"{loss.name!r}, got {passes:,}; use 'signed', or a smaller image_size."
             )
-        fitted = fit_head(
-            features.to(place),
-            targets.to(place),
-            num_outputs,
-            loss=loss,
-            method=head_method,
-            l2=l2,
-            class_balanced=class_balanced,
-            seed=seed,
-        )
+        fitted = team.first(
+            lambda: fit_head(
+                features.to(place),
+                targets.to(place),
+                num_outputs,
+                loss=loss,
+                method=head_method,
+                l2=l2,
+                class_balanced=class_balanced,
+                seed=seed,
+            )
+        ).to(place)
+
+        def fisher_of(rows: Tensor) -> FisherSum:
+            with pictures.batches(indices[rows], "Fisher") as loaded:
+                again = with_targets(same_as_before(loaded, seen.first), targets[rows])
+                return sum_fisher(seen.probe, parts, fitted, again, cast("Estimator", estimator), seed, rel_error)
+
         if options is None:
-            with pictures.batches(indices, "Fisher") as loaded:
-                again = with_targets(same_as_before(loaded, first), targets)
-                result = sum_fisher(faster, parts, fitted, again, cast("Estimator", estimator), seed, rel_error)
+            rows = team.share(torch.arange(len(indices)), GROUPS)
+            result = FisherSum.joined(team.gather(team.attempt(lambda: fisher_of(rows))))
             measured = _Measured.of(result, net.prior(parts, PRIOR_SCALE), error_bars)
         else:
             drawn = _epochs(pictures, indices, targets, options, seed)
-            *_, robust = variational_epochs(faster, parts, fitted, drawn, len(indices), options, seed)
+            *_, robust = variational_epochs(seen.probe, parts, fitted, drawn, len(indices), options, seed)
             measured = _Measured.of_robust(robust, options, len(indices))
     if rel_error is not None:
         _check_reached(rel_error, result, source.name)
@@ -245,7 +264,7 @@ def fisher_embed(
             "version": importlib.metadata.version("task2vec_ext"),
         },
         num_samples=measured.samples,
-        num_skipped=len(skipped),
+        num_skipped=sum(team.gather(len(skipped))),
         name=source.name,
         classes=source.classes if source.classes is not None and len(source.classes) == num_outputs else None,
         group_means=measured.group_means,
@@ -264,7 +283,7 @@ class _Measured(NamedTuple):
 
     @classmethod
     def of(cls, result: FisherSum, prior: Tensor, error_bars: bool) -> _Measured:
-        groups = result.groups.means.float() if error_bars and len(result.counts) >= FEWEST_GROUPS else None
+        groups = result.groups.means.float() if error_bars and len(result.groups.sizes) >= FEWEST_GROUPS else None
         return cls(result.mean, prior, result.samples, {"prior_scale": PRIOR_SCALE}, groups)
 
     @classmethod
@@ -286,17 +305,27 @@ def _epochs(
             yield with_targets(loaded, targets[chosen])
 
 
+class _Seen(NamedTuple):
+    """What the first pass over some pictures gives."""
+
+    features: Tensor  # [n, …, D]
+    targets: Tensor  # [n, …]
+    indices: Tensor  # [n], of those that could be read
+    first: Batch | None  # the first of them alone
+    probe: Probe  # folded
+
+
 def _features(
     pictures: Pictures, loss: Loss, layers: Sequence[Layer], indices: Tensor, on_error: OnError, skipped: list[Failure]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Probe]:
-    """Return features ``[N, …, D]``, targets, indices ``[N]`` of readable pictures, the first one, a faster probe."""
-    probe, kept = pictures.probe, torch.empty_like(indices)
-    features, targets, first = torch.empty(0, probe.feature_size), torch.empty(0, dtype=torch.int64), torch.empty(0)
+) -> _Seen:
+    """Return the features of some pictures, on the CPU."""
+    probe, kept, first = pictures.probe, torch.empty_like(indices), None
+    features, targets = torch.empty(0, probe.feature_size), torch.empty(0, dtype=torch.int64)
     stop = 0
     with torch.no_grad(), pictures.batches(indices, "features", on_error, skipped) as loaded:
         for batch in loaded:
             if stop == 0:
-                first = batch.images[0].clone()
+                first = Batch(*(part[:1].clone() for part in batch))
                 probe = fold(probe, layers, batch.images[:1])
                 check_per_sample(probe, layers, batch.images)
             z = probe.features(batch.images)
@@ -306,12 +335,24 @@ def _features(
                 targets = torch.empty(len(indices), *y.shape[1:], dtype=y.dtype)
             rows = slice(stop, stop := stop + len(batch.index))
             features[rows], targets[rows], kept[rows] = z.float().cpu(), y.cpu(), batch.index.cpu()
-    return features[:stop], targets[:stop], kept[:stop], first, probe
+    return _Seen(features[:stop], targets[:stop], kept[:stop], first, probe)
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor, Tensor]], order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return features, targets and indices of all ranks' pictures, in the order of all indices ``[N]``."""
+    if len(parts) == 1:
+        return parts[0]
+    some = [part for part in parts if len(part[0])] or parts[:1]  # of no pictures even the shapes are unknown
+    features, targets, indices = (torch.cat(column) for column in zip(*some, strict=True))
+    place = torch.empty(int(order.max()) + 1, dtype=torch.int64)
+    place[order] = torch.arange(len(order))
+    rows = place[indices].argsort()
+    return features[rows], targets[rows], indices[rows]
 
 
 def _check_reached(target: float, result: FisherSum, name: str) -> None:
     """Warn if the pictures ended before the error was small enough."""
-    few = len(result.counts) < FEWEST_GROUPS
+    few = len(result.groups.sizes) < FEWEST_GROUPS
     reached = math.inf if few else result.groups.relative_error()
     if reached > target:
         so = "unknown of so few" if few else f"{reached:.3g}"

@@ -168,14 +168,14 @@ class FisherSum(NamedTuple):
     """Σ_n of `per_sample_fisher` over each group of pictures, dealt to the groups in turn like cards."""
 
     totals: Tensor
-    """``[G, K]`` float64 on the CPU; G = `jackknife.num_groups`."""
-    counts: Tensor
-    """``[G]`` float64, pictures in each group."""
+    """``[GROUPS, K]`` float64 on the CPU."""
+    samples: int
+    """N, the number of pictures."""
 
-    @property
-    def samples(self) -> int:
-        """N, the number of pictures."""
-        return int(self.counts.sum())
+    @classmethod
+    def joined(cls, parts: Sequence[FisherSum]) -> FisherSum:
+        """Return the sums over several parts of the pictures, all but one of whole rounds of the groups."""
+        return cls(torch.stack([part.totals for part in parts]).sum(0), sum(part.samples for part in parts))
 
     @property
     def mean(self) -> Tensor:
@@ -184,8 +184,10 @@ class FisherSum(NamedTuple):
 
     @property
     def groups(self) -> Groups:
-        """F, and F of each group's pictures."""
-        return Groups(self.mean, self.totals / self.counts[:, None], self.counts)
+        """F, and F of each group's pictures; G = `jackknife.num_groups`."""
+        G = num_groups(self.samples)  # divides GROUPS: picture i is in group i mod G still
+        sizes = group_sizes(self.samples, G)
+        return Groups(self.mean, self.totals.view(-1, G, self.totals.shape[1]).sum(0) / sizes[:, None], sizes)
 
 
 def sum_fisher(
@@ -219,14 +221,10 @@ def sum_fisher(
     """
     totals, samples = torch.zeros(GROUPS, layers[-1].stop, dtype=torch.float64), 0
 
-    def result() -> FisherSum:
-        groups = num_groups(samples)  # divides GROUPS: picture i is in group i mod G still
-        return FisherSum(totals.view(-1, groups, totals.shape[1]).sum(0), group_sizes(samples, groups))
-
     def enough() -> bool:
         if rel_error is None or samples % GROUPS or samples < _FIRST_LOOK:
             return False
-        return result().groups.relative_error() <= rel_error
+        return FisherSum(totals, samples).groups.relative_error() <= rel_error
 
     for batch in batches:
         probe = fold(probe, layers, batch.images[:1])
@@ -242,4 +240,4 @@ def sum_fisher(
     if samples and not math.isfinite(float(total.sum())):
         broken = next(layer.name for layer in layers if not torch.isfinite(total[layer.start : layer.stop]).all())
         raise RuntimeError(f"fisher_embed: the Fisher of layer {broken!r} overflowed; use float32 weights.")
-    return result()
+    return FisherSum(totals, samples)

@@ -1,18 +1,24 @@
-"""How a library comes to be: every task embedded once, whatever happens in between."""
+"""How a library comes to be: every task embedded once, whatever happens in between, by one process or many.
+
+Of many, each writes the embeddings of its own tasks; the first alone holds the lock and writes index and matrix.
+"""
 
 from __future__ import annotations
 
 import inspect
+import threading
 import time
 from collections import Counter
-from contextlib import suppress
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._index import Entry, Index, lock
 from ._pictures import choose_device
 from ._progress import library_progress
+from ._team import Team
 from .comparable import setting_differences
 from .data import Task, as_task
 from .embed import fisher_embed
@@ -25,9 +31,10 @@ from .variational import variational_options
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import nn
+    from torch.distributed import ProcessGroup
 
     from ._progress import Pass
     from .data import TaskSource
@@ -41,7 +48,7 @@ _OPTIONS = {
 }
 _OF_PROBE = ("weights", "head", "preprocess", "image_size")
 # What may differ between the tasks of a library: where and how the work is done, and what to do about broken pictures.
-_OF_WORK = ("device", "batch_size", "num_workers", "on_error", "name", "progress")
+_OF_WORK = ("device", "batch_size", "num_workers", "on_error", "name", "progress", "process_group")
 _OF_VARIATIONAL = ("recipe", "beta", "noise", "epochs", "epoch_samples")
 
 
@@ -52,6 +59,8 @@ def build_library(
     *,
     retry_failed: bool = False,
     progress: bool | None = None,
+    process_group: ProcessGroup | None = None,
+    shard_pictures: bool = False,
     **options: Any,
 ) -> Library:
     """Return a library with the embeddings of all tasks, after embedding those that are not in it yet.
@@ -65,6 +74,10 @@ def build_library(
         probe: As for `fisher_embed`; loaded once.
         retry_failed: Try those again that failed before.
         progress: Tell how far it is: bars where standard error is a terminal, else (only if True) a line a task.
+        process_group: The ranks of this `torch.distributed` group, all of which call this with the same arguments and
+            see the same folder, share the work: whoever is free takes the next task, the largest first. The first rank
+            keeps the index and shows the progress.
+        shard_pictures: All ranks work on one task at a time and share its pictures: for few, large tasks.
         **options: Of `fisher_embed`: of the probe (``weights``, ``image_size``, …), of the estimate (``estimator``,
             ``num_samples``, ``seed``, …), the same for all tasks of a library; and of the work (``device``,
             ``batch_size``, ``num_workers``, ``on_error``), which may change from one build to the next.
@@ -74,7 +87,8 @@ def build_library(
 
     Raises:
         ValueError: Two tasks have one name, a task has other pictures than when it was embedded, or the library was
-            built with another probe, other settings or in another format. Before any work.
+            built with another probe, other settings or in another format, or `shard_pictures` without a group. Before
+            any work.
         TypeError: `fisher_embed` has no such option.
         RuntimeError: Another process is changing the library.
         OSError: An embedding could not be written.
@@ -85,6 +99,10 @@ def build_library(
     unknown = sorted(options.keys() - (_OPTIONS.keys() - {"name", "progress"}))
     if unknown:
         raise TypeError(f"build_library: expected options of fisher_embed, got {', '.join(unknown)}.")
+    if shard_pictures and process_group is None:
+        raise ValueError(
+            "build_library: expected a process_group with shard_pictures, got none; start several (torchrun)."
+        )
     target = as_loss(options.get("loss", _OPTIONS["loss"])).target
     named = [as_task(task, target=target) for task in tasks]
     twins = [name for name, count in Counter(task.name for task in named).items() if count > 1]
@@ -95,20 +113,42 @@ def build_library(
             "them (as_task(…, name=…), or the folders)."
         )
     net = load_probe(probe, **{name: options.pop(name) for name in _OF_PROBE if name in options})
-    _check_options(net, options)
+    _check_options(net, {**options, "process_group": process_group if shard_pictures else None})
     settings = _settings(net, options)
     options["device"] = choose_device(net.module, options.get("device"), owned=isinstance(probe, str))
     root = Path(folder)
-    (root / "embeddings").mkdir(parents=True, exist_ok=True)
-    with lock(root):
-        _create_or_compare(root, settings)
+    team = Team(process_group)
+    with ExitStack() as ending:
+
+        def prepare() -> list[tuple[int, Entry]]:
+            (root / "embeddings").mkdir(parents=True, exist_ok=True)
+            ending.enter_context(lock(root))
+            _create_or_compare(root, settings)
+            library = Library(root)
+            todo = _todo(library, named, retry_failed)
+            _clean(library)
+            return todo
+
+        todo = [(named[number], entry) for number, entry in team.first(prepare)]
+        team.attempt(lambda: _create_or_compare(root, settings))
         library = Library(root)
-        builder = _Builder(library, net, options)
-        todo = builder.todo(named, retry_failed)
-        builder.clean()
-        with library_progress(len(todo), sum(len(task) for task, _ in todo), progress) as told:
-            for task, entry in todo:
-                told.ended(len(task), builder.embed(task, entry, told.of_pass))
+        pictures = sum(len(task) for task, _ in todo)
+        told = ending.enter_context(library_progress(len(todo), pictures, progress if team.rank == 0 else False))
+
+        def record(number: int, entry: Entry) -> None:
+            _record(library, entry)
+            told.ended(len(todo[number][0]), entry)
+
+        if team.size > 1 and not shard_pictures:
+            todo.sort(key=lambda pair: -len(pair[0]))
+            builder = _Builder(library, net, Team(None), None, options)
+            _share(team, todo, lambda task, entry: builder.embed(task, entry, told.of_pass), record)
+        else:
+            builder = _Builder(library, net, team, process_group, options)
+            for number, (task, entry) in enumerate(todo):
+                embedded = builder.embed(task, entry, told.of_pass)
+                if team.rank == 0:
+                    record(number, embedded)
     return library
 
 
@@ -172,51 +212,103 @@ def _fingerprint(settings: dict[str, JSON]) -> JSON:
     return probe["fingerprint"]
 
 
+def _todo(library: Library, tasks: Sequence[Task], retry_failed: bool) -> list[tuple[int, Entry]]:
+    """Return the numbers and entries of the tasks that are to be embedded; refuse those that are not what they were."""
+    known = {entry.name: entry for entry in library.entries()}
+    done = [
+        task
+        for task in tasks
+        if task.name in known and known[task.name].state == "done" and library.file(known[task.name]).is_file()
+    ]
+    changed = [task.name for task in done if known[task.name].digest != _digest(task)]
+    if changed:
+        raise ValueError(
+            "build_library: expected the pictures that were embedded, got others for "
+            f"{', '.join(map(repr, changed))}; give them other names, or remove them first (task2vec library rm)."
+        )
+    known = library.index.add((task.name, len(task)) for task in tasks)
+    left_out = {task.name for task in done}
+    if not retry_failed:
+        left_out |= {entry.name for entry in known.values() if entry.state == "failed"}
+    return [(number, known[task.name]) for number, task in enumerate(tasks) if task.name not in left_out]
+
+
+def _clean(library: Library) -> None:
+    """Delete what a killed build was just writing."""
+    for file in (library.folder / "embeddings").glob(".task2vec-*"):
+        file.unlink()
+
+
+def _record(library: Library, entry: Entry) -> None:
+    """Write what came of a task into matrix and index."""
+    if entry.state == "done":
+        library.matrix.write(entry.id, Embedding.load(library.file(entry)).fisher)
+    library.index.update(entry)
+
+
+def _share(
+    team: Team,
+    todo: Sequence[tuple[Task, Entry]],
+    embed: Callable[[Task, Entry], Entry],
+    record: Callable[[int, Entry], None],
+) -> None:
+    """Embed the tasks on all ranks, and record what comes of them on the first, as it comes."""
+    queue = team.queue(len(todo))
+
+    def work(others: Callable[[], None]) -> None:
+        for number in queue.claim():
+            others()
+            queue.report(number, embed(*todo[number]))
+
+    if team.rank > 0:
+        work(lambda: None)
+        queue.wait_closed()
+        team.gather(None)
+        return
+    stop = threading.Event()
+
+    def record_all() -> None:
+        for number, entry in queue.reports(stop):
+            record(number, entry)
+
+    with ThreadPoolExecutor(1) as pool:
+        recording = pool.submit(record_all)
+        try:
+            work(lambda: recording.result() if recording.done() else None)  # no work for a recorder that failed
+            recording.result()
+        finally:
+            stop.set()
+    queue.close()
+    team.gather(None)  # the store may end with this process
+
+
 class _Builder(NamedTuple):
     """What embeds the tasks of one build."""
 
     library: Library
     probe: Probe
+    team: Team
+    group: ProcessGroup | None
+    """The ranks that share the pictures of each task."""
     options: dict[str, Any]
 
-    def todo(self, tasks: Sequence[Task], retry_failed: bool) -> list[tuple[Task, Entry]]:
-        """Return the tasks that are to be embedded; refuse those that are not what they were."""
-        known = {entry.name: entry for entry in self.library.entries()}
-        done = [task for task in tasks if task.name in known and self._is_done(known[task.name])]
-        changed = [task.name for task in done if known[task.name].digest != _digest(task)]
-        if changed:
-            raise ValueError(
-                "build_library: expected the pictures that were embedded, got others for "
-                f"{', '.join(map(repr, changed))}; give them other names, or remove them first (task2vec library rm)."
-            )
-        known = self.library.index.add((task.name, len(task)) for task in tasks)
-        left_out = {task.name for task in done}
-        if not retry_failed:
-            left_out |= {entry.name for entry in known.values() if entry.state == "failed"}
-        return [(task, known[task.name]) for task in tasks if task.name not in left_out]
-
-    def clean(self) -> None:
-        """Delete what a killed build was just writing."""
-        for file in (self.library.folder / "embeddings").glob(".task2vec-*"):
-            file.unlink()
-
     def embed(self, task: Task, entry: Entry, progress: Pass) -> Entry:
-        """Return the task's entry once it is embedded and saved, or has failed."""
+        """Return the task's entry as it is once the embedding is saved, or has failed."""
         started = time.monotonic()
-        index, file = self.library.index, self.library.file(entry)
+        file = self.library.file(entry)
         try:
-            digest = task.digest()
-            embedding = self._saved_before(file, task.name, digest)
-            new = embedding is None
+            digest, embedding = self.team.first(lambda: self._before(file, task))
+            saved = embedding is not None
             if embedding is None:
-                embedding = fisher_embed(task, self.probe, progress=progress, **self.options)
+                embedding = fisher_embed(task, self.probe, progress=progress, process_group=self.group, **self.options)
         except Exception as error:  # whatever one task does, the others go on
             why = f"{type(error).__name__}: {error}"
-            return index.update(entry, state="failed", error=why, seconds=time.monotonic() - started)
-        if new:
+            return replace(entry, state="failed", error=why, seconds=time.monotonic() - started)
+        if self.team.rank > 0:
+            return entry
+        if not saved:
             embedding.save(file)
-        self.library.matrix.write(entry.id, embedding.fisher)
-        return index.update(
+        return replace(
             entry,
             pictures=len(task),
             state="done",
@@ -231,15 +323,13 @@ class _Builder(NamedTuple):
             error=None,
         )
 
-    def _is_done(self, entry: Entry) -> bool:
-        return entry.state == "done" and self.library.file(entry).is_file()
-
-    def _saved_before(self, file: Path, name: str, digest: str | None) -> Embedding | None:
-        """The embedding that a build wrote before it was killed; None: there is none of these pictures."""
+    def _before(self, file: Path, task: Task) -> tuple[str | None, Embedding | None]:
+        """The pictures' digest; the embedding that a build wrote before it was killed, where there is one of them."""
+        digest = task.digest()
         try:
             embedding = Embedding.load(file)
         except ValueError:  # nothing there, or damaged
-            return None
+            return digest, None
         head = embedding.head
         made = {
             **embedding.recipe,
@@ -250,7 +340,7 @@ class _Builder(NamedTuple):
         # Of this library's settings, unless somebody deleted the index and builds with others now.
         alike = all(made.get(key, value) == value for key, value in self.library.settings.items())
         same = (embedding.name, embedding.recipe["task_digest"], embedding.probe.fingerprint)
-        return embedding if alike and same == (name, digest, self.probe.fingerprint) else None
+        return digest, embedding if alike and same == (task.name, digest, self.probe.fingerprint) else None
 
 
 def _digest(task: Task) -> str | None:

@@ -1,0 +1,67 @@
+"""What tests/test_team.py has torchrun start: `python -m torch.distributed.run … tests/ranks.py WHAT FOLDER`."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from small import Blobs, small_probe
+
+from task2vec_ext import as_task, build_library, fisher_embed, library_build
+
+
+class Broken(Blobs):
+    """Three of its pictures cannot be read."""
+
+    def __getitem__(self, index):
+        if index in (3, 50, 51):
+            raise OSError("broken")
+        return super().__getitem__(index)
+
+
+def embed(folder: Path) -> None:
+    """Share the pictures of tasks; save what each rank has."""
+    group, found = dist.group.WORLD, {}
+    for name, task, options in (
+        ("many", Blobs(n=150, seed=1), {}),
+        ("few", Blobs(n=20, seed=2), {}),  # one round of the groups: nothing for the second rank
+        ("broken", Broken(n=150, seed=3), {"on_error": "skip"}),
+        ("exact", Blobs(n=70, seed=4), {"estimator": "exact", "num_samples": 66, "batch_size": 7}),
+    ):
+        embedding = fisher_embed(task, small_probe(), process_group=group, name=name, **options)
+        embedding.save(folder / f"{name}-{dist.get_rank()}.safetensors")
+        found[name] = embedding.num_skipped
+    try:
+        fisher_embed(Broken(n=150, seed=3), small_probe(), process_group=group)
+    except ValueError as error:
+        found["error"] = str(error)
+    torch.save(found, folder / f"found-{dist.get_rank()}")
+
+
+def library(folder: Path) -> None:
+    """Share tasks; the second rank is killed in its first task, the first time."""
+    embed_one = library_build.fisher_embed
+
+    def logged(task, *arguments, **options):
+        len(task)
+        if dist.get_rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = embed_one(task, *arguments, **options)
+        with (folder / "log").open("a") as file:
+            file.write(f"{task.name} {dist.get_rank()}\n")
+        return result
+
+    library_build.fisher_embed = logged
+    tasks = [as_task(Blobs(n=10 + t, noise=0.5 + t, seed=t), name=f"task{t}") for t in range(6)]
+    built = build_library(tasks, folder / "library", small_probe(), process_group=dist.group.WORLD)
+    assert built.status()["done"] == 6  # on every rank, when it returns
+    library_build.fisher_embed = embed_one
+    tasks.insert(3, as_task(Broken(n=150), name="broken"))
+    build_library(tasks, folder / "sharded", small_probe(), process_group=dist.group.WORLD, shard_pictures=True)
+
+
+dist.init_process_group("gloo")
+{"embed": embed, "library": library}[sys.argv[1]](Path(sys.argv[2]))
+dist.destroy_process_group()
