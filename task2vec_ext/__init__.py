@@ -14,6 +14,7 @@ from .data import Preprocess, Task, as_task
 from .distance import cross_distances, distance_matrix
 from .embed import fisher_embed
 from .embedding import Embedding
+from .feature_cache import FeatureCache
 from .jackknife import Estimate
 from .library import Library
 from .library_build import build_library
@@ -25,6 +26,7 @@ __all__ = [
     "BuildInfo",
     "Embedding",
     "Estimate",
+    "FeatureCache",
     "Library",
     "Preprocess",
     "Probe",

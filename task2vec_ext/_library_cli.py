@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ._matrix import SymKind
+from ._options import (
+    BatchSize,
+    Beta,
+    Device,
+    Epochs,
+    Estimator,
+    ImageSize,
+    Loss,
+    NoiseOn,
+    NumSamples,
+    NumWorkers,
+    ProbeName,
+    Seed,
+    SkipUnreadable,
+    Specs,
+    Weights,
+)
 from ._terminal import console, print_table, printable
-from .fisher import AnyEstimator
-from .variational import Noise
-
-if TYPE_CHECKING:
-    pass
 
 library = typer.Typer(help="Embed many tasks into one folder, and look after it.", no_args_is_help=True)
 
@@ -22,32 +34,22 @@ _Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The library's fold
 
 @library.command()
 def build(
-    specs: Annotated[
-        list[str],
-        typer.Argument(metavar="SPEC...", help="Folders of class folders, cub:DIR, inat2018:DIR … (README)."),
-    ],
+    specs: Specs,
     output: Annotated[Path, typer.Option("--output", "-o", help="The library's folder.")],
-    probe: Annotated[str, typer.Option(help="tiny, torchvision's (resnet50, …) or timm:NAME.")] = "resnet34",
-    weights: Annotated[
-        str | None, typer.Option(help="Checkpoint or torchvision's name for its weights; default: ImageNet.")
-    ] = None,
-    estimator: Annotated[AnyEstimator, typer.Option(help="How the expectation over labels is taken.")] = "signed",
-    beta: Annotated[float | None, typer.Option(help="variational: weight of the KL term.")] = None,
-    noise: Annotated[Noise | None, typer.Option(help="variational: where the noise is; default: activations.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="variational: passes of 10,000 pictures.")] = None,
-    num_samples: Annotated[
-        int | None, typer.Option(min=1, help="At most so many pictures a task; default: all.")
-    ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Crop in pixels; default: what the weights were trained with.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: CUDA where there is one.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 32,
-    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read, and count them.")
-    ] = False,
+    probe: ProbeName = "resnet34",
+    weights: Weights = None,
+    loss: Loss = "cross_entropy",
+    estimator: Estimator = "signed",
+    beta: Beta = None,
+    noise: NoiseOn = None,
+    epochs: Epochs = None,
+    num_samples: NumSamples = None,
+    image_size: ImageSize = None,
+    device: Device = None,
+    batch_size: BatchSize = 32,
+    num_workers: NumWorkers = 0,
+    seed: Seed = 0,
+    skip_unreadable: SkipUnreadable = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try those again that failed in an earlier build.")
     ] = False,
@@ -76,6 +78,7 @@ def build(
             image_size=image_size,
             retry_failed=retry_failed,
             progress=True,
+            loss=loss,
             estimator=estimator,
             beta=beta,
             noise=noise,

@@ -12,10 +12,25 @@ import typer
 
 from ._kinds import DistanceKind
 from ._library_cli import library, nearest
+from ._options import (
+    BatchSize,
+    Beta,
+    Device,
+    Epochs,
+    Estimator,
+    ImageSize,
+    Loss,
+    NoiseOn,
+    NumSamples,
+    NumWorkers,
+    ProbeName,
+    Seed,
+    SkipUnreadable,
+    Specs,
+    Weights,
+)
 from ._terminal import console as _console
 from ._terminal import print_table as _print_table
-from .fisher import AnyEstimator
-from .variational import Noise
 
 if TYPE_CHECKING:
     from .embedding import Embedding
@@ -125,45 +140,28 @@ def demo(
 
 @app.command()
 def embed(
-    specs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SPEC...", help="Folders of class folders, or SOURCE:WHAT such as cub:DIR (see the README)."
-        ),
-    ],
+    specs: Specs,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the embeddings, one .safetensors per task.")
     ],
-    probe: Annotated[
-        str, typer.Option(help="tiny (ships with the package), torchvision's (resnet50, vit_b_16, …) or timm:NAME.")
-    ] = "resnet34",
-    weights: Annotated[
-        str | None,
-        typer.Option(help="Checkpoint (.safetensors, .pth) or torchvision's name for its weights; default: ImageNet."),
-    ] = None,
+    probe: ProbeName = "resnet34",
+    weights: Weights = None,
     pseudo_labels: Annotated[
         int | None,
         typer.Option(min=2, help="Folders of unlabelled pictures: take so many k-means clusters for classes."),
     ] = None,
-    estimator: Annotated[
-        AnyEstimator, typer.Option(help="How the expectation over labels is taken; variational: the robust Fisher.")
-    ] = "signed",
-    beta: Annotated[float | None, typer.Option(help="variational: weight of the KL term.")] = None,
-    noise: Annotated[Noise | None, typer.Option(help="variational: where the noise is; default: activations.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="variational: passes of 10,000 pictures.")] = None,
-    num_samples: Annotated[
-        int | None, typer.Option(min=1, help="At most so many pictures a task; default: all.")
-    ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Crop in pixels; default: what the weights were trained with.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: CUDA where there is one.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 32,
-    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read, and count them.")
-    ] = False,
+    loss: Loss = "cross_entropy",
+    estimator: Estimator = "signed",
+    beta: Beta = None,
+    noise: NoiseOn = None,
+    epochs: Epochs = None,
+    num_samples: NumSamples = None,
+    image_size: ImageSize = None,
+    device: Device = None,
+    batch_size: BatchSize = 32,
+    num_workers: NumWorkers = 0,
+    seed: Seed = 0,
+    skip_unreadable: SkipUnreadable = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Embed again what is there already.")] = False,
 ) -> None:
     """Embed tasks: one vector for each, saved in a folder.
@@ -174,16 +172,19 @@ def embed(
     from ._tables import safe_name
     from .data import Tasks, as_task, check_labels, tasks_from
     from .embed import fisher_embed
-    from .losses import CrossEntropy, PseudoLabels
+    from .feature_cache import FeatureCache
+    from .losses import PseudoLabels, as_loss
     from .probe import load_probe
     from .variational import variational_options
 
     options = variational_options(estimator, beta=beta, noise=noise, epochs=epochs)
-    loss = CrossEntropy() if pseudo_labels is None else PseudoLabels(num_clusters=pseudo_labels)
+    if pseudo_labels is not None and loss != "cross_entropy":
+        raise ValueError(f"embed: expected either --pseudo-labels or --loss {loss}, got both.")
+    target = as_loss(loss) if pseudo_labels is None else PseudoLabels(num_clusters=pseudo_labels)
     if pseudo_labels is None:
         tasks = tasks_from(*specs)
     else:  # folders of pictures alone
-        folders = [as_task(path, target=loss.target) for path in specs]
+        folders = [as_task(path, target=target.target) for path in specs]
         tasks = Tasks([task.name for task in folders], folders.__getitem__)
     files = [output / f"{safe_name(name)}.safetensors" for name in tasks.names]
     for file in files:
@@ -198,7 +199,7 @@ def embed(
     _check_writable("embed", output)
     # All of them before the first is embedded: a file that does not fit should cost no work.
     settings = {
-        "loss": loss.options(),
+        "loss": target.options(),
         "estimator": estimator,
         "seed": seed,
         "num_samples": num_samples,
@@ -209,7 +210,7 @@ def embed(
         for task, file in zip(tasks, files, strict=True)
         if file.exists() and not overwrite
     }
-    done = []
+    done, cache = [], FeatureCache()
     for task, file in zip(tasks, files, strict=True):
         if file in kept:
             done.append(kept[file])
@@ -217,7 +218,7 @@ def embed(
         embedding = fisher_embed(
             task,
             net,
-            loss=loss,
+            loss=target,
             estimator=estimator,
             beta=beta,
             noise=noise,
@@ -228,6 +229,7 @@ def embed(
             num_workers=num_workers,
             seed=seed,
             on_error="skip" if skip_unreadable else "raise",
+            feature_cache=cache,
         )
         embedding.save(file)
         done.append(embedding)

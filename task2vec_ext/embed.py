@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 
+from ._first_pass import first_pass
 from ._native import Task2VecWarning
 from ._pictures import Pictures, choose_device, on_device, same_as_before, with_targets
 from ._team import Team
 from .data import Batch, ClassLabel, Preprocess, as_task, check_labels, draw, read_labels
 from .embedding import Embedding, HeadInfo, ProbeInfo
-from .fisher import ANY_ESTIMATORS, AnyEstimator, Estimator, FisherSum, check_per_sample, sum_fisher
-from .folding import fold
+from .fisher import ANY_ESTIMATORS, AnyEstimator, Estimator, FisherSum, sum_fisher
 from .head import HeadMethod, fit_head
 from .head import head_l2 as resolve_l2
 from .jackknife import FEWEST_GROUPS, GROUPS
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from ._progress import Pass
-    from .data import Failure, TaskSource
+    from .data import TaskSource
     from .data.loader import OnError
-    from .embedding import Layer
+    from .feature_cache import FeatureCache
     from .variational import RobustFisher
 
 PRIOR_SCALE = 2 * DEFAULT_KAPPA
@@ -76,6 +76,7 @@ def fisher_embed(
     error_bars: bool = True,
     progress: bool | Pass | None = None,
     process_group: ProcessGroup | None = None,
+    feature_cache: FeatureCache | None = None,
     recipe: VariationalRecipe | None = None,
     beta: float | None = None,
     noise: Noise | None = None,
@@ -130,6 +131,7 @@ def fisher_embed(
         process_group: the ranks of this `torch.distributed` group, all of which call this with the same arguments,
             share the pictures; each returns the same embedding, within 1e-6 of what one process makes. Not with
             `rel_error` or ``"variational"``.
+        feature_cache: `FeatureCache` of an earlier call: features of files it knows are not computed again.
         recipe: of ``"variational"``: ``"paper"`` (default) or ``"authors"``.
         beta: of ``"variational"``: weight of the KL term; default: the authors' 1e-7, or what equals it in the paper's
             objective, 2e-7·N.
@@ -201,12 +203,10 @@ def fisher_embed(
     place = choose_device(net.module, device, owned=isinstance(probe, str))
     team = Team(process_group)
     pictures = Pictures(source, net, place, batch_size, num_workers, progress)
-    skipped: list[Failure] = []
     # Autocast of the caller's would narrow the gradients.
     with torch.autocast(place.type, enabled=False), on_device(net.module, place):
-        mine = team.share(indices, GROUPS)  # whole rounds: a picture's group is the same whoever takes it
-        seen = team.attempt(lambda: _features(pictures, loss, parts, mine, on_error, skipped))
-        features, targets, indices = _joined(team.gather((seen.features, seen.targets, seen.indices)), indices)
+        seen = first_pass(pictures, loss, parts, indices, on_error, team, feature_cache)
+        features, targets, indices = seen.of_task
         targets, num_outputs = team.first(lambda: loss.prepare(targets, features, seed))
         passes = features[0, ..., 0].numel() * num_outputs
         if estimator == "exact" and passes > loss.max_passes:
@@ -264,7 +264,7 @@ def fisher_embed(
             "version": importlib.metadata.version("task2vec_ext"),
         },
         num_samples=measured.samples,
-        num_skipped=sum(team.gather(len(skipped))),
+        num_skipped=seen.num_skipped,
         name=source.name,
         classes=source.classes if source.classes is not None and len(source.classes) == num_outputs else None,
         group_means=measured.group_means,
@@ -303,51 +303,6 @@ def _epochs(
     for number, chosen in enumerate(options.epochs_of(targets, seed), 1):
         with pictures.batches(indices[chosen], f"epoch {number} of {options.epochs}") as loaded:
             yield with_targets(loaded, targets[chosen])
-
-
-class _Seen(NamedTuple):
-    """What the first pass over some pictures gives."""
-
-    features: Tensor  # [n, …, D]
-    targets: Tensor  # [n, …]
-    indices: Tensor  # [n], of those that could be read
-    first: Batch | None  # the first of them alone
-    probe: Probe  # folded
-
-
-def _features(
-    pictures: Pictures, loss: Loss, layers: Sequence[Layer], indices: Tensor, on_error: OnError, skipped: list[Failure]
-) -> _Seen:
-    """Return the features of some pictures, on the CPU."""
-    probe, kept, first = pictures.probe, torch.empty_like(indices), None
-    features, targets = torch.empty(0, probe.feature_size), torch.empty(0, dtype=torch.int64)
-    stop = 0
-    with torch.no_grad(), pictures.batches(indices, "features", on_error, skipped) as loaded:
-        for batch in loaded:
-            if stop == 0:
-                first = Batch(*(part[:1].clone() for part in batch))
-                probe = fold(probe, layers, batch.images[:1])
-                check_per_sample(probe, layers, batch.images)
-            z = probe.features(batch.images)
-            y = loss.align(batch.labels, z)
-            if stop == 0:
-                features = torch.empty(len(indices), *z.shape[1:])
-                targets = torch.empty(len(indices), *y.shape[1:], dtype=y.dtype)
-            rows = slice(stop, stop := stop + len(batch.index))
-            features[rows], targets[rows], kept[rows] = z.float().cpu(), y.cpu(), batch.index.cpu()
-    return _Seen(features[:stop], targets[:stop], kept[:stop], first, probe)
-
-
-def _joined(parts: Sequence[tuple[Tensor, Tensor, Tensor]], order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return features, targets and indices of all ranks' pictures, in the order of all indices ``[N]``."""
-    if len(parts) == 1:
-        return parts[0]
-    some = [part for part in parts if len(part[0])] or parts[:1]  # of no pictures even the shapes are unknown
-    features, targets, indices = (torch.cat(column) for column in zip(*some, strict=True))
-    place = torch.empty(int(order.max()) + 1, dtype=torch.int64)
-    place[order] = torch.arange(len(order))
-    rows = place[indices].argsort()
-    return features[rows], targets[rows], indices[rows]
 
 
 def _check_reached(target: float, result: FisherSum, name: str) -> None:

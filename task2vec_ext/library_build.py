@@ -23,6 +23,7 @@ from .comparable import setting_differences
 from .data import Task, as_task
 from .embed import fisher_embed
 from .embedding import Embedding
+from .feature_cache import FeatureCache
 from .head import head_l2
 from .library import Library, sha256_of
 from .losses import as_loss
@@ -48,7 +49,7 @@ _OPTIONS = {
 }
 _OF_PROBE = ("weights", "head", "preprocess", "image_size")
 # What may differ between the tasks of a library: where and how the work is done, and what to do about broken pictures.
-_OF_WORK = ("device", "batch_size", "num_workers", "on_error", "name", "progress", "process_group")
+_OF_WORK = ("device", "batch_size", "num_workers", "on_error", "name", "progress", "process_group", "feature_cache")
 _OF_VARIATIONAL = ("recipe", "beta", "noise", "epochs", "epoch_samples")
 
 
@@ -80,7 +81,8 @@ def build_library(
         shard_pictures: All ranks work on one task at a time and share its pictures: for few, large tasks.
         **options: Of `fisher_embed`: of the probe (``weights``, ``image_size``, …), of the estimate (``estimator``,
             ``num_samples``, ``seed``, …), the same for all tasks of a library; and of the work (``device``,
-            ``batch_size``, ``num_workers``, ``on_error``), which may change from one build to the next.
+            ``batch_size``, ``num_workers``, ``on_error``, ``feature_cache``: default, one of 256 MiB), which may change
+            from one build to the next.
 
     Returns:
         The library.
@@ -115,6 +117,7 @@ def build_library(
     net = load_probe(probe, **{name: options.pop(name) for name in _OF_PROBE if name in options})
     _check_options(net, {**options, "process_group": process_group if shard_pictures else None})
     settings = _settings(net, options)
+    options.setdefault("feature_cache", FeatureCache())
     options["device"] = choose_device(net.module, options.get("device"), owned=isinstance(probe, str))
     root = Path(folder)
     team = Team(process_group)

@@ -32,7 +32,7 @@ class Files:
     """
 
     paths: tuple[str, ...]
-    labels: tuple[Any, ...]
+    labels: Sequence[Any]
     names: tuple[str, ...]
 
     def __len__(self) -> int:

@@ -7,16 +7,18 @@ import os
 import warnings
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..._native import Task2VecWarning
 from ..folder import EXTENSIONS, Files
+from ..targets import LabelSet
 from ..task import Task
 from .lazy import Tasks, expect, read_json
 
@@ -44,6 +46,24 @@ class _Attributes:
 
     def tasks(self, min_pictures: int) -> Tasks:
         """Return one task for each attribute that enough pictures show, and enough do not."""
+        kept = self._kept(min_pictures)
+        names = [f"{self.who} {self.names[attribute]}" for attribute in kept]
+        return Tasks(names, lambda i: self._task(names[i], kept[i]))
+
+    def as_one(self, min_pictures: int) -> Tasks:
+        """Return one task of the same attributes, any number of them to a picture."""
+        kept = self._kept(min_pictures)
+        labels = _MultiHot.of([self.shows[attribute] for attribute in kept], len(self.paths))
+        task = Task(
+            Files(self.paths, labels, self.files),
+            name=self.who,
+            classes=tuple(self.names[attribute] for attribute in kept),
+            target=LabelSet(),
+            metadata={"domain": self.domain},
+        )
+        return Tasks([task.name], lambda _: task)
+
+    def _kept(self, min_pictures: int) -> list[int]:
         few = max(1, min_pictures)
 
         def enough(attribute: int) -> bool:
@@ -56,8 +76,7 @@ class _Attributes:
                 f"{self.who}: expected an attribute that {few} or more of the {len(self.paths)} pictures show and "
                 f"{few} or more do not, got none; lower min_pictures, or check the pictures' folder."
             )
-        names = [f"{self.who} {self.names[attribute]}" for attribute in kept]
-        return Tasks(names, lambda i: self._task(names[i], kept[i]))
+        return kept
 
     def _task(self, name: str, attribute: int) -> Task:
         labels = torch.zeros(len(self.paths), dtype=torch.int64)
@@ -77,7 +96,35 @@ class _Attributes:
         )
 
 
-def imaterialist(root: str | os.PathLike[str], *, split: str = "train", min_pictures: int = 1) -> Tasks:
+@dataclass(frozen=True)
+class _MultiHot(Sequence[Tensor]):
+    """Which attributes each picture shows: float32 ``[C]`` when asked for; of a million pictures they would be 1 GB."""
+
+    columns: Indices
+    """Of the first picture's attributes, then the second's, …"""
+    starts: np.ndarray[Any, np.dtype[np.int64]]
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        hot = torch.zeros(self.num_classes)
+        hot[torch.from_numpy(self.columns[self.starts[index] : self.starts[index + 1]].astype(np.int64))] = 1
+        return hot
+
+    @classmethod
+    def of(cls, shows: Sequence[Indices], pictures: int) -> _MultiHot:
+        """Turn attribute -> pictures about."""
+        columns = np.repeat(np.arange(len(shows), dtype=np.int32), [len(found) for found in shows])
+        rows = np.concatenate(shows)
+        starts = np.concatenate([[0], np.bincount(rows, minlength=pictures).cumsum()])
+        return cls(columns[rows.argsort(kind="stable")], starts, len(shows))
+
+
+def imaterialist(
+    root: str | os.PathLike[str], *, split: str = "train", min_pictures: int = 1, multilabel: bool = False
+) -> Tasks:
     """Return the tasks of iMaterialist-Fashion 2018: one for each of its 228 attributes, shown or not shown.
 
     Args:
@@ -86,6 +133,7 @@ def imaterialist(root: str | os.PathLike[str], *, split: str = "train", min_pict
             ``taskName``); without it an attribute is called by its number.
         split: ``train`` or ``validation``: names the JSON file and the folder.
         min_pictures: Attributes that fewer pictures show, or do not show, are left out.
+        multilabel: One task with all attributes instead, for ``loss="multilabel"``.
 
     Returns:
         The tasks: class 0 does not show the attribute, class 1 does. All have all pictures that are on disk, and a
@@ -130,7 +178,8 @@ def imaterialist(root: str | os.PathLike[str], *, split: str = "train", min_pict
     files = tuple(f"{split}/{there[picture]}" for picture in present)
     names = {**{label: str(label) for label in shows}, **_label_names(where)}
     paths = tuple(os.path.join(where, file) for file in files)
-    return _Attributes("imat2018", "iMaterialist-Fashion 2018", names, paths, files, shows, {}).tasks(min_pictures)
+    attributes = _Attributes("imat2018", "iMaterialist-Fashion 2018", names, paths, files, shows, {})
+    return attributes.as_one(min_pictures) if multilabel else attributes.tasks(min_pictures)
 
 
 def _annotation(entry: Mapping[str, Any]) -> tuple[str, list[Any]]:

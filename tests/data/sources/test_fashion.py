@@ -1,9 +1,11 @@
 import json
+import pickle
 
 import pytest
+import torch
 from layouts import picture
 
-from task2vec_ext import Task2VecWarning
+from task2vec_ext import Task2VecWarning, fisher_embed
 from task2vec_ext.data.sources import deepfashion, imaterialist, tasks_from
 
 
@@ -31,6 +33,21 @@ def test_every_attribute_is_a_binary_task(imat):
     assert beige[2][1] == 1
     assert beige.metadata == {"domain": "iMaterialist-Fashion 2018", "attribute": "color Beige"}
     assert beige.source.paths is dresses.source.paths  # a million paths, kept once
+
+
+def test_all_attributes_are_one_task_of_several_labels(imat, tmp_path):
+    (task,) = tasks_from(f"imat2018:{imat}?multilabel=true")
+    assert (task.name, task.classes) == ("imat2018", ("4", "7"))
+    hot = [task[i][1] for i in range(4)]
+    assert torch.stack(hot).tolist() == [[1, 1], [0, 1], [1, 1], [0, 0]]
+    again = pickle.loads(pickle.dumps(task))
+    assert again.digest() == task.digest()
+    (fewer,) = tasks_from(f"imat2018:{imat}?multilabel=true&min_pictures=2")
+    assert fewer.classes == ("4",)
+    embedding = fisher_embed(task, "tiny", loss="multilabel", progress=False)
+    assert (embedding.head.num_outputs, embedding.classes, embedding.num_samples) == (2, ("4", "7"), 4)
+    with pytest.raises((TypeError, ValueError), match="label"):
+        fisher_embed(task, "tiny", progress=False)
 
 
 def test_attributes_without_names_and_other_keys_are_read(imat):

@@ -1,0 +1,122 @@
+"""The first pass over a task: features of its pictures, from the probe or from an earlier task, on one rank or many."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from .data import Batch, ClassLabel
+from .feature_cache import FeatureCache
+from .fisher import check_per_sample
+from .folding import fold
+from .jackknife import GROUPS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from ._pictures import Pictures
+    from ._team import Team
+    from .data import Failure
+    from .data.loader import OnError
+    from .embedding import Layer
+    from .losses import Loss
+    from .probe import Probe
+
+
+class Features(NamedTuple):
+    """What the head is fitted to, all on the CPU."""
+
+    features: Tensor  # [N, …, D]
+    targets: Tensor  # [N, …], as read
+    indices: Tensor  # [N], of the pictures that could be read
+
+
+class FirstPass(NamedTuple):
+    """What the first pass gives."""
+
+    of_task: Features  # of all ranks
+    first: Batch | None  # the first picture that this rank read
+    probe: Probe  # folded
+    num_skipped: int  # on all ranks
+
+
+def first_pass(
+    pictures: Pictures,
+    loss: Loss,
+    layers: Sequence[Layer],
+    indices: Tensor,
+    on_error: OnError,
+    team: Team,
+    cache: FeatureCache | None,
+) -> FirstPass:
+    """Return the features of the pictures ``indices [N]``, in their order.
+
+    The first batch is always read: the network is folded and checked with it.
+    """
+    # Whole rounds: a picture's group is the same whoever takes it.
+    mine = team.share(indices, GROUPS)
+
+    def read() -> tuple[Features, Batch | None, Probe, int]:
+        fresh, known = _known(pictures, mine, cache)
+        skipped: list[Failure] = []
+        seen, first, probe = _read(pictures, loss, layers, fresh, on_error, skipped)
+        if cache is not None and _by_class(pictures):
+            cache.put(pictures.task, pictures.probe, seen.indices, seen.features)
+        return _joined([seen, known], mine), first, probe, len(skipped)
+
+    of_rank, first, probe, skipped = team.attempt(read)
+    return FirstPass(_joined(team.gather(of_rank), indices), first, probe, sum(team.gather(skipped)))
+
+
+def _by_class(pictures: Pictures) -> bool:
+    """Whether a picture's target is known without reading it, and its features are one vector."""
+    return isinstance(pictures.task.target, ClassLabel) and pictures.task.labels is not None
+
+
+def _known(pictures: Pictures, indices: Tensor, cache: FeatureCache | None) -> tuple[Tensor, Features]:
+    """Return which pictures must be read, and all of the others."""
+    labels = pictures.task.labels
+    if cache is None or labels is None or not _by_class(pictures):
+        return indices, Features(torch.empty(0, 0), torch.empty(0, dtype=torch.int64), indices[:0])
+    known, features = cache.get(pictures.task, pictures.probe, indices)
+    read = pictures.batch_size
+    features = features[int(known[:read].sum()) :]
+    known[:read] = False
+    return indices[~known], Features(features, labels[indices[known]], indices[known])
+
+
+def _read(
+    pictures: Pictures, loss: Loss, layers: Sequence[Layer], indices: Tensor, on_error: OnError, skipped: list[Failure]
+) -> tuple[Features, Batch | None, Probe]:
+    """Return the features of pictures that are read now, the first of them alone, and the probe, folded."""
+    probe, kept, first = pictures.probe, torch.empty_like(indices), None
+    features, targets = torch.empty(0, probe.feature_size), torch.empty(0, dtype=torch.int64)
+    stop = 0
+    with torch.no_grad(), pictures.batches(indices, "features", on_error, skipped) as loaded:
+        for batch in loaded:
+            if stop == 0:
+                first = Batch(*(part[:1].clone() for part in batch))
+                probe = fold(probe, layers, batch.images[:1])
+                check_per_sample(probe, layers, batch.images)
+            z = probe.features(batch.images)
+            y = loss.align(batch.labels, z)
+            if stop == 0:
+                features = torch.empty(len(indices), *z.shape[1:])
+                targets = torch.empty(len(indices), *y.shape[1:], dtype=y.dtype)
+            rows = slice(stop, stop := stop + len(batch.index))
+            features[rows], targets[rows], kept[rows] = z.float().cpu(), y.cpu(), batch.index.cpu()
+    return Features(features[:stop], targets[:stop], kept[:stop]), first, probe
+
+
+def _joined(parts: Sequence[Features], order: Tensor) -> Features:
+    """Return all parts as one, in the order of all indices ``[N]``."""
+    some = [part for part in parts if len(part.indices)]
+    if len(some) < 2:
+        return some[0] if some else parts[0]
+    place = torch.empty(int(order.max()) + 1, dtype=torch.int64)
+    place[order] = torch.arange(len(order))
+    rows = place[torch.cat([part.indices for part in some])].argsort()
+    return Features(*(torch.cat(column)[rows] for column in zip(*some, strict=True)))
