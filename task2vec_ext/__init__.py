@@ -17,7 +17,7 @@ from .embedding import Embedding
 from .feature_cache import FeatureCache
 from .jackknife import Estimate
 from .library import Library
-from .library_build import build_library
+from .library_build import build_library, embed_for
 from .ops import filter_grad_sq
 from .probe import Probe, load_probe
 from .uncertainty import neighbour_ranks, norm_with_error, relative_error, with_error
@@ -40,6 +40,7 @@ __all__ = [
     "distance_matrix",
     "diversity",
     "embed_batches",
+    "embed_for",
     "filter_grad_sq",
     "fisher_embed",
     "load_probe",

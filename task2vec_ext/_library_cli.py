@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -166,16 +167,34 @@ def verify(folder: _Folder) -> None:
 
 
 def nearest(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="One of the library's, or an embedding's file.")],
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK", help="One of the library's, an embedding's file, or pictures: a folder or SPEC."
+        ),
+    ],
     folder: Annotated[Path, typer.Option("--library", metavar="DIR", help="The library's folder.")],
+    weights: Annotated[
+        str | None, typer.Option(help="For pictures: the probe's checkpoint, where the library was built with one.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
     kind: Annotated[SymKind, typer.Option(help="sym is the paper's d_sym; sym_scaled: scaled to unit mean.")] = "sym",
 ) -> None:
     """Find the tasks of a library that are nearest to one."""
+    from .data import tasks_from
     from .embedding import Embedding
     from .library import Library
+    from .library_build import embed_for
 
-    query = Embedding.load(task) if task.endswith(".safetensors") else task
-    found = Library(folder).nearest(query, k, kind=kind)
+    opened = Library(folder)
+    query: str | Embedding = task
+    if task.endswith(".safetensors"):
+        query = Embedding.load(task)
+    elif opened.index.find(task) is None and (os.path.isdir(task) or ":" in task):
+        tasks = tasks_from(task)
+        if len(tasks) != 1:
+            raise ValueError(f"nearest: expected one task, {task} has {len(tasks)}; add them to the library.")
+        query = embed_for(opened, tasks[0], weights=weights)
+    found = opened.nearest(query, k, kind=kind)
     rows = [(str(number), name, f"{distance:.4f}") for number, (name, distance) in enumerate(found, 1)]
     print_table(console(), ("", "task", "distance"), rows)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-
-from ._index import Entry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +16,6 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 T = TypeVar("T")
-
-_POLL_SECONDS = 0.2
 
 
 class Team:
@@ -75,18 +68,19 @@ class Team:
         result = self.gather(mine)[0]
         return result  # type: ignore[return-value]  # of the rank that did the work
 
-    def queue(self, tasks: int) -> TaskQueue:
-        """Return a queue that all ranks work on; they call this together.
+    def store(self) -> Store:
+        """Return an empty store that all ranks reach; they call this together.
 
-        Args:
-            tasks: how many there are.
+        Raises:
+            RuntimeError: There is one process alone.
         """
         from torch.distributed.distributed_c10d import PrefixStore
 
-        assert self._group is not None
-        store = self._group.get_group_store()
-        number = self.first(lambda: store.add("task2vec_ext/queues", 1))
-        return TaskQueue(PrefixStore(f"task2vec_ext/{number}", store), tasks)
+        if self._group is None:
+            raise RuntimeError("Team: expected ranks of a group, got one process.")
+        shared = self._group.get_group_store()
+        number = self.first(lambda: shared.add("task2vec_ext", 1))
+        return PrefixStore(f"task2vec_ext/{number}", shared)
 
 
 @contextmanager
@@ -107,47 +101,6 @@ def launched_ranks() -> Iterator[ProcessGroup | None]:
         yield dist.group.WORLD
     finally:
         dist.destroy_process_group()
-
-
-class TaskQueue:
-    """Who does which task, and what came of it, in a store that all ranks reach: whoever is free takes the next.
-
-    Args:
-        store: of the group's, this queue's own part.
-        tasks: how many there are.
-    """
-
-    def __init__(self, store: Store, tasks: int) -> None:
-        """Keep both."""
-        self._store, self._tasks = store, tasks
-
-    def claim(self) -> Iterator[int]:
-        """Yield the numbers of tasks that are this rank's to do, until none is left."""
-        while (number := self._store.add("claimed", 1) - 1) < self._tasks:
-            yield number
-
-    def report(self, number: int, entry: Entry) -> None:
-        """Say what came of a task."""
-        position = self._store.add("reported", 1) - 1
-        self._store.set(f"report {position}", json.dumps([number, asdict(entry)]))
-
-    def reports(self, stop: threading.Event) -> Iterator[tuple[int, Entry]]:
-        """Yield what came of every task, as the ranks say it, until all have or `stop` is set."""
-        for position in range(self._tasks):
-            while not self._store.check([f"report {position}"]):
-                if stop.wait(_POLL_SECONDS):
-                    return
-            number, fields = json.loads(self._store.get(f"report {position}"))
-            yield number, Entry(**fields)
-
-    def close(self) -> None:
-        """Say that all reports have been dealt with."""
-        self._store.set("closed", "")
-
-    def wait_closed(self) -> None:
-        """Return once they have, however long that takes: collectives time out, and a task may take hours."""
-        while not self._store.check(["closed"]):
-            threading.Event().wait(_POLL_SECONDS)
 
 
 def _portable(error: Exception) -> Exception:

@@ -5,30 +5,28 @@ Of many, each writes the embeddings of its own tasks; the first alone holds the 
 
 from __future__ import annotations
 
-import inspect
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._index import Entry, Index, lock
+from ._index import Entry, lock
+from ._library_settings import OF_PROBE, OF_WORK, OPTIONS, create_or_compare, settings_of
 from ._pictures import choose_device
 from ._progress import library_progress
+from ._task_queue import TaskQueue
 from ._team import Team
-from .comparable import setting_differences
-from .data import Task, as_task
+from .data import Preprocess, Task, as_task
 from .embed import fisher_embed
 from .embedding import Embedding
 from .feature_cache import FeatureCache
-from .head import head_l2
 from .library import Library, sha256_of
-from .losses import as_loss
-from .probe import load_probe
-from .variational import variational_options
+from .losses import as_loss, loss_of
+from .probe import Probe, load_probe
 
 if TYPE_CHECKING:
     import os
@@ -39,18 +37,6 @@ if TYPE_CHECKING:
 
     from ._progress import Pass
     from .data import TaskSource
-    from .embedding import JSON
-    from .probe import Probe
-
-_OPTIONS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(fisher_embed).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY
-}
-_OF_PROBE = ("weights", "head", "preprocess", "image_size")
-# What may differ between the tasks of a library: where and how the work is done, and what to do about broken pictures.
-_OF_WORK = ("device", "batch_size", "num_workers", "on_error", "name", "progress", "process_group", "feature_cache")
-_OF_VARIATIONAL = ("recipe", "beta", "noise", "epochs", "epoch_samples")
 
 
 def build_library(
@@ -98,14 +84,14 @@ def build_library(
     Note:
         Tasks whose pictures are not files of known names (`Task.digest` is None) are known by their name alone.
     """
-    unknown = sorted(options.keys() - (_OPTIONS.keys() - {"name", "progress"}))
+    unknown = sorted(options.keys() - (OPTIONS.keys() - {"name", "progress"}))
     if unknown:
         raise TypeError(f"build_library: expected options of fisher_embed, got {', '.join(unknown)}.")
     if shard_pictures and process_group is None:
         raise ValueError(
             "build_library: expected a process_group with shard_pictures, got none; start several (torchrun)."
         )
-    target = as_loss(options.get("loss", _OPTIONS["loss"])).target
+    target = as_loss(options.get("loss", OPTIONS["loss"])).target
     named = [as_task(task, target=target) for task in tasks]
     twins = [name for name, count in Counter(task.name for task in named).items() if count > 1]
     if twins:
@@ -114,9 +100,9 @@ def build_library(
             f"build_library: expected tasks of different names, got {len(twins)} names more than once: {shown}; rename "
             "them (as_task(…, name=…), or the folders)."
         )
-    net = load_probe(probe, **{name: options.pop(name) for name in _OF_PROBE if name in options})
+    net = load_probe(probe, **{name: options.pop(name) for name in OF_PROBE if name in options})
     _check_options(net, {**options, "process_group": process_group if shard_pictures else None})
-    settings = _settings(net, options)
+    settings = settings_of(net, options)
     options.setdefault("feature_cache", FeatureCache())
     options["device"] = choose_device(net.module, options.get("device"), owned=isinstance(probe, str))
     root = Path(folder)
@@ -126,14 +112,14 @@ def build_library(
         def prepare() -> list[tuple[int, Entry]]:
             (root / "embeddings").mkdir(parents=True, exist_ok=True)
             ending.enter_context(lock(root))
-            _create_or_compare(root, settings)
+            create_or_compare(root, settings)
             library = Library(root)
             todo = _todo(library, named, retry_failed)
             _clean(library)
             return todo
 
         todo = [(named[number], entry) for number, entry in team.first(prepare)]
-        team.attempt(lambda: _create_or_compare(root, settings))
+        team.attempt(lambda: create_or_compare(root, settings))
         library = Library(root)
         pictures = sum(len(task) for task, _ in todo)
         told = ending.enter_context(library_progress(len(todo), pictures, progress if team.rank == 0 else False))
@@ -155,6 +141,52 @@ def build_library(
     return library
 
 
+def embed_for(
+    library: Library,
+    task: TaskSource,
+    probe: str | nn.Module | Probe | None = None,
+    *,
+    weights: Any = None,
+    **work: Any,
+) -> Embedding:
+    """Return the embedding of a task that is not in a library, made as all of the library's were.
+
+    Args:
+        library: whose settings are taken.
+        task: what `fisher_embed` takes.
+        probe: the library's; default: by the name that it has there.
+        weights: the file of its weights, where those are a file.
+        **work: of `fisher_embed`, how the work is done: ``device``, ``batch_size``, ``num_workers``, ``on_error``, …
+
+    Returns:
+        The embedding, for `Library.nearest`.
+
+    Raises:
+        ValueError: That is not the library's probe.
+        TypeError: An option would change the embedding.
+    """
+    of_result = sorted(work.keys() - set(OF_WORK))
+    if of_result:
+        raise TypeError(f"embed_for: expected options of how the work is done, got {', '.join(of_result)}.")
+    settings: dict[str, Any] = dict(library.settings)
+    known, preprocess = settings["probe"], settings["preprocess"]
+    if not isinstance(probe, Probe):
+        options = {
+            "preprocess": None if preprocess is None else Preprocess.from_dict(preprocess),
+            "head": known["head"],
+        }
+        probe = load_probe(probe or known["name"], weights=weights or known["weights"], **options)
+    if probe.fingerprint != known["fingerprint"]:
+        raise ValueError(
+            f"embed_for: expected the probe that {library.folder} was built with, {known['name']} with weights "
+            f"{known['weights']!r}, got others; pass weights=FILE (task2vec nearest --weights)."
+        )
+    chosen = {name: settings[name] for name in OPTIONS if name in settings and name not in ("loss", *OF_PROBE)}
+    return fisher_embed(
+        task, probe, loss=loss_of(settings["loss"]), **chosen, **(settings["variational"] or {}), **work
+    )
+
+
 class _Asked(Exception):  # noqa: N818  # no error
     """The task has been looked at."""
 
@@ -168,51 +200,6 @@ def _check_options(net: Probe, options: dict[str, Any]) -> None:
     """Raise now what `fisher_embed` has against the options: it says so before it looks at a task."""
     with suppress(_Asked):
         fisher_embed(_Unasked((), name="none"), net, **options)
-
-
-def _settings(net: Probe, options: dict[str, Any]) -> dict[str, JSON]:
-    """What all embeddings of a library are made with: the probe and every option that decides the numbers."""
-    chosen = {**_OPTIONS, **options}
-    variational = variational_options(chosen["estimator"], **{name: chosen[name] for name in _OF_VARIATIONAL})
-    layers = net.layers(chosen["layers"], include_batchnorm=chosen["include_batchnorm"])
-    loss = as_loss(chosen["loss"])
-    chosen["loss"] = loss.options()
-    chosen["head_l2"] = head_l2(chosen["head_method"], chosen["head_l2"], loss, chosen["class_balanced"])
-    chosen["layers"] = None if chosen["layers"] is None else list(chosen["layers"])
-    plain = {name: chosen[name] for name in _OPTIONS if name not in (*_OF_PROBE, *_OF_WORK, *_OF_VARIATIONAL)}
-    return {
-        "probe": {"name": net.name, "weights": net.weights, "fingerprint": net.fingerprint, "head": net.head},
-        "preprocess": None if net.preprocess is None else net.preprocess.to_dict(),
-        "filters": layers[-1].stop,
-        **plain,
-        "variational": None if variational is None else asdict(variational),
-    }
-
-
-def _create_or_compare(root: Path, settings: dict[str, JSON]) -> None:
-    """Make the index, or refuse a library whose embeddings would not be like those to come."""
-    index = Index(root / "index.sqlite")
-    found = index.settings()
-    if found is None:
-        index.create(settings)
-        return
-    # An option that is younger than the library had its default.
-    found = {**{name: value for name, value in _OPTIONS.items() if name in settings}, **found}
-    if _fingerprint(found) == _fingerprint(settings):  # whatever its weights are called
-        found["probe"] = settings["probe"]
-    keys = dict.fromkeys((*found, *settings))
-    differences = [text for key in keys for text in setting_differences(key, found.get(key), settings.get(key))]
-    if differences:
-        raise ValueError(
-            f"build_library: expected the settings that {root} was built with, got others (there against here): "
-            f"{'; '.join(differences)}. Use the same, or another folder."
-        )
-
-
-def _fingerprint(settings: dict[str, JSON]) -> JSON:
-    probe = settings["probe"]
-    assert isinstance(probe, dict)
-    return probe["fingerprint"]
 
 
 def _todo(library: Library, tasks: Sequence[Task], retry_failed: bool) -> list[tuple[int, Entry]]:
@@ -256,7 +243,7 @@ def _share(
     record: Callable[[int, Entry], None],
 ) -> None:
     """Embed the tasks on all ranks, and record what comes of them on the first, as it comes."""
-    queue = team.queue(len(todo))
+    queue = TaskQueue(team.store(), len(todo))
 
     def work(others: Callable[[], None]) -> None:
         for number in queue.claim():

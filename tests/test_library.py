@@ -21,7 +21,6 @@ from task2vec_ext import (
     _matrix,
     as_task,
     build_library,
-    distance_matrix,
     library,
     library_build,
 )
@@ -361,46 +360,3 @@ def test_what_is_removed_is_gone_until_it_is_built_again(built):
     again = build_library(tasks_of(5), built.folder, small_probe())
     assert again.nearest("task0", k=1)[0].name == nearest
     assert again.verify() == []
-
-
-# -- nearest -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["sym", "sym_scaled"])
-@pytest.mark.parametrize("rows_a_block", [1, 2, 1000])
-def test_the_nearest_are_those_of_the_distance_matrix(built, monkeypatch, kind, rows_a_block):
-    monkeypatch.setattr(_matrix, "_BLOCK_BYTES", rows_a_block * 8 * built.matrix.filters)
-    names = [entry.name for entry in built.entries()]
-    matrix = distance_matrix([built.embedding(name) for name in names], kind)
-    for row, name in zip(matrix, names, strict=True):
-        order = [i for i in row.argsort().tolist() if names[i] != name]
-        found = built.nearest(name, k=3, kind=kind)
-        assert [other for other, _ in found] == [names[i] for i in order[:3]]
-        assert [d for _, d in found] == pytest.approx(row[order[:3]].tolist(), abs=1e-7)  # float32 rows
-
-
-def test_an_embedding_from_elsewhere_finds_its_neighbours(built, tmp_path):
-    query = fisher_embed(tasks_of(3)[2], small_probe(), progress=False, name="query")
-    found = built.nearest(query, k=10)
-    assert len(found) == 5
-    assert found[0] == ("task2", pytest.approx(0, abs=1e-9))
-    other = fisher_embed(Blobs(), small_probe(small_resnet(seed=1)), progress=False)
-    with pytest.raises(ValueError, match="differ in probe"):
-        built.nearest(other)
-    with pytest.raises(ValueError, match="k >= 1"):
-        built.nearest("task0", 0)
-    alone = build_library(tasks_of(1), tmp_path / "alone", small_probe())
-    with pytest.raises(ValueError, match="expected tasks to compare with"):
-        alone.nearest("task0")
-
-
-def test_an_embedding_of_zeros_is_near_to_nothing(built, monkeypatch):
-    def zeros(*arguments, **options):
-        result = fisher_embed(*arguments, **options)
-        return Embedding(**{**vars(result), "fisher": torch.zeros_like(result.fisher), "group_means": None})
-
-    monkeypatch.setattr(library_build, "fisher_embed", zeros)
-    build_library(tasks_of(6), built.folder, small_probe())
-    assert "task5" not in [name for name, _ in built.nearest("task0")]
-    with pytest.raises(ValueError, match="all zero"):
-        built.nearest("task5")

@@ -20,7 +20,8 @@ def torchrun(folder: Path, *arguments: object, restarts: int = 0) -> subprocess.
     """Start two ranks away from the sources, which would hide the package that is installed."""
     options = ["--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}", *map(str, arguments)]
     command = [sys.executable, "-m", "torch.distributed.run", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Without its variable torchrun (2.14) gives restarted ranks the addresses of those that are gone.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
     )

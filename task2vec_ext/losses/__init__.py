@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from ._base import Loss, per_picture
 from .cross_entropy import CrossEntropy
@@ -23,6 +24,7 @@ __all__ = [
     "PseudoLabels",
     "Regression",
     "as_loss",
+    "loss_of",
     "per_picture",
 ]
 
@@ -52,3 +54,16 @@ def as_loss(loss: LossName | Loss) -> Loss:
     raise ValueError(
         f"fisher_embed: expected loss to be one of {', '.join(kind.name for kind in _LOSSES)}; got {loss!r}."
     )
+
+
+def loss_of(options: Mapping[str, Any]) -> Loss:
+    """Return the loss that `Loss.options` described.
+
+    Args:
+        options: its name, and the options that are not the default.
+
+    Returns:
+        The loss.
+    """
+    kinds: dict[str, type[Loss]] = {kind.name: kind for kind in _LOSSES} | {PseudoLabels.name: PseudoLabels}
+    return kinds[options["name"]](**{key: value for key, value in options.items() if key != "name"})

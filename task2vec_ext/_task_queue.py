@@ -1,0 +1,58 @@
+"""Who embeds which task of a library, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from ._index import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch.distributed.distributed_c10d import Store
+
+_POLL_SECONDS = 0.2
+
+
+class TaskQueue:
+    """Tasks in a store that all ranks reach: whoever is free takes the next.
+
+    Args:
+        store: empty, or other ranks' of this queue.
+        tasks: how many there are.
+    """
+
+    def __init__(self, store: Store, tasks: int) -> None:
+        """Keep both."""
+        self._store, self._tasks = store, tasks
+
+    def claim(self) -> Iterator[int]:
+        """Yield the numbers of tasks that are this rank's to do, until none is left."""
+        while (number := self._store.add("claimed", 1) - 1) < self._tasks:
+            yield number
+
+    def report(self, number: int, entry: Entry) -> None:
+        """Say what came of a task."""
+        position = self._store.add("reported", 1) - 1
+        self._store.set(f"report {position}", json.dumps([number, asdict(entry)]))
+
+    def reports(self, stop: threading.Event) -> Iterator[tuple[int, Entry]]:
+        """Yield what came of every task, as the ranks say it, until all have or `stop` is set."""
+        for position in range(self._tasks):
+            while not self._store.check([f"report {position}"]):
+                if stop.wait(_POLL_SECONDS):
+                    return
+            number, fields = json.loads(self._store.get(f"report {position}"))
+            yield number, Entry(**fields)
+
+    def close(self) -> None:
+        """Say that all reports have been dealt with."""
+        self._store.set("closed", "")
+
+    def wait_closed(self) -> None:
+        """Return once they have, however long that takes: collectives time out, and a task may take hours."""
+        while not self._store.check(["closed"]):
+            threading.Event().wait(_POLL_SECONDS)
