@@ -65,3 +65,5 @@ def library(folder: Path) -> None:
 dist.init_process_group("gloo")
 {"embed": embed, "library": library}[sys.argv[1]](Path(sys.argv[2]))
 dist.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # as cli.main
