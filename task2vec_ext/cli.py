@@ -12,6 +12,7 @@ import typer
 
 from ._kinds import DistanceKind
 from ._library_cli import library, nearest
+from ._picture_cli import atlas, plot
 from ._terminal import console as _console
 from ._terminal import print_table as _print_table
 from .fisher import AnyEstimator
@@ -325,6 +326,8 @@ def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding
 
 
 app.command()(nearest)
+app.command()(plot)
+app.command()(atlas)
 app.add_typer(library, name="library")
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _DIRECTIONS = np.array([(1, 0), (0, 1), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)], float)
-_REACHES = (5.0, 14.0, 26.0)  # points from the task to its name; beyond the first a line joins them
+_REACHES = (6.0, 14.0, 26.0)  # points from the task to its name; beyond the first a line joins them
 _POINT_RADIUS = 3.0  # points
 _PADDING = 1.0  # points around a name
 
@@ -72,14 +72,15 @@ def write_names(ax: Axes, places: np.ndarray, names: Sequence[str], *, fontsize:
         )
         size = note.get_window_extent()
         others = np.delete(taken, index, axis=0)  # a name may come near to its own point
-        for offset, corner in _around(points[index], size.width, size.height, scale):
+        for reach, corner in _around(points[index], size.width, size.height, scale):
             box = np.concatenate([corner - padding, corner + (size.width, size.height) + padding])
             inside = (box[:2] >= (frame.x0, frame.y0)).all() and (box[2:] <= (frame.x1, frame.y1)).all()
-            if inside and not _overlaps(box, others):
+            line = _beads(points[index], box) if reach > _REACHES[0] else box[None]
+            if inside and not _overlap(box[None], others) and not _overlap(line, others):
                 note.set_position(tuple((corner - points[index]) / scale))
-                if offset == _REACHES[0] and note.arrow_patch is not None:
+                if reach == _REACHES[0] and note.arrow_patch is not None:
                     note.arrow_patch.set_visible(False)
-                taken = np.concatenate([taken, box[None]])
+                taken = np.concatenate([taken, box[None], line])
                 written.append(note)
                 break
         else:
@@ -95,6 +96,15 @@ def _around(point: np.ndarray, width: float, height: float, scale: float) -> Ite
             yield reach, centre - np.array([width, height]) / 2
 
 
-def _overlaps(box: np.ndarray, others: np.ndarray) -> bool:
-    apart = (others[:, 0] >= box[2]) | (others[:, 2] <= box[0]) | (others[:, 1] >= box[3]) | (others[:, 3] <= box[1])
+def _beads(point: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Small boxes along the line from a point to the middle of a box, ``[8, 4]``: what the line covers, nearly."""
+    middle = (box[:2] + box[2:]) / 2
+    centres = point + np.linspace(0.15, 1.0, 8)[:, None] * (middle - point)
+    return np.concatenate([centres - 1, centres + 1], axis=1)
+
+
+def _overlap(boxes: np.ndarray, others: np.ndarray) -> bool:
+    """Whether any of some boxes ``[N, 4]`` overlaps any of others ``[M, 4]``."""
+    a, b = boxes[:, None], others
+    apart = (b[..., 0] >= a[..., 2]) | (b[..., 2] <= a[..., 0]) | (b[..., 1] >= a[..., 3]) | (b[..., 3] <= a[..., 1])
     return bool((~apart).any())

@@ -47,7 +47,7 @@ def map_positions(distances: Any, method: MapMethod = "tsne", *, seed: int = 0) 
     places = _classical_scaling(matrix)
     if len(matrix) >= _FEWEST:
         places = {"tsne": _tsne, "umap": _umap}[method](matrix, places, seed)
-    places = places - places.mean(0)
+    places = _turned(places - places.mean(0))
     farthest = np.linalg.norm(places, axis=1).max()
     return places / farthest if farthest > 0 else places
 
@@ -85,8 +85,9 @@ def plot_map(
     places = map_positions(matrix, method, seed=seed)
     T = len(places)
     if ax is None:
-        ax = new_figure(11.0 if groups is not None else 8.5, 8.0).add_subplot()
-    ax.set(aspect="equal", xticks=[], yticks=[], xlim=(-1.12, 1.12), ylim=(-1.12, 1.12))
+        ax = new_figure(12.5 if groups is not None else 10.0, 7.5).add_subplot()
+    reach = np.maximum(np.abs(places).max(0), 0.25) + 0.12
+    ax.set(aspect="equal", xticks=[], yticks=[], xlim=(-reach[0], reach[0]), ylim=(-reach[1], reach[1]))
     for spine in ax.spines.values():
         spine.set_color("0.8")
     how = {"tsne": "t-SNE", "umap": "UMAP"}[method] if T >= _FEWEST else "classical scaling"
@@ -139,6 +140,12 @@ def _classical_scaling(matrix: np.ndarray) -> np.ndarray:
         vector = vectors[:, which] * np.sign(vectors[np.abs(vectors[:, which]).argmax(), which])
         places[:, axis] = vector * np.sqrt(max(values[which], 0.0))
     return places
+
+
+def _turned(places: np.ndarray) -> np.ndarray:
+    """Centred places, turned so that they reach farthest along the first axis: screens are wide."""
+    axes = np.linalg.svd(places, full_matrices=False)[2]
+    return places @ axes.T * np.where(axes[np.arange(len(axes)), np.abs(axes).argmax(1)] < 0, -1, 1)
 
 
 def _tsne(matrix: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:

@@ -42,50 +42,54 @@ def norm_of(embedding: Embedding) -> Norm:
 @styled
 def plot_norms(
     embeddings: Iterable[Embedding],
+    errors: Sequence[float] | None = None,
     *,
     groups: Sequence[str] | None = None,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Return axes with the norm of each task against the error of its head, on the pictures that it was fitted to.
+    """Return axes with the norm of each task against its error.
 
     Args:
         embeddings: T of them, one after the other: only figures are kept.
+        errors: T, in any measure, say test errors; default: the negative log-likelihood of the heads on the pictures that
+            they were fitted to, where most of them get every label right, so that their accuracies would say nothing.
         groups: T group names (say, domains): colours and markers with a legend; or None.
         title: Title; default: Spearman's rank correlation of the two.
         ax: Where to draw; by default a new figure.
 
     Returns:
-        The axes; x is ‖F‖₁ with its 95 % jackknife interval where the embedding has error bars, y is 1 − score.
+        The axes; x is ‖F‖₁ with its 95 % jackknife interval where the embedding has error bars, y the error. Both on log
+        scales where none is zero.
 
     Raises:
-        ValueError: There are no embeddings, groups are not T, or heads were scored in different measures.
-        ImportError: matplotlib or scipy is not installed.
+        ValueError: There are no embeddings, or errors or groups are not T.
+        ImportError: matplotlib, or for the correlation scipy, is not installed.
+
+    Source:
+        Achille et al., ICCV 2019, figure 2: norm against test error.
     """
-    rows = [(item.name, norm_of(item), 1 - item.head.score, item.head.metric) for item in embeddings]
-    if not rows or (groups is not None and len(groups) != len(rows)):
-        raise ValueError(
-            f"plot_norms: expected one or more embeddings and a group for each, got {len(rows)} embeddings and "
-            f"{'no' if groups is None else len(groups)} groups."
-        )
-    metrics = sorted({metric for *_, metric in rows})
-    if len(metrics) > 1:
-        raise ValueError(f"plot_norms: expected heads scored in one measure, got {', '.join(metrics)}; draw each alone.")
-    norms = np.array([norm for _, norm, _, _ in rows])
-    errors = np.array([error for _, _, error, _ in rows])
+    rows = [(item.name, norm_of(item), item.head.nll) for item in embeddings]
+    for word, values in (("errors", errors), ("groups", groups)):
+        if not rows or (values is not None and len(values) != len(rows)):
+            found = f"{len(rows)} embeddings" if values is None else f"{len(rows)} embeddings and {len(values)} {word}"
+            raise ValueError(f"plot_norms: expected one or more embeddings and as many {word}, got {found}.")
+    norms = np.array([norm for _, norm, _ in rows])
+    heights = np.array([nll for *_, nll in rows] if errors is None else errors, np.float64)
     if ax is None:
-        ax = new_figure(10.5 if groups is not None else 8.0, 6.5).add_subplot()
-    places = np.stack([norms[:, 0], errors], axis=1)
-    if (norms > 0).all():
-        ax.set_xscale("log")
-    ax.hlines(errors, norms[:, 1], norms[:, 2], color="0.6", lw=0.8, zorder=2)
+        ax = new_figure(11.5 if groups is not None else 9.0, 6.5).add_subplot()
+    ax.set(
+        xscale="log" if (norms > 0).all() else "linear",
+        yscale="log" if (heights > 0).all() else "linear",
+        xlabel="norm of the embedding (nats² per weight²), with 95 % interval",
+        ylabel="error of the head (nats)" if errors is None else "error",
+    )
+    ax.margins(x=0.06, y=0.08)
+    ax.hlines(heights, norms[:, 1], norms[:, 2], color="0.6", lw=0.8, zorder=2)
+    places = np.stack([norms[:, 0], heights], axis=1)
     draw_points(ax, places, groups)
-    # The error that is not there is drawn on the axis, whole.
-    ax.set_ylim(min(0.0, float(errors.min())) - 0.03 * max(float(np.ptp(errors)), 0.05))
-    ax.margins(x=0.08)
-    ax.set(xlabel="norm of the embedding (nats² per weight²), 95 % interval", ylabel=f"error of the head, 1 − {metrics[0]}")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.set_title(_correlation(norms[:, 0], errors) if title is None else title, fontsize=10)
+    ax.set_title(_correlation(norms[:, 0], heights) if title is None else title, fontsize=10)
     write_names(ax, places, [name for name, *_ in rows])
     return ax
 

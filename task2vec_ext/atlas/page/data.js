@@ -19,7 +19,11 @@ function level(i, j) {
 
 const distance = (i, j) => (i === j ? 0 : atlas.low + ((atlas.high - atlas.low) * level(i, j)) / 65535);
 
-const digits = (x, n = 3) => (x === 0 ? "0" : Math.abs(x) >= 1e5 || Math.abs(x) < 1e-3 ? x.toExponential(n - 1) : String(Number(x.toPrecision(n))));
+function digits(x) {
+  if (x === 0) return "0";
+  if (Math.abs(x) >= 1e6 || Math.abs(x) < 1e-4) return x.toExponential(2);
+  return Math.abs(x) >= 100 ? Math.round(x).toLocaleString("en") : x.toPrecision(3);
+}
 const count = (n, word, words = word + "s") => `${n.toLocaleString("en")} ${n === 1 ? word : words}`;
 
 // element("p.hint", {title: …}, "text", child, …)
@@ -33,6 +37,11 @@ function element(what, attributes = {}, ...children) {
 }
 
 const UNKNOWN = { name: "", colour: "#8a929a", marker: "o" };
+function shortName(name, most) {
+  const signs = [...name];
+  return signs.length <= most ? name : `${signs.slice(0, most >> 1).join("")}…${signs.slice(1 - (most >> 1)).join("")}`;
+}
+
 const look = (task) => (task.domain === null ? UNKNOWN : atlas.domains[task.domain]);
 
 // Paths of the markers of task2vec_ext.plot: circle, square, triangle, diamond.

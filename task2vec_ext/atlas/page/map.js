@@ -1,7 +1,15 @@
 // The map: a marker for each task, names where there is room, lines from the selected task to its nearest.
 
+const extent = (values) => {
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  return high - low > 1e-6 ? [low, high] : [low - 1, high + 1];
+};
+const [left, right] = extent(tasks.map((task) => task.x));
+const [top, bottom] = extent(tasks.map((task) => -task.y));
+
 const mapView = new View(byId("map"), {
-  bounds: { left: -1, top: -1, right: 1, bottom: 1, margin: 56 },
+  bounds: { left, top, right, bottom },
+  margins: (width) => ({ left: Math.min(90, width / 8), right: Math.min(90, width / 8), top: 40, bottom: 40 }),
   largest: 1e5,
   draw: drawMap,
   point: (x, y) => hover(taskAt(x, y), x, y),
@@ -85,7 +93,7 @@ function drawLinks(context) {
   context.globalAlpha = 1;
 }
 
-const CELL = 8; // pixels: the grain in which room is kept
+const CELL = 4; // pixels: the grain in which room is kept
 const LONGEST = 32; // characters of a name on the map
 
 function drawNames(context, view, r) {
@@ -111,10 +119,12 @@ function drawNames(context, view, r) {
     if (!isLit(i)) continue;
     const [x, y] = placeOf(i);
     if (x < 0 || y < 0 || x > view.width || y > view.height) continue;
-    const name = shortName(tasks[i].name);
+    const name = shortName(tasks[i].name, LONGEST);
     const width = (tasks[i].width ??= context.measureText(name).width);
-    const [gap, h] = [r + 4, 7];
-    for (const [left, middle] of [[x + gap, y], [x - gap - width, y], [x - width / 2, y - gap - h], [x - width / 2, y + gap + h]]) {
+    const [gap, h] = [r + 3, 6];
+    const [beside, before, over, under] = [x + gap, x - gap - width, y - gap - h, y + gap + h];
+    const middles = [[beside, y], [before, y], [x - width / 2, over], [x - width / 2, under]];
+    for (const [left, middle] of [...middles, [x, over], [x, under], [x - width, over], [x - width, under]]) {
       const box = [left, middle - h, left + width, middle + h - 1];
       if (box[0] < 2 || box[1] < 2 || box[2] > view.width - 2 || box[3] > view.height - 2 || cells(...box, (cell) => taken[cell])) continue;
       cells(...box, (cell) => void (taken[cell] = 1));
@@ -124,9 +134,4 @@ function drawNames(context, view, r) {
       break;
     }
   }
-}
-
-function shortName(name) {
-  const signs = [...name];
-  return signs.length <= LONGEST ? name : signs.slice(0, LONGEST / 2).join("") + "…" + signs.slice(1 - LONGEST / 2).join("");
 }

@@ -3,13 +3,20 @@
 const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
 byId("ramp").querySelector("i").style.background = `linear-gradient(to right, ${VIRIDIS.join(", ")})`;
 
+const NAMES = 180; // pixels
+const SMALLEST_NAMED = 9; // pixels of a cell that has a name beside it
 const order = atlas.order;
 const rowOf = new Int32Array(T);
 order.forEach((i, row) => (rowOf[i] = row));
 
 const matrixView = new View(byId("matrix"), {
-  bounds: { left: 0, top: 0, right: T, bottom: T, margin: T <= 60 ? 150 : 40 }, // names stand beside few tasks
-  largest: 80,
+  bounds: { left: 0, top: 0, right: T, bottom: T },
+  // Room for names above and to the left where that leaves cells as high as a line.
+  margins: (width, height) => {
+    const names = Math.min(width, height) - NAMES - 20 >= SMALLEST_NAMED * T ? NAMES : 30;
+    return { left: names, top: names, right: 20, bottom: 20 };
+  },
+  largest: 90,
   draw: drawMatrix,
   point: (x, y) => hoverCell(cellAt(x, y), x, y),
   click: (x, y) => selectCell(cellAt(x, y)),
@@ -68,7 +75,7 @@ function drawMatrix(context, view) {
       context.globalAlpha = 1;
     }
   }
-  if (view.scale >= 10) drawMatrixNames(context, view, left, top, first);
+  if (view.scale >= SMALLEST_NAMED) drawMatrixNames(context, view, left, top, first);
   const marked = [state.selected === null ? null : rowOf[state.selected], cell?.[0] ?? null];
   marked.forEach((row, i) => {
     if (row === null) return;
@@ -93,7 +100,7 @@ function drawMatrixNames(context, view, left, top, first) {
     context.fillText(name, x, y);
   };
   for (let row = first; row < T; row++) {
-    const name = shortName(tasks[order[row]].name);
+    const name = shortName(tasks[order[row]].name, 26);
     const [x, y] = [left + (row + 0.5) * view.scale, top + (row + 0.5) * view.scale];
     const start = left - STRIP - 8;
     if (y > 0 && y < view.height) start < 60 ? write(name, 6, y, "left") : write(name, start, y, "right");

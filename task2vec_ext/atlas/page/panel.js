@@ -4,7 +4,7 @@ function facts(task) {
   const rows = [
     ["pictures", task.pictures.toLocaleString("en")],
     ["norm", interval(task.norm)],
-    ["head", `${digits(100 * task.score)} % (${task.metric})`],
+    ["head", `${(100 * task.score).toFixed(1)} % (${task.metric})`],
   ];
   if (task.domain !== null) rows.unshift(["domain", task.domainName]);
   return element("dl", {}, ...rows.flatMap(([what, value]) => [element("dt", {}, what), element("dd", {}, value)]));
@@ -72,7 +72,7 @@ function showPanel() {
     facts(task),
     classes(task, Infinity),
     ...(near.length ? [element("h3", {}, "Nearest tasks"), element("ol", { id: "nearest" }, ...near)] : []),
-    ...(bounded ? [element("p.hint", {}, "Below each distance its 95 % interval, less what few pictures add to distances.")] : []),
+    ...(bounded ? [element("p.hint", {}, "Small: the 95 % interval of the distance between the whole tasks. Few pictures make tasks look farther apart, so it may lie below the distance measured.")] : []),
     ...(experts.length ? [element("h3", {}, "Best experts"), element("ol", { id: "experts" }, ...experts)] : [])
   );
   panel.scrollTop = 0;

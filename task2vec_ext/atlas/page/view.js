@@ -1,8 +1,8 @@
 // A canvas that pans and zooms. The world is drawn by draw(context, view), at most once a frame.
 
 class View {
-  constructor(canvas, { bounds, square, largest, draw, point, click, leave }) {
-    Object.assign(this, { canvas, bounds, square, largest, callbacks: { draw, point, click, leave } });
+  constructor(canvas, { bounds, margins, largest, draw, point, click, leave }) {
+    Object.assign(this, { canvas, bounds, margins, largest, callbacks: { draw, point, click, leave } });
     this.context = canvas.getContext("2d");
     this.pointers = new Map();
     this.waiting = false;
@@ -29,13 +29,14 @@ class View {
 
   fit() {
     if (!this.width) return;
-    const { left, top, right, bottom, margin } = this.bounds;
-    const [w, h] = [right - left, bottom - top];
-    // Margins are pixels: what stands around the world does not grow with it.
-    this.scale = Math.max(1e-6, Math.min((this.width - 2 * margin) / w, (this.height - 2 * margin) / h));
+    const { left, top, right, bottom } = this.bounds;
+    // In pixels: what stands around the world does not grow with it.
+    const margin = this.margins(this.width, this.height);
+    const [w, h] = [this.width - margin.left - margin.right, this.height - margin.top - margin.bottom];
+    this.scale = Math.max(1e-6, Math.min(w / (right - left), h / (bottom - top), this.largest));
     this.smallest = this.scale * 0.5;
-    this.x = (this.width - w * this.scale) / 2 - left * this.scale;
-    this.y = (this.height - h * this.scale) / 2 - top * this.scale;
+    this.x = margin.left + w / 2 - (this.scale * (left + right)) / 2;
+    this.y = margin.top + h / 2 - (this.scale * (top + bottom)) / 2;
     this.fitted = true;
     this.redraw();
   }
