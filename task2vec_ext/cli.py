@@ -122,6 +122,7 @@ def demo(
     )
     for what, path in result.files.items():
         print(f"{what:>10}: {path}")
+    print(f"Open {result.files['atlas'].resolve().as_uri()} in a browser to look around.")
 
 
 @app.command()

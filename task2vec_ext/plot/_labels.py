@@ -39,13 +39,16 @@ def spread_order(places: np.ndarray) -> list[int]:
     return order
 
 
-def write_names(ax: Axes, places: np.ndarray, names: Sequence[str], *, fontsize: float = 7.0) -> list[Any]:
-    """Write as many names beside their points as fit without covering points or each other.
+def write_names(
+    ax: Axes, places: np.ndarray, names: Sequence[str], *, lines: np.ndarray | None = None, fontsize: float = 7.0
+) -> list[Any]:
+    """Write as many names beside their points as fit without covering points, lines or each other.
 
     Args:
         ax: Whose limits and size are final but for the layout.
         places: ``[T, 2]`` in data coordinates.
         names: T.
+        lines: Level or upright ones to keep clear of, ``[N, 2, 2]``: from, to; or None.
         fontsize: In points.
 
     Returns:
@@ -58,6 +61,9 @@ def write_names(ax: Axes, places: np.ndarray, names: Sequence[str], *, fontsize:
     frame = ax.get_window_extent()
     radius, padding = (_POINT_RADIUS + _PADDING) * scale, _PADDING * scale
     taken = np.concatenate([points - radius, points + radius], axis=1)  # [M, 4]: left, bottom, right, top
+    if lines is not None:
+        ends = ax.transData.transform(lines.reshape(-1, 2)).reshape(-1, 2, 2)
+        taken = np.concatenate([taken, np.concatenate([ends.min(1) - padding, ends.max(1) + padding], axis=1)])
     written = []
     for index in spread_order(points):
         note = ax.annotate(

@@ -52,7 +52,7 @@ def plot_layers(embeddings: Sequence[Embedding], *, title: str | None = None, ax
         at = np.arange(L) + 0.24 * (number - (len(embeddings) - 1) / 2)
         means = np.where(means > 0, means, np.nan)
         colour = GROUP_COLOURS[_ORDER[number]]
-        ax.plot(at, means, _MARKERS[number], ls="-", lw=0.6, ms=4.5, color=colour, label=printable(embedding.name, 60))
+        ax.plot(at, means, _MARKERS[number], ls="-", lw=0.6, ms=3.5, color=colour, label=printable(embedding.name, 60))
         if low is not None:
             ax.vlines(at, low, high, color=colour, lw=1.4)
     ax.set_xticks(range(L), [printable(layer.name) for layer in layers], rotation=90, fontsize=7)

@@ -82,7 +82,7 @@ def plot_norms(
         xscale="log" if (norms > 0).all() else "linear",
         yscale="log" if (heights > 0).all() else "linear",
         xlabel="norm of the embedding (nats² per weight²), with 95 % interval",
-        ylabel="error of the head (nats)" if errors is None else "error",
+        ylabel="error of the head: NLL, nats a picture" if errors is None else "error",
     )
     ax.margins(x=0.06, y=0.08)
     ax.hlines(heights, norms[:, 1], norms[:, 2], color="0.6", lw=0.8, zorder=2)
@@ -90,7 +90,8 @@ def plot_norms(
     draw_points(ax, places, groups)
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_title(_correlation(norms[:, 0], heights) if title is None else title, fontsize=10)
-    write_names(ax, places, [name for name, *_ in rows])
+    intervals = np.stack([np.stack([norms[:, end], heights], axis=1) for end in (1, 2)], axis=1)
+    write_names(ax, places, [name for name, *_ in rows], lines=intervals)
     return ax
 
 

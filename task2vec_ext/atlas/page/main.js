@@ -169,6 +169,7 @@ byId("domains").append(
   })
 );
 byId("legend").hidden = atlas.domains.length === 0;
+byId("legend").addEventListener("toggle", () => currentView().resize());
 byId("title").textContent = atlas.title;
 byId("title").title = atlas.title;
 byId("summary").textContent = count(T, "task");

@@ -9,7 +9,7 @@ const [top, bottom] = extent(tasks.map((task) => -task.y));
 
 const mapView = new View(byId("map"), {
   bounds: { left, top, right, bottom },
-  margins: (width) => ({ left: Math.min(90, width / 8), right: Math.min(90, width / 8), top: 40, bottom: 40 }),
+  margins: (width) => ({ left: legendRoom(width), right: Math.min(90, width / 8), top: 40, bottom: 40 }),
   largest: 1e5,
   draw: drawMap,
   point: (x, y) => hover(taskAt(x, y), x, y),

@@ -14,7 +14,7 @@ const matrixView = new View(byId("matrix"), {
   // Room for names above and to the left where that leaves cells as high as a line.
   margins: (width, height) => {
     const names = Math.min(width, height) - NAMES - 20 >= SMALLEST_NAMED * T ? NAMES : 30;
-    return { left: names, top: names, right: 20, bottom: 20 };
+    return { left: Math.max(names, legendRoom(width)), top: names, right: 50, bottom: 50 };
   },
   largest: 90,
   draw: drawMatrix,

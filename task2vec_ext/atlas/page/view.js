@@ -1,3 +1,9 @@
+// Pixels on the left that the legend covers, where there is room to leave them free.
+function legendRoom(width) {
+  const legend = byId("legend");
+  return legend.open && legend.offsetWidth < width / 3 ? legend.offsetWidth + 20 : 20;
+}
+
 // A canvas that pans and zooms. The world is drawn by draw(context, view), at most once a frame.
 
 class View {
