@@ -144,8 +144,8 @@ def _classical_scaling(matrix: np.ndarray) -> np.ndarray:
 
 def _turned(places: np.ndarray) -> np.ndarray:
     """Centred places, turned so that they reach farthest along the first axis: screens are wide."""
-    axes = np.linalg.svd(places, full_matrices=False)[2]
-    return places @ axes.T * np.where(axes[np.arange(len(axes)), np.abs(axes).argmax(1)] < 0, -1, 1)
+    axes = np.linalg.svd(places)[2]
+    return places @ axes.T * np.where(axes[[0, 1], np.abs(axes).argmax(1)] < 0, -1, 1)
 
 
 def _tsne(matrix: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:

@@ -85,6 +85,9 @@ def plot_norms(
         ylabel="error of the head: NLL, nats a picture" if errors is None else "error",
     )
     ax.margins(x=0.06, y=0.08)
+    for limit, values in ((ax.set_xlim, norms), (ax.set_ylim, heights)):
+        if np.ptp(values) == 0 < values.min():  # one task, and no interval: log scales do not widen by themselves
+            limit(values.min() / 2, values.max() * 2)
     ax.hlines(heights, norms[:, 1], norms[:, 2], color="0.6", lw=0.8, zorder=2)
     places = np.stack([norms[:, 0], heights], axis=1)
     draw_points(ax, places, groups)

@@ -97,8 +97,10 @@ search.addEventListener("keydown", (event) => {
   else if (event.key === "Enter") {
     const row = results.querySelector(`#result-${marked}`);
     if (row) choose(Number(row.dataset.task));
-  } else if (event.key === "Escape") clearSearch();
-  else return;
+  } else if (event.key === "Escape") {
+    clearSearch();
+    currentView().canvas.focus();
+  } else return;
   event.preventDefault();
   event.stopPropagation();
 });
