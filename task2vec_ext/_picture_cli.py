@@ -85,10 +85,14 @@ def plot(
 def atlas(
     folder: _Folder,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page.")] = Path("atlas"),
-    distance: Annotated[SymKind, typer.Option(help="sym is the paper's d_sym; sym_scaled: scaled to unit mean.")] = "sym",
+    distance: Annotated[
+        SymKind, typer.Option(help="sym is the paper's d_sym; sym_scaled: scaled to unit mean.")
+    ] = "sym",
     pictures: Annotated[
         list[str] | None,
-        typer.Option(metavar="SPEC", help="Where the tasks' pictures are, as when they were embedded; may be repeated."),
+        typer.Option(
+            metavar="SPEC", help="Where the tasks' pictures are, as when they were embedded; may be repeated."
+        ),
     ] = None,
     selection: Annotated[
         Path | None, typer.Option(help='Best experts: JSON, {task: [{"name": …, "score": …}, …]}, the best first.')
@@ -107,16 +111,16 @@ def atlas(
     files = embeddings_in("atlas", folder)
     tasks = tasks_from(*pictures) if pictures else ()
     experts = None if selection is None else _experts(selection)
-    page = write_atlas(
-        files, output, pictures=tasks, experts=experts, kind=distance, k=k, title=title, seed=seed
-    )
+    page = write_atlas(files, output, pictures=tasks, experts=experts, kind=distance, k=k, title=title, seed=seed)
     print(f"{len(files)} tasks, {page.stat().st_size / 1e6:.1f} MB: open {page.resolve().as_uri()} in a browser")
 
 
 def _experts(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_bytes())
-        return {str(task): [{"name": e["name"], "score": float(e["score"])} for e in list_] for task, list_ in found.items()}
+        return {
+            str(task): [{"name": e["name"], "score": float(e["score"])} for e in list_] for task, list_ in found.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f'atlas: expected {{task: [{{"name": …, "score": …}}, …]}} in {file}, got something else ({error}).'

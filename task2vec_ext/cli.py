@@ -1,4 +1,4 @@
-"""The command line: ``task2vec demo | embed | distances | info``."""
+"""The command line: ``task2vec demo | embed | distances | info | library | nearest | plot | atlas``."""
 
 from __future__ import annotations
 

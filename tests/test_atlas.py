@@ -125,7 +125,9 @@ def tiles(url) -> list[tuple[int, int, int]]:
     sheet = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/jpeg;base64,")))).convert("RGB")
     side = sheet.width // 3
     return [
-        sheet.getpixel((x * side + side // 2, y * side + side // 2)) for y in range(sheet.height // side) for x in range(3)
+        sheet.getpixel((x * side + side // 2, y * side + side // 2))
+        for y in range(sheet.height // side)
+        for x in range(3)
     ]
 
 

@@ -44,7 +44,9 @@ def opened(browser):
         page.set_default_timeout(10_000)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: said.append(request.url) if request.url[:5] not in ("file:", "data:") else None)
+        page.on(
+            "request", lambda request: said.append(request.url) if request.url[:5] not in ("file:", "data:") else None
+        )
         page.goto(path.as_uri())
         pages.append(page)
         return page
@@ -93,7 +95,9 @@ def spots(page, canvas):
 
 def drawn(page, canvas="map"):
     """Waits until the canvas shows something, and returns its spots."""
-    page.wait_for_function("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
+    page.wait_for_function(
+        "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
+    )
     return spots(page, canvas)
 
 

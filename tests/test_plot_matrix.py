@@ -208,9 +208,7 @@ def test_plot_matrix_refuses(distances, names, groups, message):
         plot_matrix(distances, names, groups=groups)
 
 
-@pytest.mark.parametrize(
-    ("module", "blocked"), [("matplotlib", "matplotlib"), ("scipy", "scipy.cluster.hierarchy")]
-)
+@pytest.mark.parametrize(("module", "blocked"), [("matplotlib", "matplotlib"), ("scipy", "scipy.cluster.hierarchy")])
 def test_a_missing_library_names_the_extra(module, blocked, monkeypatch):
     monkeypatch.setitem(sys.modules, blocked, None)  # makes the import raise
     with pytest.raises(ImportError, match=rf'expected {module} .*pip install "task2vec_ext\[plot\]"'):

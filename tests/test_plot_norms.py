@@ -7,7 +7,9 @@ from task2vec_ext.plot import plot_norms
 
 
 def points(ax):
-    return np.concatenate([one.get_offsets() for one in ax.collections if len(one.get_offsets()) and one.get_label()[0] != "_"])
+    return np.concatenate(
+        [one.get_offsets() for one in ax.collections if len(one.get_offsets()) and one.get_label()[0] != "_"]
+    )
 
 
 def test_points_are_norm_and_loss_with_the_interval_of_the_norm():

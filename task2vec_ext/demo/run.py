@@ -58,7 +58,13 @@ def run_demo(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lam
     report(f"{len(tasks)} tasks, {sum(map(len, tasks)):,} pictures")
     probe, embeddings = load_probe("tiny"), []
     sources = [
-        Task(task, name=task.name, classes=task.classes, labels=torch.tensor(task.labels), metadata={"domain": task.family})
+        Task(
+            task,
+            name=task.name,
+            classes=task.classes,
+            labels=torch.tensor(task.labels),
+            metadata={"domain": task.family},
+        )
         for task in tasks
     ]
     for number, task in enumerate(sources, 1):

@@ -133,7 +133,9 @@ def plot_taxonomy(
     if T < 2:
         raise ValueError("plot_taxonomy: expected two or more tasks with a place in the taxonomy, got one.")
     others = ~np.eye(T, dtype=bool)
-    by_distance = np.stack([steps[others[:, j], j][np.argsort(matrix[others[:, j], j], kind="stable")] for j in range(T)])
+    by_distance = np.stack(
+        [steps[others[:, j], j][np.argsort(matrix[others[:, j], j], kind="stable")] for j in range(T)]
+    )
     if ax is None:
         ax = new_figure(7.0, 4.6).add_subplot()
     k = np.arange(1, T)
