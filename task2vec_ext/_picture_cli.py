@@ -27,8 +27,8 @@ def plot(
     kind: Annotated[
         PlotKind,
         typer.Option(
-            help="matrix: all distances; map: t-SNE of them; taxonomy: how far in it the nearest are; norms: norm against "
-            "error of the head; layers: the Fisher of a few tasks, layer by layer."
+            help="matrix: all distances; map: t-SNE of them; taxonomy: how far in it the nearest are; "
+            "norms: norm against error of the head; layers: the Fisher of a few tasks, layer by layer."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture: .png, .svg or .pdf.")],

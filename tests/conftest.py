@@ -1,4 +1,4 @@
-"""What needs a GPU, the emulated kernels, real data or a browser is skipped by name, or failed where that was promised."""
+"""What needs a GPU, emulated kernels, real data or a browser is skipped by name, or failed where that was promised."""
 
 import os
 import shutil

@@ -15,8 +15,7 @@ def test_each_task_is_a_line_of_its_layers_means_with_intervals():
     for task, line, bars in zip(tasks, ax.get_lines(), ax.collections, strict=True):
         assert line.get_label() == task.name
         np.testing.assert_allclose(line.get_ydata(), [task.layer(layer.name).mean() for layer in LAYERS])
-        first = LAYERS[0]
-        low, high = with_error(lambda fisher: fisher[: first.stop].mean(), task, log=True).interval()
+        low, high = with_error(lambda fisher: fisher[: LAYERS[0].stop].mean(), task, log=True).interval()
         np.testing.assert_allclose(bars.get_segments()[0][:, 1], [low, high], rtol=1e-6)
     first, second = (line.get_xdata() for line in ax.get_lines())
     assert (first < second).all()  # beside each other

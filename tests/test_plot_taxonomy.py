@@ -48,7 +48,7 @@ def test_the_table_is_read_by_its_columns(tmp_path):
     assert ranks == ("class", "order")
     assert lineages == {"birds": [{"class": "Aves", "order": "Passeriformes"}, {"class": "Aves"}]}
     file.write_text("name,order\nbirds,Aves\n")
-    with pytest.raises(ValueError, match="expected columns task and ranks, highest first, .* got name, order"):
+    with pytest.raises(ValueError, match=r"expected columns task and ranks, highest first, .* got name, order"):
         read_taxonomy(file)
     with pytest.raises(ValueError, match="which is none"):
         read_taxonomy(tmp_path / "none.csv")

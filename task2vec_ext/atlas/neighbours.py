@@ -25,13 +25,13 @@ class Near(NamedTuple):
     """A task near another.
 
     Args:
-        index: Which.
+        task: Which.
         distance: To it.
         low: End of the 95 % interval, or None where one of the two has no error bars.
         high: The other.
     """
 
-    index: int
+    task: int
     distance: float
     low: float | None
     high: float | None
@@ -73,7 +73,7 @@ def nearest_tasks(
         distances: ``[T, T]``, of that kind.
         k: How many.
         kind: ``"sym"`` or ``"sym_scaled"``.
-        order: In which to go through the tasks; neighbours in it should be near, for the sake of what is kept in memory.
+        order: In which to go through the tasks; where neighbours in it are near, what they need is still in memory.
 
     Yields:
         The task, and at most k others, nearest first.

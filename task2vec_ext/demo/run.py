@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .._kinds import DistanceKind
+from .._matrix import SymKind
 from .._tables import nearest, safe_name, write_matrix, write_table
 from ..atlas import write_atlas
 from ..data import Task
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ..embedding import Embedding
 
-DISTANCE: DistanceKind = "sym_scaled"
+DISTANCE: SymKind = "sym_scaled"
 """Unit-mean scaling: it names a task's own family more often than plain d_sym, on these tasks and on real ones."""
 
 

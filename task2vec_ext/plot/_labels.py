@@ -76,10 +76,10 @@ def write_names(
             zorder=4,
             arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
         )
-        size = note.get_window_extent()
+        extent = np.array(note.get_window_extent().size)
         others = np.delete(taken, index, axis=0)  # a name may come near to its own point
-        for reach, corner in _around(points[index], size.width, size.height, scale):
-            box = np.concatenate([corner - padding, corner + (size.width, size.height) + padding])
+        for reach, corner in _around(points[index], extent, scale):
+            box = np.concatenate([corner - padding, corner + extent + padding])
             inside = (box[:2] >= (frame.x0, frame.y0)).all() and (box[2:] <= (frame.x1, frame.y1)).all()
             line = _beads(points[index], box) if reach > _REACHES[0] else box[None]
             if inside and not _overlap(box[None], others) and not _overlap(line, others):
@@ -94,12 +94,11 @@ def write_names(
     return written
 
 
-def _around(point: np.ndarray, width: float, height: float, scale: float) -> Iterable[tuple[float, np.ndarray]]:
+def _around(point: np.ndarray, extent: np.ndarray, scale: float) -> Iterable[tuple[float, np.ndarray]]:
     """Reach, and the lower left corner in pixels of a box in every direction from a point, the nearest first."""
     for reach in _REACHES:
         for direction in _DIRECTIONS:
-            centre = point + direction * (reach * scale + np.array([width, height]) / 2)
-            yield reach, centre - np.array([width, height]) / 2
+            yield reach, point + direction * (reach * scale + extent / 2) - extent / 2
 
 
 def _beads(point: np.ndarray, box: np.ndarray) -> np.ndarray:

@@ -48,13 +48,13 @@ def plot_layers(embeddings: Sequence[Embedding], *, title: str | None = None, ax
         ax = new_figure(max(6.0, 0.23 * L + 2.0), 4.8).add_subplot()
     ax.set_yscale("log")
     for number, embedding in enumerate(embeddings):
-        means, low, high = _layer_means(embedding)
+        means, intervals = _layer_means(embedding)
         at = np.arange(L) + 0.24 * (number - (len(embeddings) - 1) / 2)
         means = np.where(means > 0, means, np.nan)
         colour = GROUP_COLOURS[_ORDER[number]]
         ax.plot(at, means, _MARKERS[number], ls="-", lw=0.6, ms=3.5, color=colour, label=printable(embedding.name, 60))
-        if low is not None:
-            ax.vlines(at, low, high, color=colour, lw=1.4)
+        if intervals is not None:
+            ax.vlines(at, *intervals, color=colour, lw=1.4)
     ax.set_xticks(range(L), [printable(layer.name) for layer in layers], rotation=90, fontsize=7)
     ax.set(xlim=(-0.7, L - 0.3), ylabel="mean F of the filters (nats² per weight²)")
     ax.grid(axis="y", color="0.92")
@@ -65,13 +65,13 @@ def plot_layers(embeddings: Sequence[Embedding], *, title: str | None = None, ax
     return ax
 
 
-def _layer_means(embedding: Embedding) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Means ``[L]`` and the ends of their intervals."""
+def _layer_means(embedding: Embedding) -> tuple[np.ndarray, np.ndarray | None]:
+    """Means ``[L]`` and the ends of their intervals ``[2, L]``."""
 
     def means(fisher: Tensor) -> Tensor:
         return torch.stack([fisher[layer.start : layer.stop].mean() for layer in embedding.layers])
 
     if embedding.group_means is None:
-        return means(embedding.fisher).numpy(), None, None
+        return means(embedding.fisher).numpy(), None
     estimate = with_error(means, embedding, log=True)
-    return (estimate.value.numpy(), *(end.nan_to_num(0.0).numpy() for end in estimate.interval()))
+    return estimate.value.numpy(), torch.stack(estimate.interval()).numpy()

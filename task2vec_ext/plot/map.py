@@ -27,8 +27,8 @@ def map_positions(distances: Any, method: MapMethod = "tsne", *, seed: int = 0) 
 
     Args:
         distances: ``[T, T]`` tensor or array; ½(D + Dᵀ) counts.
-        method: t-SNE, or UMAP (extra ``umap``), of the distances as they are. Both start from classical scaling, so that
-            the map at large means something, too; fewer than 8 tasks stay where that puts them.
+        method: t-SNE, or UMAP (extra ``umap``), of the distances as they are. Both start from classical scaling, so
+            that the map at large means something, too; fewer than 8 tasks stay where that puts them.
         seed: Of the method's random numbers.
 
     Returns:
@@ -109,7 +109,7 @@ def draw_points(ax: Axes, places: np.ndarray, groups: Sequence[str] | None) -> N
     """
     size = float(np.clip(12000 / len(places), 14, 60))  # points²
     if groups is None:
-        ax.scatter(*places.T, s=size, color="#0072B2", edgecolors="white", linewidths=0.4, zorder=3)
+        ax.scatter(places[:, 0], places[:, 1], s=size, color="#0072B2", edgecolors="white", linewidths=0.4, zorder=3)
         return
     shown, styles = looks(groups)
     handles = []
@@ -117,7 +117,8 @@ def draw_points(ax: Axes, places: np.ndarray, groups: Sequence[str] | None) -> N
         own = places[[name == group for name in shown]]
         handles.append(
             ax.scatter(
-                *own.T,
+                own[:, 0],
+                own[:, 1],
                 s=size,
                 color=look.colour,
                 marker=look.marker,

@@ -52,15 +52,15 @@ def plot_norms(
 
     Args:
         embeddings: T of them, one after the other: only figures are kept.
-        errors: T, in any measure, say test errors; default: the negative log-likelihood of the heads on the pictures that
-            they were fitted to, where most of them get every label right, so that their accuracies would say nothing.
+        errors: T, in any measure, say test errors; default: the negative log-likelihood of the heads on the pictures
+            that they were fitted to, of which most get every label right: their accuracies would say nothing.
         groups: T group names (say, domains): colours and markers with a legend; or None.
         title: Title; default: Spearman's rank correlation of the two.
         ax: Where to draw; by default a new figure.
 
     Returns:
-        The axes; x is ‖F‖₁ with its 95 % jackknife interval where the embedding has error bars, y the error. Both on log
-        scales where none is zero.
+        The axes; x is ‖F‖₁ with its 95 % jackknife interval where the embedding has error bars, y the error. Both on
+        log scales where none is zero.
 
     Raises:
         ValueError: There are no embeddings, or errors or groups are not T.
@@ -85,9 +85,9 @@ def plot_norms(
         ylabel="error of the head: NLL, nats a picture" if errors is None else "error",
     )
     ax.margins(x=0.06, y=0.08)
-    for limit, values in ((ax.set_xlim, norms), (ax.set_ylim, heights)):
-        if np.ptp(values) == 0 < values.min():  # one task, and no interval: log scales do not widen by themselves
-            limit(values.min() / 2, values.max() * 2)
+    for limit, figures in ((ax.set_xlim, norms), (ax.set_ylim, heights)):
+        if np.ptp(figures) == 0 < figures.min():  # one task, and no interval: log scales do not widen by themselves
+            limit(figures.min() / 2, figures.max() * 2)
     ax.hlines(heights, norms[:, 1], norms[:, 2], color="0.6", lw=0.8, zorder=2)
     places = np.stack([norms[:, 0], heights], axis=1)
     draw_points(ax, places, groups)

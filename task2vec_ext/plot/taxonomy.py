@@ -26,8 +26,8 @@ def read_taxonomy(file: str | os.PathLike[str]) -> tuple[tuple[str, ...], dict[s
     """Return ranks and lineages from a table.
 
     Args:
-        file: CSV with a column ``task`` and one for each rank, the highest first (``kingdom``, …, ``family``); a row for
-            each class of a task, or one for the task. Empty or ``NA``: no such taxon.
+        file: CSV with a column ``task`` and one for each rank, the highest first (``kingdom``, …, ``family``); a row
+            for each class of a task, or one for the task. Empty or ``NA``: no such taxon.
 
     Returns:
         The ranks, and task -> lineages.
@@ -56,8 +56,8 @@ def read_taxonomy(file: str | os.PathLike[str]) -> tuple[tuple[str, ...], dict[s
 def taxonomic_distances(lineages: Sequence[Lineages], ranks: Sequence[str]) -> np.ndarray:
     """Return how many ranks up from the lowest two tasks join, by those of their classes that join first.
 
-    Of the ranks kingdom … family: 0 where two classes share a family, order 1, class 2, phylum 3, kingdom 4, and 5 where
-    they share nothing.
+    Of the ranks kingdom … family: 0 where two classes share a family, order 1, class 2, phylum 3, kingdom 4, and 5
+    where they share nothing.
 
     Args:
         lineages: Of T tasks, one or more each.
@@ -108,7 +108,8 @@ def plot_taxonomy(
 ) -> Axes:
     """Return axes with the mean taxonomic distance of the k nearest tasks, over k.
 
-    Beside it the least that any order of the tasks could have (the taxonomy's own) and the mean of tasks drawn by chance.
+    Beside it the least that any order of the tasks could have, the taxonomy's own, and the mean of tasks drawn by
+    chance.
 
     Args:
         distances: ``[T, T]`` tensor or array, any ``distance_matrix``; columns are targets.
