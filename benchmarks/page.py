@@ -30,7 +30,7 @@ def page(results: Path, readme: str) -> str:
         name = record["benchmark"]
         question = next((text for module, text in asked.items() if name.startswith(module)), None)
         if question is None:
-            raise SystemExit(f"page: expected a row for {name} in the table of benchmarks/README.md, found none; add it.")
+            raise SystemExit(f"page: expected a row for {name} in benchmarks/README.md, found none; add it.")
         lines += [
             f"### {name}",
             "",

@@ -1,4 +1,4 @@
-"""The command line: ``task2vec demo | embed | distances | info``."""
+"""The command line: ``task2vec demo | embed | distances | info | library | nearest | plot | atlas``."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from ._options import (
     Specs,
     Weights,
 )
+from ._picture_cli import atlas, plot
 from ._terminal import console as _console
 from ._terminal import print_table as _print_table
 
@@ -136,6 +137,7 @@ def demo(
     )
     for what, path in result.files.items():
         print(f"{what:>10}: {path}")
+    print(f"Open {result.files['atlas'].resolve().as_uri()} in a browser to look around.")
 
 
 @app.command()
@@ -327,6 +329,8 @@ def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding
 
 
 app.command()(nearest)
+app.command()(plot)
+app.command()(atlas)
 app.add_typer(library, name="library")
 
 
