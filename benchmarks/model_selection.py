@@ -1,7 +1,7 @@
-"""Which selector finds the best expert? Trains experts, measures every expert's error on every task, scores selectors.
+r"""Which selector finds the best expert? Trains experts, measures every expert's error on every task, scores selectors.
 
     python -m benchmarks.model_selection --data DIR --work DIR
-    python -m benchmarks.model_selection --spec "inat2018:DIR?split=train" cub:DIR --work DIR --probe resnet34 \\
+    python -m benchmarks.model_selection --spec "inat2018:DIR?split=train" cub:DIR --work DIR --probe resnet34 \
         --image-size 224 --recipe paper --experts-per-domain 25 --tasks-per-domain 25      # the paper's 50 × 50
 
 Everything lands in the work folder; killed and started again, it goes on. Experts and tasks are the largest of every
@@ -16,12 +16,17 @@ import time
 from pathlib import Path
 from typing import get_args
 
+import torch
+
 from benchmarks import _real
 from benchmarks._meta_task import MetaTask, count, domains, largest, part
-from task2vec_ext import Probe, load_probe
+from task2vec_ext import Embedding, Probe, fisher_embed, load_probe
+from task2vec_ext._tables import safe_name
 from task2vec_ext.data import tasks_from
 from task2vec_ext.expert import Expert, train_expert
 from task2vec_ext.finetune import RecipeName
+from task2vec_ext.selection.errors import IMAGENET, ErrorMatrix
+from task2vec_ext.selection.transfer import transfer_errors
 
 
 def main() -> None:
@@ -33,8 +38,14 @@ def main() -> None:
     chosen = largest(tasks, options.experts_per_domain)
     targets = largest(tasks, options.tasks_per_domain, options.fewest)
     print(f"{len(chosen)} experts of {domains(chosen)}; {len(targets)} tasks of {domains(targets)}", flush=True)
-    train(chosen, probe, options)
+    experts = train(chosen, probe, options)
     print(f"experts: {time.perf_counter() - started:.0f} s", flush=True)
+    by_name = {task.name: task for task in (*chosen, *targets)}
+    embed(list(by_name.values()), probe, options)
+    print(f"embeddings: {time.perf_counter() - started:.0f} s", flush=True)
+    errors = transfer(experts, targets, probe, options)
+    print(f"errors: {time.perf_counter() - started:.0f} s", flush=True)
+    print(errors)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -51,7 +62,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--experts-per-domain", type=int, default=3)
     parser.add_argument("--tasks-per-domain", type=int, default=5)
     parser.add_argument("--fewest", type=int, default=85, help="training pictures of a target task")
-    parser.add_argument("--expert-samples", type=int, default=400, help="pictures an expert is trained on, at most")
+    parser.add_argument("--expert-samples", type=int, default=300, help="pictures an expert is trained on, at most")
+    parser.add_argument("--embedding-samples", type=int, default=200, help="pictures of a task's embedding, at most")
+    parser.add_argument("--train-samples", type=int, default=120, help="pictures a classifier is fitted to, at most")
+    parser.add_argument("--test-samples", type=int, default=160, help="pictures an error is measured on, at most")
+    parser.add_argument("--dtype", default="float32", help="of forward passes but the embeddings': bfloat16 is faster")
     parser.add_argument("--num-workers", type=int, default=0)
     return parser
 
@@ -81,12 +96,47 @@ def train(tasks: list[MetaTask], probe: Probe, options: argparse.Namespace) -> l
             probe,
             recipe=options.recipe,
             num_samples=count(task.train, options.expert_samples),
+            dtype=getattr(torch, options.dtype),
             num_workers=options.num_workers,
         )
         metrics = {key: round(value, 3) for key, value in expert.card.metrics.items()}
         print(f"{task.name}: {metrics}, {time.perf_counter() - started:.0f} s", flush=True)
         experts.append(expert)
     return experts
+
+
+def embed(tasks: list[MetaTask], probe: Probe, options: argparse.Namespace) -> dict[str, Embedding]:
+    """Return the embedding of every task's training pictures, by name."""
+    folder = options.work / "embeddings"
+    folder.mkdir(exist_ok=True)
+    found = {}
+    for task in tasks:
+        file = folder / f"{safe_name(task.name)}.safetensors"
+        if not file.exists():
+            samples = count(task.train, options.embedding_samples)
+            fisher_embed(task.train, probe, num_samples=samples, num_workers=options.num_workers).save(file)
+            print(f"{task.name}: embedded", flush=True)
+        found[task.name] = Embedding.load(file)
+    return found
+
+
+def transfer(experts: list[Expert], tasks: list[MetaTask], probe: Probe, options: argparse.Namespace) -> ErrorMatrix:
+    """Return the test error of a linear classifier on every expert's features, and on the probe's, for every task."""
+    rows = {IMAGENET: probe, **{expert.name: expert for expert in experts}}
+    for done, task in enumerate(tasks, 1):
+        started = time.perf_counter()
+        transfer_errors(
+            rows,
+            [(task.train, task.test)],
+            options.work / "errors.csv",
+            num_samples=count(task.train, options.train_samples),
+            num_test=count(task.test, options.test_samples),
+            dtype=getattr(torch, options.dtype),
+            num_workers=options.num_workers,
+            cache=options.work / "features",
+        )
+        print(f"{done} of {len(tasks)}: {task.name}, {time.perf_counter() - started:.0f} s", flush=True)
+    return ErrorMatrix.read_csv(options.work / "errors.csv")
 
 
 if __name__ == "__main__":

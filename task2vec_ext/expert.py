@@ -204,6 +204,7 @@ def train_expert(
     num_samples: int | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
     num_workers: int = 0,
     name: str | None = None,
     progress: bool | Pass | None = None,
@@ -224,6 +225,7 @@ def train_expert(
         num_samples: At most so many pictures, drawn in proportion to the classes; default: all.
         seed: Of every random choice.
         device: Where to train; default: CUDA where there is one.
+        dtype: Of the forward pass (autocast); default: bfloat16 on a GPU that has it, else float32.
         num_workers: Processes that decode pictures; 0: this one.
         name: Of the expert; default: the task's.
         progress: Show a progress bar; default: where standard error is a terminal.
@@ -271,6 +273,7 @@ def train_expert(
         recipe,
         seed=seed,
         device=device,
+        dtype=dtype,
         num_workers=num_workers,
         checkpoint=root / _CHECKPOINT,
         progress=progress,
