@@ -99,7 +99,7 @@ RECIPES: dict[RecipeName, Recipe] = {
     "paper": Recipe("adam", 60, 1e-3, "step", flip=True),
     # For a few hundred pictures. Statistics of such batches spoil the features: experts of 300 birds or characters
     # (ResNet-18, 96 px) erred on 42 % and 67 % of their own held-out pictures with them, on 30 % and 32 % without, and
-    # on other birds more than ImageNet's features do. 1e-2 suits characters, and harms all else. Text has no mirror image.
+    # on other birds more than ImageNet's features do. 1e-2 suits characters and harms all else. Text is never mirrored.
     "quick": Recipe("lbfgs", 5, 3e-3, "cosine", batch_size=32, batch_statistics=False),
 }
 AnyRecipe: TypeAlias = "RecipeName | Recipe"
