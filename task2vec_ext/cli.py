@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from ._expert_cli import expert
 from ._kinds import DistanceKind
 from ._library_cli import library, nearest
 from ._terminal import console as _console
@@ -326,6 +327,7 @@ def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding
 
 app.command()(nearest)
 app.add_typer(library, name="library")
+app.add_typer(expert, name="expert")
 
 
 def _kept(file: Path, probe: Any, task: Any, settings: dict[str, Any]) -> Embedding:
