@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class Chance(Selector):
     """
 
     name: str = "chance"
+    why: ClassVar[str] = "is as good as any"
 
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
         return torch.zeros(len(experts), dtype=torch.float64)
@@ -39,6 +41,7 @@ class ImageNet(Selector):
     """
 
     name: str = "imagenet"
+    why: ClassVar[str] = "is the probe without fine-tuning"
 
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
         values = [0 if expert.name == IMAGENET else torch.nan for expert in experts]
@@ -56,6 +59,7 @@ class LargestTask(Selector):
     """
 
     name: str = "largest_task"
+    why: ClassVar[str] = "was trained on the task with the most pictures"
 
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
         sizes = [None if expert.task is None else expert.task.num_pictures for expert in experts]
@@ -76,6 +80,7 @@ class Domain(Selector):
     """
 
     name: str = "domain"
+    why: ClassVar[str] = "was trained on the pictures that look most alike"
 
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
         own = task.mean_features
@@ -101,7 +106,7 @@ class Transferability(Selector):
         score: from an expert's outputs to a number, higher is better.
     """
 
-    name: str
+    why: ClassVar[str] = "gives the outputs that go best with the task's labels"
     score: Callable[[Outputs], float] = field(repr=False)
 
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class Distance(Selector):
     """
 
     name: str = "asym"
+    why: ClassVar[str] = "was trained on the nearest task"
     kind: Literal["sym", "sym_scaled", "asym", "asym_scaled"] = "asym"
     alpha: float | None = PAPER_ALPHA
 
