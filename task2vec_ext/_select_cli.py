@@ -184,32 +184,33 @@ def _print_evaluation(table: Table) -> None:
     rows = [
         (
             row.selector,
-            _with_interval(row.means["increase"], "+.1%"),
-            _with_interval(row.means["points"], "+.1%"),
-            _with_interval(row.means["top1"], ".0%"),
-            _with_interval(row.means["top3"], ".0%"),
-            _with_interval(row.means["spearman"], ".2f"),
-            _with_interval(row.means["tau"], ".2f"),
+            _with_interval(row.means["increase"], 100, "+.1f"),
+            _with_interval(row.means["points"], 100, "+.1f"),
+            _with_interval(row.means["top1"], 100, ".0f"),
+            _with_interval(row.means["top3"], 100, ".0f"),
+            _with_interval(row.means["spearman"], 1, ".2f"),
+            _with_interval(row.means["tau"], 1, ".2f"),
             f"{row.passes:g}",
         )
         for row in table.rows
     ]
-    columns = ("selector", "error over the best", "difference", "top 1", "top 3", "Spearman", "weighted τ", "passes")
+    columns = ("selector", "over the best, %", "points", "top 1, %", "top 3, %", "Spearman", "weighted τ", "passes")
     print_table(console(), columns, rows)
     print(
         f"{len(table.tasks)} tasks, {len(table.experts)} experts; the best expert, a task's own excluded, has an error "
-        f"of {float(table.optimum.mean()):.1%} on average. In brackets: {table.confidence:.0%} intervals over tasks."
+        f"of {float(table.optimum.mean()):.1%} on average. In brackets: {table.confidence:.0%} intervals over tasks; "
+        "passes: forward passes over a task's pictures."
     )
     for what, names in (("not scored", table.left_out), ("no row", table.unable)):
         for name, reason in names.items():
             print(printable(f"{what}: {name} ({reason.removeprefix(f'{name}: ').rstrip('.')})"))
 
 
-def _with_interval(interval: Interval, form: str) -> str:
+def _with_interval(interval: Interval, unit: float, form: str) -> str:
     if math.isnan(interval.value):
         return "–"
-    value, low, high = (format(number, form) for number in interval)
-    return f"{value} [{low}, {high}]"
+    value, low, high = (format(unit * number, form) for number in interval)
+    return f"{value} [{low.lstrip('+')}, {high.lstrip('+')}]"
 
 
 def _facts_of(spec: str, by: str, experts: list[Expert], weights: str | None, work: dict[str, Any]) -> TaskFacts:
