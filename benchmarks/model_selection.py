@@ -1,7 +1,7 @@
 r"""Which selector finds the best expert? Trains experts, measures every expert's error on every task, scores selectors.
 
     python -m benchmarks.model_selection --data DIR --work DIR
-    python -m benchmarks.model_selection --spec "inat2018:DIR?split=train" cub:DIR --work DIR --probe resnet34 \
+    python -m benchmarks.model_selection --spec inat2018:DIR --spec cub:DIR --work DIR --probe resnet34 \
         --image-size 224 --recipe paper --experts-per-domain 25 --tasks-per-domain 25      # the paper's 50 × 50
 
 Everything lands in the work folder; killed and started again, it goes on. Experts and tasks are the largest of every
@@ -20,12 +20,15 @@ import torch
 
 from benchmarks import _real
 from benchmarks._meta_task import MetaTask, count, domains, largest, part
+from benchmarks._record import RESULTS, hardware, write_result
+from benchmarks._scoring import facts, print_table, score
 from task2vec_ext import Embedding, Probe, fisher_embed, load_probe
 from task2vec_ext._tables import safe_name
 from task2vec_ext.data import tasks_from
 from task2vec_ext.expert import Expert, train_expert
 from task2vec_ext.finetune import RecipeName
 from task2vec_ext.selection.errors import IMAGENET, ErrorMatrix
+from task2vec_ext.selection.features import ExpertFeatures, Extractor
 from task2vec_ext.selection.transfer import transfer_errors
 
 
@@ -41,11 +44,40 @@ def main() -> None:
     experts = train(chosen, probe, options)
     print(f"experts: {time.perf_counter() - started:.0f} s", flush=True)
     by_name = {task.name: task for task in (*chosen, *targets)}
-    embed(list(by_name.values()), probe, options)
+    embeddings = embed(list(by_name.values()), probe, options)
     print(f"embeddings: {time.perf_counter() - started:.0f} s", flush=True)
     errors = transfer(experts, targets, probe, options)
     print(f"errors: {time.perf_counter() - started:.0f} s", flush=True)
-    print(errors)
+    names = list(by_name)
+    extractor = Extractor(
+        {IMAGENET: probe, **{expert.name: expert for expert in experts}},
+        dtype=getattr(torch, options.dtype),
+        num_workers=options.num_workers,
+        cache=options.work / "features",
+        progress=False,
+    )
+
+    def outputs(task: str, expert: str) -> ExpertFeatures:
+        """Look at the pictures that the classifiers were fitted to: no selector sees the others."""
+        pictures = by_name[task].train
+        return extractor(pictures, num_samples=count(pictures, options.train_samples), only=[expert])[expert]
+
+    sizes = {name: len(by_name[name].train) for name in names}
+    scored = score(errors, facts(names, sizes, embeddings, outputs))
+    print_table(scored.first)
+    print_table(scored.second)
+    print(scored.chosen)
+    kept = RESULTS / hardware() / f"{options.name}_errors.csv"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    errors.write_csv(kept)
+    result = {
+        "domains": domains(targets),
+        "pictures": {"experts": options.expert_samples, "train": options.train_samples, "test": options.test_samples},
+        "chosen": scored.chosen,
+        "first_half": scored.first.to_json(),
+        "second_half": scored.second.to_json(),
+    }
+    print(write_result(options.name, result))
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -53,7 +85,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", type=Path, help="folder with tasks.json and weights/ (benchmarks/README.md)")
-    source.add_argument("--spec", nargs="+", help="tasks as for task2vec embed: inat2018:DIR cub:DIR …")
+    source.add_argument("--spec", action="append", help="tasks as for task2vec embed: inat2018:DIR; may be repeated")
     parser.add_argument("--work", type=Path, required=True, help="folder for experts, embeddings, features and errors")
     parser.add_argument("--probe", default="resnet18")
     parser.add_argument("--weights", help="of the probe; default: the data folder's own, else ImageNet")
@@ -67,6 +99,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--train-samples", type=int, default=120, help="pictures a classifier is fitted to, at most")
     parser.add_argument("--test-samples", type=int, default=160, help="pictures an error is measured on, at most")
     parser.add_argument("--dtype", default="float32", help="of forward passes but the embeddings': bfloat16 is faster")
+    parser.add_argument("--name", default="model_selection", help="of the results' files")
     parser.add_argument("--num-workers", type=int, default=0)
     return parser
 
