@@ -19,7 +19,7 @@ class Chance(Selector):
     """Any expert, drawn at random. No passes.
 
     Source:
-        Achille et al., 1902.03545, table 2.
+        Achille et al., 1902.03545.
     """
 
     name: str = "chance"
@@ -37,7 +37,7 @@ class ImageNet(Selector):
     """No expert: the probe as it is, the row `errors.IMAGENET` of an error matrix. No passes.
 
     Source:
-        Achille et al., 1902.03545, table 2.
+        Achille et al., 1902.03545.
     """
 
     name: str = "imagenet"
@@ -76,7 +76,7 @@ class Domain(Selector):
     Blind to labels: two tasks over the same pictures are one to it.
 
     Source:
-        Achille et al., 1902.03545, §4 ("domain embedding").
+        Achille et al., 1902.03545 ("domain embedding").
     """
 
     name: str = "domain"

@@ -40,7 +40,7 @@ class Distance(Selector):
             relative increase of error on the tasks of `fit`, `PAPER_ALPHA` before that.
 
     Source:
-        Achille et al., 1902.03545, §3.1 and §3.2.
+        Achille et al., 1902.03545.
     """
 
     name: str = "asym"

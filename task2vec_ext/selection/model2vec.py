@@ -50,7 +50,7 @@ class Model2Vec(Selector):
         models: m by expert, ``[K]`` float64, once they are learned.
 
     Source:
-        Achille et al., 1902.03545, §3.3; soft targets, penalty, scale and the forms of b are this project's.
+        Achille et al., 1902.03545; soft targets, penalty, scale and the forms of b are this project's.
     """
 
     name: str = "model2vec"
