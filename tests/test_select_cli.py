@@ -43,7 +43,7 @@ def test_a_task_s_experts_are_ranked_with_places_and_a_reason(capsys, world):
     code, out, error = run(capsys, "select", task, "--experts", world / "experts")
     assert code == 0, error
     assert re.search(r"1 +task[01] +-?0\.\d{4} +0\.\d{4} +1–[12] +tiny +1[23]", out)
-    assert re.search(r"\ntask[01] was trained on the nearest task \(asym -?0\.\d+\), \S+ ahead of task[01]", out)
+    assert re.search(r"\ntask[01] was trained on the nearest task \(asym score -?0\.\d+\), \S+ ahead of task[01]", out)
     code, out, _ = run(capsys, "select", "--experts", world / "experts", "--json", task)
     content = json.loads(out)
     sources = [Embedding.load(world / "embeddings" / f"task{t}.safetensors") for t in range(3)]
@@ -54,6 +54,12 @@ def test_a_task_s_experts_are_ranked_with_places_and_a_reason(capsys, world):
         {f"task{t}": float(expected[t]) for t in range(2)}
     )
     assert all(1 <= one["best"] <= one["worst"] <= 2 and one["standard_error"] > 0 for one in content["experts"])
+    (world / "experts" / "task1" / "embedding.safetensors").rename(world / "aside")
+    out = run(capsys, "select", task, "--experts", world / "experts")[1]
+    (world / "aside").rename(world / "experts" / "task1" / "embedding.safetensors")
+    assert re.search(r"\n ?2 +task1 +– ", out)
+    assert "task0 was trained on the nearest task" in out
+    assert "1 of 2 experts have no score" in out
     by_file = run(capsys, "select", "rank", world / "embeddings" / "task2.safetensors", "--experts", world / "experts")
     assert content["why"] in by_file[1]
 
@@ -63,7 +69,7 @@ def test_ties_are_told(capsys, world, by):
     code, out, error = run(capsys, "select", world / "tasks" / "task2", "--experts", world / "experts", "--by", by)
     assert code == 0, error
     if by == "largest_task":
-        assert "task1 was trained on the task with the most pictures (largest_task 13), 1 ahead of task0." in out
+        assert "task1 was trained on the task with the most pictures (largest_task score 13), 1 ahead of task0." in out
     else:  # one network under two names
         assert "but so does 1 of the others: they tie." in out
 
