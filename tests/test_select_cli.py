@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from typing import get_args
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from PIL import Image
 from synthetic import problem
 from test_cli import run
 
-from task2vec_ext import Embedding, fisher_embed, load_probe
+from task2vec_ext import Embedding, cross_distances, fisher_embed, load_probe
+from task2vec_ext._select_cli import SelectorName
 from task2vec_ext.expert import save_expert
-from task2vec_ext.selection import Distance, ErrorMatrix
+from task2vec_ext.selection import SELECTORS, Distance, ErrorMatrix
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +49,6 @@ def test_a_task_s_experts_are_ranked_with_places_and_a_reason(capsys, world):
     code, out, _ = run(capsys, "select", "--experts", world / "experts", "--json", task)
     content = json.loads(out)
     sources = [Embedding.load(world / "embeddings" / f"task{t}.safetensors") for t in range(3)]
-    from task2vec_ext import cross_distances
-
     expected = -cross_distances(sources[:2], sources[2:], "asym")[:, 0]
     assert {one["name"]: one["score"] for one in content["experts"]} == pytest.approx(
         {f"task{t}": float(expected[t]) for t in range(2)}
@@ -132,3 +132,7 @@ def test_evaluate_prints_the_table_and_json(capsys, tmp_path):
     assert content["selectors"]["asym"]["top1"] == {"value": 1, "low": 1, "high": 1}
     assert content["left_out"] == {"a stranger": "no embedding"}
     assert Distance().passes(4) == content["selectors"]["asym"]["passes"] == 3
+
+
+def test_every_selector_can_be_asked_for_but_those_that_choose_no_expert():
+    assert set(get_args(SelectorName)) == set(SELECTORS) - {"chance", "imagenet", "domain"}
