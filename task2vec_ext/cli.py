@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from ._expert_cli import expert
 from ._kinds import DistanceKind
 from ._library_cli import library, nearest
 from ._options import (
@@ -30,6 +31,7 @@ from ._options import (
     Weights,
 )
 from ._picture_cli import atlas, plot
+from ._select_cli import select
 from ._terminal import console as _console
 from ._terminal import print_table as _print_table
 
@@ -332,6 +334,8 @@ app.command()(nearest)
 app.command()(plot)
 app.command()(atlas)
 app.add_typer(library, name="library")
+app.add_typer(select, name="select")
+app.add_typer(expert, name="expert")
 
 
 def _kept(file: Path, probe: Any, task: Any, settings: dict[str, Any]) -> Embedding:
