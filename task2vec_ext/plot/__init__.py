@@ -1,12 +1,12 @@
 """Pictures of tasks, with matplotlib (extra ``plot``): each function draws one and returns its Axes.
 
-=================  ==========================================================================================
-`plot_matrix`      all distances, near tasks side by side, with the tree that orders them
-`plot_map`         tasks as points in the plane, near ones together (t-SNE or UMAP)
-`plot_taxonomy`    how far in a taxonomy the k nearest tasks are, over k
-`plot_norms`       complexity of the tasks against the error of their heads, with intervals
-`plot_layers`      the Fisher of a few tasks, layer by layer
-=================  ==========================================================================================
+| picture | shows |
+|---|---|
+| `plot_matrix` | all distances, near tasks side by side, with the tree that orders them |
+| `plot_map` | tasks as points in the plane, near ones together (t-SNE or UMAP) |
+| `plot_taxonomy` | how far in a taxonomy the k nearest tasks are, over k |
+| `plot_norms` | complexity of the tasks against the error of their heads, with intervals |
+| `plot_layers` | the Fisher of a few tasks, layer by layer |
 
 No global state of pyplot is touched. `save_figure` writes PNG, SVG or PDF.
 """
