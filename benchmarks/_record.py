@@ -56,7 +56,7 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
 
 def _arguments() -> list[str]:
     """The command's arguments, without where the data lies on this machine."""
-    places = ("--data", "--root", "--cache")
+    places = ("--data", "--root", "--cache", "--work", "--spec")
     return ["DIR" if before in places else value for before, value in zip(sys.argv, sys.argv[1:], strict=False)]
 
 

@@ -169,7 +169,7 @@ def table(results: Path) -> str:
         found = _find(results, row)
         if found is not None:
             record, value = found
-            number = sources.setdefault(_source(record), len(sources) + 1)
+            number = sources.setdefault(source(record), len(sources) + 1)
             measured = f"{row.text(value)}{'' if row.met(value) else ' (missed)'} [{number}]"
             command = record["command"]
         lines.append(f"| {row.hardware} | {row.question} | {row.target} | {measured} | `{command}` |")
@@ -203,7 +203,7 @@ def _folders(results: Path, hardware: str) -> Iterator[Path]:
             yield folder
 
 
-def _source(record: Record) -> str:
+def source(record: Record) -> str:
     """Return hardware, versions and commit of a record in one line."""
     hardware, versions = record["hardware"], record["versions"]
     machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware.get('threads', hardware['cores'])} threads"

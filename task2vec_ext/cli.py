@@ -1,4 +1,4 @@
-"""The command line: ``task2vec demo | embed | distances | info``."""
+"""The command line: ``task2vec demo | embed | distances | info | library | nearest | plot | atlas``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from ._expert_cli import expert
 from ._kinds import DistanceKind
 from ._library_cli import library, nearest
 from ._options import (
@@ -30,6 +31,8 @@ from ._options import (
     Specs,
     Weights,
 )
+from ._picture_cli import atlas, plot
+from ._select_cli import select
 from ._terminal import console as _console
 from ._terminal import print_table as _print_table
 
@@ -149,6 +152,7 @@ def demo(
     )
     for what, path in result.files.items():
         print(f"{what:>10}: {path}")
+    print(f"Open {result.files['atlas'].resolve().as_uri()} in a browser to look around.")
 
 
 @app.command()
@@ -340,7 +344,11 @@ def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding
 
 
 app.command()(nearest)
+app.command()(plot)
+app.command()(atlas)
 app.add_typer(library, name="library")
+app.add_typer(select, name="select")
+app.add_typer(expert, name="expert")
 
 
 def _kept(file: Path, probe: Any, task: Any, settings: dict[str, Any]) -> Embedding:

@@ -37,7 +37,7 @@ __all__ = ["Entry", "Library", "Neighbour"]
 class Neighbour(NamedTuple):
     """A task near another.
 
-    Args:
+    Attributes:
         name: which.
         distance: to it.
     """

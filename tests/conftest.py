@@ -1,6 +1,8 @@
-"""What needs a GPU, the emulated kernels or real data is skipped by name, or failed where that was promised."""
+"""What needs a GPU, emulated kernels, real data or a browser is skipped by name, or failed where that was promised."""
 
 import os
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,12 +22,15 @@ def _missing(marker: str) -> str | None:
         except ImportError:
             return "built without --config-settings=cmake.define.TASK2VEC_SIMT=ON"
         return None
+    if marker == "browser":
+        found = find_spec("playwright") is not None and shutil.which("chromium") is not None
+        return None if found else "no chromium in PATH, or no playwright"
     folder = os.environ.get("TASK2VEC_REAL_DATA", "")
     return None if (Path(folder) / "tasks.json").is_file() else "TASK2VEC_REAL_DATA names no folder of real data"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for marker in ("cuda", "simt", "real_data"):
+    for marker in ("cuda", "simt", "real_data", "browser"):
         if item.get_closest_marker(marker) and (reason := _missing(marker)):
             if os.environ.get(f"TASK2VEC_REQUIRE_{marker.upper()}") == "1":
                 pytest.fail(f"TASK2VEC_REQUIRE_{marker.upper()}=1, but: {reason}", pytrace=False)

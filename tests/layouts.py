@@ -22,11 +22,11 @@ SPECIES = [  # id, name, class, order, family, pictures
 ]
 
 
-def inat2018(root, *, ranks=True):
-    """As published: annotations that hide the names, and the names and ranks apart."""
+def inat2018(root, *, ranks=True, times=1):
+    """As published: annotations that hide the names, and the names and ranks apart; more pictures by `times`."""
     images, annotations = [], []
     for number, _, _, _, _, count in SPECIES:
-        for i in range(count):
+        for i in range(count * times):
             name = f"train_val2018/Animalia/{number}/{i}.png"
             picture(root / name, 10 * number + i)
             images.append({"id": len(images), "file_name": name})
@@ -46,17 +46,17 @@ def inat2018(root, *, ranks=True):
     return root
 
 
-def cub(root, classes):
-    """As published, with two pictures of each class: the first for training."""
+def cub(root, classes, pictures=2):
+    """As published, with two or more pictures of each class: the first for training."""
     lines = {"images.txt": [], "image_class_labels.txt": [], "train_test_split.txt": []}
     for number in classes:
-        for i in range(2):
+        for i in range(pictures):
             index = len(lines["images.txt"]) + 1
             name = f"{number:03d}.Bird/{i}.png"
             picture(root / "images" / name, number)
             lines["images.txt"].append(f"{index} {name}")
             lines["image_class_labels.txt"].append(f"{index} {number}")
-            lines["train_test_split.txt"].append(f"{index} {1 - i}")
+            lines["train_test_split.txt"].append(f"{index} {int(i == 0)}")
     for file, text in lines.items():
         (root / file).write_text("\n".join(text) + "\n")
     return root

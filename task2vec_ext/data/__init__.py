@@ -7,7 +7,7 @@ from .preprocess import Preprocess
 from .sources import Tasks, tasks_from
 from .targets import ClassLabel, LabelSet, Mask, Target, Unlabelled, Values
 from .task import Task, TaskSource, as_task, read_labels
-from .views import one_vs_rest, remap, split, subset, union
+from .views import hold_out, one_vs_rest, remap, split, subset, union
 
 __all__ = [
     "Batch",
@@ -26,6 +26,7 @@ __all__ = [
     "batches",
     "check_labels",
     "draw",
+    "hold_out",
     "load_image",
     "one_vs_rest",
     "read_labels",

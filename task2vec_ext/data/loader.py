@@ -19,7 +19,7 @@ OnError = Literal["raise", "skip"]
 class Batch(NamedTuple):
     """Some pictures of a task, ready for the probe.
 
-    Args:
+    Attributes:
         index: ``[B]`` int64, which pictures of the task.
         images: ``[B, 3, H, W]`` float32.
         labels: ``[B]`` int64 classes, or what the task's target is: ``[B, …]``.

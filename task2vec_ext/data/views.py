@@ -50,18 +50,36 @@ def split(task: Task, share: float, *, seed: int = 0) -> tuple[Task, Task]:
     Raises:
         ValueError: If the share is impossible, or a part would lack a class.
     """
+    one, two = hold_out(task, share, seed=seed)
+    lacking = set(_labels(task).tolist()) - set(_labels(two).tolist())
+    if lacking:
+        raise ValueError(
+            f"split: expected every class in both parts of {task.name!r}, got none of class {min(lacking)} in the "
+            "second; lower the share, or leave out classes of few pictures (remap)."
+        )
+    return one, two
+
+
+def hold_out(task: Task, share: float, *, seed: int = 0) -> tuple[Task, Task]:
+    """Return two parts like `split`, of which only the first, to learn from, must have every class.
+
+    Args:
+        task: The task.
+        share: Of the pictures in the first part, in (0, 1); every class has at least one there.
+        seed: Of the random choice.
+
+    Returns:
+        The parts, each in the task's order, named ``… 1/2`` and ``… 2/2``.
+
+    Raises:
+        ValueError: If the share is impossible.
+    """
     if not 0 < share < 1:
         raise ValueError(f"split: expected a share between 0 and 1, got {share}.")
     labels = _labels(task)
     first = draw(labels, round(share * len(labels)), seed)
     rest = torch.ones(len(labels), dtype=torch.bool)
     rest[first] = False
-    lacking = set(labels.tolist()) - set(labels[rest].tolist())
-    if lacking:
-        raise ValueError(
-            f"split: expected every class in both parts of {task.name!r}, got none of class {min(lacking)} in the "
-            "second; lower the share, or leave out classes of few pictures (remap)."
-        )
     parts = (first, rest.nonzero()[:, 0])
     one, two = (subset(task, part, name=f"{task.name} {i}/2") for i, part in enumerate(parts, 1))
     return one, two

@@ -6,8 +6,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .._kinds import DistanceKind
+import torch
+
+from .._matrix import SymKind
 from .._tables import nearest, safe_name, write_matrix, write_table
+from ..atlas import write_atlas
+from ..data import Task
 from ..distance import distance_matrix
 from ..embed import fisher_embed
 from ..plot import plot_matrix, save_figure
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
 
     from ..embedding import Embedding
 
-DISTANCE: DistanceKind = "sym_scaled"
+DISTANCE: SymKind = "sym_scaled"
 """Unit-mean scaling: it names a task's own family more often than plain d_sym, on these tasks and on real ones."""
 
 
@@ -38,7 +42,7 @@ class DemoResult(NamedTuple):
 
 
 def run_demo(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lambda text: None) -> DemoResult:
-    """Embed the demo's tasks and write embeddings, table, distances and picture into `folder`.
+    """Embed the demo's tasks and write embeddings, table, distances, picture and atlas into `folder`.
 
     Args:
         folder: is made if it does not exist; files of an earlier demo are replaced.
@@ -53,8 +57,18 @@ def run_demo(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lam
     tasks = demo_tasks(seed)
     report(f"{len(tasks)} tasks, {sum(map(len, tasks)):,} pictures")
     probe, embeddings = load_probe("tiny"), []
-    for number, task in enumerate(tasks, 1):
-        embedding = fisher_embed(task, probe, name=task.name, seed=seed, batch_size=64, device="cpu", progress=False)
+    sources = [
+        Task(
+            task,
+            name=task.name,
+            classes=task.classes,
+            labels=torch.tensor(task.labels),
+            metadata={"domain": task.family},
+        )
+        for task in tasks
+    ]
+    for number, task in enumerate(sources, 1):
+        embedding = fisher_embed(task, probe, seed=seed, batch_size=64, device="cpu", progress=False)
         embedding.save(folder / "embeddings" / f"{safe_name(task.name)}.safetensors")
         embeddings.append(embedding)
         report(f"[{number}/{len(tasks)}] {task.name}")
@@ -65,6 +79,7 @@ def run_demo(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lam
         "table": folder / "tasks.csv",
         "distances": folder / "distances.csv",
         "picture": folder / "distances.png",
+        "atlas": folder / "atlas" / "index.html",
     }
     write_table(
         files["table"],
@@ -89,4 +104,6 @@ def run_demo(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lam
         distances, names, groups=families, title="Distance between tasks (d_sym of unit-mean embeddings)"
     )
     save_figure(axes, files["picture"])
+    report("the atlas")
+    write_atlas(embeddings, folder / "atlas", pictures=sources, kind=DISTANCE, title="The demo's tasks", seed=seed)
     return DemoResult(tasks, embeddings, distances, files, time.perf_counter() - started)

@@ -4,7 +4,7 @@ The Fisher asks a loss for one thing: a root A of the covariance of ``∂ log p(
 distribution, ``AAᵀ = E_y[∇ log p ∇ log pᵀ]``. Its columns are the exact cotangents; ``Aε`` with random signs ε has the
 same second moment from one backward pass.
 
-| loss | targets of a picture | p(y|x) | A |
+| loss | targets of a picture | p(y given x) | A |
 |---|---|---|---|
 | `CrossEntropy` | a class | softmax | diag(√p) − p√pᵀ |
 | `MultiLabel` | any of C labels; missing ones allowed | C independent Bernoullis | diag(√(p(1−p))) |

@@ -6,7 +6,7 @@ from layouts import picture
 from PIL import Image
 
 from task2vec_ext import as_task
-from task2vec_ext.data import Values, one_vs_rest, remap, split, subset, union
+from task2vec_ext.data import Values, hold_out, one_vs_rest, remap, split, subset, union
 from task2vec_ext.data.folder import Files
 
 
@@ -57,6 +57,12 @@ def test_a_split_has_every_class_in_both_parts(request, which):
         split(subset(task, [0, 4, 5]), 0.7)
     with pytest.raises(ValueError, match=r"expected a share between 0 and 1, got 1\.5"):
         split(task, 1.5)
+
+
+def test_what_is_held_out_may_lack_a_class_but_the_rest_may_not(pets):
+    few = subset(pets, [0, 4, 5])  # a cat, two dogs
+    one, two = hold_out(few, 0.7)
+    assert (set(one.labels.tolist()), len(two)) == (set(few.labels.tolist()), 1)
 
 
 def test_remap_merges_renames_and_leaves_out(pets, held):

@@ -1,0 +1,100 @@
+"""Selectors scored against an error matrix: chosen on one half of the tasks, measured on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from task2vec_ext import Embedding
+from task2vec_ext.selection import SELECTORS, Distance, ErrorMatrix, ExpertFacts, Model2Vec, TaskFacts
+from task2vec_ext.selection.errors import IMAGENET
+from task2vec_ext.selection.evaluate import Table, _without_own, evaluate
+from task2vec_ext.selection.features import ExpertFeatures
+
+FORMS = ("layers", 2, "filters")
+PENALTIES = (0.01, 0.1, 1.0, 10.0)
+ALPHAS = (0.0, 0.15, 0.5)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What came of it.
+
+    Args:
+        chosen: α, kind and MODEL2VEC's options, by the first half.
+        first: table of all candidates, on the first half, each fitted to the others of it.
+        second: table of the chosen and of all other selectors, on the second half; what they learn, they learned from
+            the first.
+    """
+
+    chosen: dict[str, str]
+    first: Table
+    second: Table
+
+
+def facts(
+    names: Sequence[str],
+    sizes: Mapping[str, int],
+    embeddings: Mapping[str, Embedding],
+    outputs: Callable[[str, str], ExpertFeatures],
+) -> dict[str, TaskFacts]:
+    """Return what is known of tasks.
+
+    Args:
+        names: of the tasks.
+        sizes: pictures of each.
+        embeddings: of each.
+        outputs: of (task, expert); the probe is the expert `IMAGENET`.
+    """
+    return {
+        name: TaskFacts(
+            name,
+            embedding=embeddings[name],
+            num_pictures=sizes[name],
+            mean_features=outputs(name, IMAGENET).features.mean(0),
+            outputs=partial(outputs, name),
+        )
+        for name in names
+    }
+
+
+def halves(errors: ErrorMatrix) -> tuple[ErrorMatrix, ErrorMatrix]:
+    """Return every other task, and the rest: tasks of one domain stand together, so both halves have all domains."""
+    return errors.select(tasks=errors.tasks[::2]), errors.select(tasks=errors.tasks[1::2])
+
+
+def score(errors: ErrorMatrix, tasks: Mapping[str, TaskFacts]) -> Scored:
+    """Choose on the first half, report on the second."""
+    first, second = halves(errors)
+    distances = [
+        Distance(f"{kind} α={alpha}", kind=kind, alpha=alpha) for kind in ("asym", "asym_scaled") for alpha in ALPHAS
+    ]
+    learned = [Model2Vec(f"model2vec {form} l2={l2}", form=form, l2=l2) for form in FORMS for l2 in PENALTIES]
+    tried = evaluate(first, [*distances, *learned], tasks, folds=5)
+    chosen = {
+        "asym_chosen": _best(tried, distances),
+        "model2vec_chosen": _best(tried, learned),
+    }
+    experts = {name: ExpertFacts(name, None if name == IMAGENET else tasks[name]) for name in errors.experts}
+    reported = [*SELECTORS.values(), *(replace(one, name=name) for name, one in chosen.items())]
+    fitted = [selector.fit(_without_own(first), tasks, experts) for selector in reported]
+    return Scored({name: one.name for name, one in chosen.items()}, tried, evaluate(second, fitted, tasks, folds=0))
+
+
+def _best(table: Table, candidates: Sequence[Distance | Model2Vec]) -> Distance | Model2Vec:
+    """Return the candidate whose choices have the least mean relative increase of error; of equals the first."""
+    return min(candidates, key=lambda one: table.row(one.name).means["increase"].value)
+
+
+def print_table(table: Table) -> None:
+    """Print one line a selector, the best first."""
+    print(f"{len(table.tasks)} tasks, {len(table.experts)} experts, least error {float(table.optimum.mean()):.1%}")
+    for row in sorted(table.rows, key=lambda row: row.means["increase"].value):
+        cells = [
+            f"{row.means['increase'].value:+7.1%} [{row.means['increase'].low:+.1%}, {row.means['increase'].high:+.1%}]"
+        ]
+        cells += [f"{name} {row.means[name].value:.2f}" for name in ("points", "top1", "top3", "spearman", "tau")]
+        print(f"{row.selector:>28} {'  '.join(cells)}  passes {row.passes:g}")
+    for name, why in table.unable.items():
+        print(f"{name:>28} {why}")

@@ -1,0 +1,176 @@
+r"""Which selector finds the best expert? Trains experts, measures every expert's error on every task, scores selectors.
+
+    python -m benchmarks.model_selection --data DIR --work DIR
+    python -m benchmarks.model_selection --spec inat2018:DIR --spec cub:DIR --work DIR --probe resnet34 \
+        --image-size 224 --recipe paper --experts-per-domain 25 --tasks-per-domain 25      # the paper's 50 × 50
+
+Everything lands in the work folder; killed and started again, it goes on. Experts and tasks are the largest of every
+domain. All pictures are parted once, by a hash of their names: half to learn from (experts, classifiers, embeddings),
+half to be tested on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from benchmarks import _real
+from benchmarks._meta_task import MetaTask, count, domains, largest, part
+from benchmarks._record import RESULTS, hardware, write_result
+from benchmarks._scoring import facts, print_table, score
+from task2vec_ext import Embedding, Probe, fisher_embed, load_probe
+from task2vec_ext._tables import safe_name
+from task2vec_ext.data import tasks_from
+from task2vec_ext.expert import Expert, train_expert
+from task2vec_ext.finetune import RecipeName
+from task2vec_ext.selection.errors import IMAGENET, ErrorMatrix
+from task2vec_ext.selection.features import ExpertFeatures, Extractor
+from task2vec_ext.selection.transfer import transfer_errors
+
+
+def main() -> None:
+    """Train, measure, score, write."""
+    options = arguments().parse_args()
+    started = time.perf_counter()
+    tasks = meta_tasks(options)
+    probe = load_probe(options.probe, weights=weights(options), image_size=options.image_size)
+    chosen = largest(tasks, options.experts_per_domain)
+    targets = largest(tasks, options.tasks_per_domain, options.fewest)
+    print(f"{len(chosen)} experts of {domains(chosen)}; {len(targets)} tasks of {domains(targets)}", flush=True)
+    experts = train(chosen, probe, options)
+    print(f"experts: {time.perf_counter() - started:.0f} s", flush=True)
+    by_name = {task.name: task for task in (*chosen, *targets)}
+    embeddings = embed(list(by_name.values()), probe, options)
+    print(f"embeddings: {time.perf_counter() - started:.0f} s", flush=True)
+    errors = transfer(experts, targets, probe, options)
+    print(f"errors: {time.perf_counter() - started:.0f} s", flush=True)
+    names = list(by_name)
+    extractor = Extractor(
+        {IMAGENET: probe, **{expert.name: expert for expert in experts}},
+        dtype=getattr(torch, options.dtype),
+        num_workers=options.num_workers,
+        cache=options.work / "features",
+        progress=False,
+    )
+
+    def outputs(task: str, expert: str) -> ExpertFeatures:
+        """Look at the pictures that the classifiers were fitted to: no selector sees the others."""
+        pictures = by_name[task].train
+        return extractor(pictures, num_samples=count(pictures, options.train_samples), only=[expert])[expert]
+
+    sizes = {name: len(by_name[name].train) for name in names}
+    scored = score(errors, facts(names, sizes, embeddings, outputs))
+    print_table(scored.first)
+    print_table(scored.second)
+    print(scored.chosen)
+    kept = RESULTS / hardware() / f"{options.name}_errors.csv"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    errors.write_csv(kept)
+    result = {
+        "domains": domains(targets),
+        "pictures": {"experts": options.expert_samples, "train": options.train_samples, "test": options.test_samples},
+        "chosen": scored.chosen,
+        "first_half": scored.first.to_json(),
+        "second_half": scored.second.to_json(),
+    }
+    print(write_result(options.name, result))
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Return the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help="folder with tasks.json and weights/ (benchmarks/README.md)")
+    source.add_argument("--spec", action="append", help="tasks as for task2vec embed: inat2018:DIR; may be repeated")
+    parser.add_argument("--work", type=Path, required=True, help="folder for experts, embeddings, features and errors")
+    parser.add_argument("--probe", default="resnet18")
+    parser.add_argument("--weights", help="of the probe; default: the data folder's own, else ImageNet")
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--recipe", choices=get_args(RecipeName), default="quick")
+    parser.add_argument("--experts-per-domain", type=int, default=3)
+    parser.add_argument("--tasks-per-domain", type=int, default=5)
+    parser.add_argument("--fewest", type=int, default=85, help="training pictures of a target task")
+    parser.add_argument("--expert-samples", type=int, default=300, help="pictures an expert is trained on, at most")
+    parser.add_argument("--embedding-samples", type=int, default=200, help="pictures of a task's embedding, at most")
+    parser.add_argument("--train-samples", type=int, default=120, help="pictures a classifier is fitted to, at most")
+    parser.add_argument("--test-samples", type=int, default=160, help="pictures an error is measured on, at most")
+    parser.add_argument("--dtype", default="float32", help="of forward passes but the embeddings': bfloat16 is faster")
+    parser.add_argument("--name", default="model_selection", help="of the results' files")
+    parser.add_argument("--num-workers", type=int, default=0)
+    return parser
+
+
+def meta_tasks(options: argparse.Namespace) -> list[MetaTask]:
+    """Return all tasks of the data, parted."""
+    if options.data is not None:
+        return [part(real.domain, real.task) for real in _real.real_tasks(options.data)]
+    return [part(str(task.metadata.get("domain", "")), task) for task in tasks_from(*options.spec)]
+
+
+def weights(options: argparse.Namespace) -> str | Path | None:
+    """Return where the probe's weights are from."""
+    if options.weights is not None or options.data is None:
+        return options.weights
+    return options.data / "weights" / f"{options.probe}.safetensors"
+
+
+def train(tasks: list[MetaTask], probe: Probe, options: argparse.Namespace) -> list[Expert]:
+    """Return an expert of every task, trained unless it is there."""
+    experts = []
+    for task in tasks:
+        started = time.perf_counter()
+        expert = train_expert(
+            task.train,
+            options.work / "experts",
+            probe,
+            recipe=options.recipe,
+            num_samples=count(task.train, options.expert_samples),
+            dtype=getattr(torch, options.dtype),
+            num_workers=options.num_workers,
+        )
+        metrics = {key: round(value, 3) for key, value in expert.card.metrics.items()}
+        print(f"{task.name}: {metrics}, {time.perf_counter() - started:.0f} s", flush=True)
+        experts.append(expert)
+    return experts
+
+
+def embed(tasks: list[MetaTask], probe: Probe, options: argparse.Namespace) -> dict[str, Embedding]:
+    """Return the embedding of every task's training pictures, by name."""
+    folder = options.work / "embeddings"
+    folder.mkdir(exist_ok=True)
+    found = {}
+    for task in tasks:
+        file = folder / f"{safe_name(task.name)}.safetensors"
+        if not file.exists():
+            samples = count(task.train, options.embedding_samples)
+            fisher_embed(task.train, probe, num_samples=samples, num_workers=options.num_workers).save(file)
+            print(f"{task.name}: embedded", flush=True)
+        found[task.name] = Embedding.load(file)
+    return found
+
+
+def transfer(experts: list[Expert], tasks: list[MetaTask], probe: Probe, options: argparse.Namespace) -> ErrorMatrix:
+    """Return the test error of a linear classifier on every expert's features, and on the probe's, for every task."""
+    rows = {IMAGENET: probe, **{expert.name: expert for expert in experts}}
+    for done, task in enumerate(tasks, 1):
+        started = time.perf_counter()
+        transfer_errors(
+            rows,
+            [(task.train, task.test)],
+            options.work / "errors.csv",
+            num_samples=count(task.train, options.train_samples),
+            num_test=count(task.test, options.test_samples),
+            dtype=getattr(torch, options.dtype),
+            num_workers=options.num_workers,
+            cache=options.work / "features",
+        )
+        print(f"{done} of {len(tasks)}: {task.name}, {time.perf_counter() - started:.0f} s", flush=True)
+    return ErrorMatrix.read_csv(options.work / "errors.csv")
+
+
+if __name__ == "__main__":
+    main()

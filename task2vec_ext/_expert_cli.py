@@ -1,0 +1,165 @@
+"""`task2vec expert …`: networks that may be chosen for a new task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ._terminal import console, print_table
+from .finetune import RecipeName
+from .head import HeadMethod
+
+expert = typer.Typer(
+    help="Fine-tune networks, keep them, and measure what they are worth on tasks.", no_args_is_help=True
+)
+
+_Specs = Annotated[
+    list[str], typer.Argument(metavar="TASK...", help="Folders of class folders, cub:DIR, inat2018:DIR … (README).")
+]
+_Probe = Annotated[str, typer.Option(help="tiny, torchvision's (resnet50, …) or timm:NAME.")]
+_Weights = Annotated[
+    str | None, typer.Option(help="Checkpoint or torchvision's name for its weights; default: ImageNet.")
+]
+_ImageSize = Annotated[int | None, typer.Option(min=1, help="Crop in pixels; default: what the weights expect.")]
+_Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: CUDA where there is one.")]
+_Workers = Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")]
+_Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
+
+
+@expert.command()
+def train(
+    specs: _Specs,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the experts, a folder each.")],
+    probe: _Probe = "resnet34",
+    weights: _Weights = None,
+    image_size: _ImageSize = None,
+    recipe: Annotated[RecipeName, typer.Option(help="paper: 60 epochs; quick: for a few hundred pictures.")] = "paper",
+    num_samples: Annotated[
+        int | None, typer.Option(min=1, help="At most so many pictures a task; default: all.")
+    ] = None,
+    embed: Annotated[bool, typer.Option(help="Keep the task's embedding beside the expert: selectors need it.")] = True,
+    device: _Device = None,
+    num_workers: _Workers = 0,
+    seed: _Seed = 0,
+) -> None:
+    """Fine-tune the probe on every task.
+
+    Can be killed at any time, and given again: it goes on after the last whole epoch.
+    """
+    from .data import tasks_from
+    from .embed import fisher_embed
+    from .expert import train_expert
+    from .probe import load_probe
+
+    net = load_probe(probe, weights=weights, image_size=image_size)
+    work: dict[str, Any] = {"device": device, "num_workers": num_workers, "seed": seed, "num_samples": num_samples}
+    for task in tasks_from(*specs):
+        trained = train_expert(task, output, net, recipe=recipe, **work)
+        if embed and not trained.embedding_file.exists():
+            fisher_embed(task, net, **work).save(trained.embedding_file)
+        metrics = trained.card.metrics
+        print(f"{trained.name}: held-out error {metrics['error']:.1%} after epoch {metrics['epoch']:.0f}", flush=True)
+
+
+@expert.command()
+def register(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it: the task it was trained on.")],
+    weights: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Its weights (.safetensors, .pth).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the experts.")],
+    probe: _Probe = "resnet34",
+    image_size: _ImageSize = None,
+    embedding: Annotated[
+        Path | None, typer.Option(help="The embedding of the task it was trained on (.safetensors).")
+    ] = None,
+) -> None:
+    """Make any checkpoint an expert."""
+    from .embedding import Embedding
+    from .expert import save_expert
+    from .probe import load_probe
+
+    known = None if embedding is None else Embedding.load(embedding)
+    made = save_expert(load_probe(probe, weights=weights, image_size=image_size), output, name)
+    if known is not None:
+        known.save(made.embedding_file)
+    print(f"{made.name}: {made.card.num_classes} classes, in {made.folder}")
+
+
+@expert.command()
+def ls(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of experts.")]) -> None:
+    """List the experts."""
+    from .expert import experts_in
+
+    rows = [
+        (
+            found.name,
+            found.card.architecture,
+            str(found.card.num_classes),
+            "" if found.card.num_pictures is None else f"{found.card.num_pictures:,}",
+            f"{found.card.metrics['error']:.1%}" if "error" in found.card.metrics else "",
+            "yes" if found.embedding_file.exists() else "no",
+        )
+        for found in experts_in(folder)
+    ]
+    print_table(console(), ("expert", "architecture", "classes", "pictures", "held-out error", "embedding"), rows)
+
+
+@expert.command()
+def transfer(
+    specs: _Specs,
+    experts: Annotated[Path, typer.Option("--experts", metavar="DIR", help="Folder of experts.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="CSV", help="The matrix of errors.")],
+    probe: Annotated[
+        str | None, typer.Option(help="Also measure this network without fine-tuning: the row imagenet.")
+    ] = None,
+    weights: _Weights = None,
+    image_size: _ImageSize = None,
+    num_samples: Annotated[
+        int | None, typer.Option(min=1, help="Pictures of a task to learn from, at most; default: half of all.")
+    ] = None,
+    num_test: Annotated[
+        int | None, typer.Option(min=1, help="Pictures to test on, at most; default: the other half.")
+    ] = None,
+    method: Annotated[HeadMethod, typer.Option(help="How the classifier on frozen features is fitted.")] = "lbfgs",
+    fine_tuning: Annotated[
+        RecipeName | None, typer.Option(help="Fine-tune every expert to every task instead, by this recipe.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder that keeps features.")] = None,
+    device: _Device = None,
+    num_workers: _Workers = 0,
+    seed: _Seed = 0,
+) -> None:
+    """Measure the error of every expert on every task: `task2vec select evaluate` scores selectors against it.
+
+    Can be killed at any time, and given again, with more tasks or experts, too: no error is measured twice.
+    """
+    from .data import tasks_from
+    from .expert import AnyExpert, experts_in
+    from .probe import load_probe
+    from .selection.errors import IMAGENET
+    from .selection.transfer import transfer_errors
+
+    rows: dict[str, AnyExpert] = {found.name: found for found in experts_in(experts)}
+    if probe is not None:
+        rows[IMAGENET] = load_probe(probe, weights=weights, image_size=image_size)
+    matrix = transfer_errors(
+        rows,
+        tasks_from(*specs),
+        output,
+        num_samples=num_samples,
+        num_test=num_test,
+        method=method,
+        fine_tuning=fine_tuning,
+        seed=seed,
+        device=device,
+        num_workers=num_workers,
+        cache=cache,
+    )
+    best = matrix.errors.min(0)
+    table = [
+        (task, f"{float(error):.1%}", matrix.experts[int(index)])
+        for task, error, index in zip(matrix.tasks, best.values, best.indices, strict=True)
+    ]
+    print_table(console(), ("task", "least error", "expert"), table)
+    print(f"  matrix: {output}")

@@ -1,0 +1,61 @@
+"""A few of a task's pictures on one small sheet."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageOps
+
+from ..data import read_labels, to_rgb
+
+if TYPE_CHECKING:
+    from ..data import Task
+
+_COLUMNS, _ROWS = 3, 2
+_SIDE = 72  # pixels of a picture
+_QUALITY = 72  # of JPEG: about 8 KB a sheet
+
+
+def contact_sheet(task: Task) -> str | None:
+    """Return six pictures of a task, of as many classes as they can be, as the URL of one small picture.
+
+    Args:
+        task: Whose pictures can be read; the first of a class that can be read stands for it.
+
+    Returns:
+        ``data:image/jpeg;base64,…`` of 3×2 pictures, or None where none can be read.
+    """
+    pictures = []
+    for index in _chosen(task):
+        try:
+            pixels = to_rgb(task.item(index)[0])
+        except (ValueError, TypeError, OSError):  # one picture less; embedding told of it already
+            continue
+        image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+        pictures.append(ImageOps.fit(image, (_SIDE, _SIDE), Image.Resampling.LANCZOS))
+        if len(pictures) == _COLUMNS * _ROWS:
+            break
+    if not pictures:
+        return None
+    sheet = Image.new("RGB", (_COLUMNS * _SIDE, -(-len(pictures) // _COLUMNS) * _SIDE), "white")
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture, (number % _COLUMNS * _SIDE, number // _COLUMNS * _SIDE))
+    file = io.BytesIO()
+    sheet.save(file, "JPEG", quality=_QUALITY, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _chosen(task: Task) -> list[int]:
+    """Pictures in the order of preference: one of each of six classes spread over all, then further ones in turn."""
+    wanted = _COLUMNS * _ROWS
+    if task.labels is None:
+        return [i * len(task) // wanted for i in range(min(wanted, len(task)))]
+    by_class: dict[int, list[int]] = {}
+    for index, label in enumerate(read_labels(task).tolist()):
+        by_class.setdefault(label, []).append(index)
+    labels = sorted(by_class)
+    spread = [labels[i * len(labels) // min(wanted, len(labels))] for i in range(min(wanted, len(labels)))]
+    rounds = max(2, -(-wanted // len(spread))) + 1  # some more, should pictures be broken
+    return [by_class[label][turn] for turn in range(rounds) for label in spread if turn < len(by_class[label])]

@@ -1,0 +1,225 @@
+"""What all pictures share: figure, type, colours of groups, the file."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+
+from .._atomic import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+FORMATS = ("png", "svg", "pdf")
+LONGEST_NAME = 28  # characters
+
+# Okabe and Ito's colours, told apart with any colour vision; from the ninth group on hatches or markers differ, too.
+GROUP_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
+_HATCHES = ("", "///", "...", "xxx")
+_MARKERS = ("o", "s", "^", "D")
+MOST_GROUPS = len(GROUP_COLOURS) * len(_HATCHES)
+_OTHER_COLOUR = "#DDDDDD"
+
+# DejaVu, which comes with matplotlib, has no Chinese, Japanese or Korean; one of these does wherever they are read.
+_FALLBACK_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "Hiragino Sans", "PingFang SC", "Yu Gothic",
+    "Microsoft YaHei", "Malgun Gothic", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback",
+    "Arial Unicode MS", "Noto Sans Devanagari", "Noto Sans Thai", "Nirmala UI",
+)  # fmt: skip
+_MISSING_GLYPH = re.compile(r"Glyph (\d+) .*missing from")
+
+
+class Look(NamedTuple):
+    """How a group is drawn, everywhere."""
+
+    colour: str
+    hatch: str
+    marker: str
+
+
+def looks(groups: Sequence[str]) -> tuple[list[str], dict[str, Look]]:
+    """Return a group for each task, no more of them than can be told apart, and how each is drawn.
+
+    Args:
+        groups: T names.
+
+    Returns:
+        The groups, the rarest taken together where there are more than `MOST_GROUPS`; and name -> look, sorted, that of
+        the rarest last.
+    """
+    counts = Counter(groups)
+    kept, other = sorted(counts), ""
+    if len(counts) > MOST_GROUPS:
+        kept = sorted(sorted(counts, key=lambda name: (-counts[name], name))[: MOST_GROUPS - 1])
+        other = f"{len(counts) - len(kept)} others"
+    colours = len(GROUP_COLOURS)
+    styles = {
+        name: Look(GROUP_COLOURS[i % colours], _HATCHES[i // colours], _MARKERS[i // colours])
+        for i, name in enumerate(kept)
+    }
+    if other:
+        styles[other] = Look(_OTHER_COLOUR, "", "o")
+    return [group if group in kept else other for group in groups], styles
+
+
+def styled(draw: Callable[P, T]) -> Callable[P, T]:
+    """Return a function that draws with fonts for every script that is installed, and says what is missing."""
+
+    @wraps(draw)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            from matplotlib import rc_context, rcParams
+            from matplotlib.font_manager import fontManager
+        except ImportError as error:
+            raise missing("matplotlib") from error
+        installed = {font.name for font in fontManager.ttflist}
+        families = [*rcParams["font.family"], *(name for name in _FALLBACK_FONTS if name in installed)]
+        # Text keeps the fonts it was made with; what has no glyph is told once, by save_figure.
+        with rc_context({"font.family": families}), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=_MISSING_GLYPH.pattern)
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of so many inches that lays itself out and that no pyplot knows of."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # a figure without pyplot has no canvas to save with until it is given one
+    return figure
+
+
+def whole_figure(ax: Axes) -> Figure:
+    """Return the whole figure, also where ``ax`` is in a subfigure (whose ``figure`` it is)."""
+    part: Any = ax.figure
+    whole: Figure = part.figure
+    return whole
+
+
+def check_installed() -> None:
+    """Raise ImportError, with what to install, unless all that the pictures need can be found."""
+    from importlib.util import find_spec
+
+    for module, package in (("matplotlib", "matplotlib"), ("scipy", "scipy"), ("sklearn", "scikit-learn")):
+        if find_spec(module) is None:
+            raise missing(package)
+
+
+def missing(package: str, extra: str = "plot") -> ImportError:
+    """Return the error that names what to install."""
+    return ImportError(f'plot: expected {package} to be installed; pip install "task2vec_ext[{extra}]".')
+
+
+def checked_distances(who: str, distances: Any, **per_task: Sequence[Any] | None) -> np.ndarray:
+    """Return a distance matrix as float64, once it and what goes with it are known to be sound.
+
+    Args:
+        who: The public function, for messages.
+        distances: ``[T, T]`` tensor or array.
+        **per_task: What there is one of for every task, or None.
+
+    Returns:
+        ``[T, T]``.
+
+    Raises:
+        ValueError: It is not square, empty or not finite, or something is not T long.
+    """
+    matrix = np.asarray(torch.as_tensor(distances, dtype=torch.float64, device="cpu").detach())
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
+        raise ValueError(f"{who}: expected distances of shape [T, T] with T >= 1, got {list(matrix.shape)}.")
+    if not np.isfinite(matrix).all():
+        raise ValueError(f"{who}: expected finite distances, got NaN or infinity; leave those tasks out.")
+    for word, values in per_task.items():
+        if values is not None and len(values) != len(matrix):
+            raise ValueError(f"{who}: expected {len(matrix)} {word}, one per task, got {len(values)}.")
+    return matrix
+
+
+def symmetric(matrix: np.ndarray) -> np.ndarray:
+    """Return ½(D + Dᵀ), shifted so that nothing is negative (d_asym may be), with zeros on the diagonal."""
+    mean = (matrix + matrix.T) / 2
+    np.fill_diagonal(mean, np.inf)
+    mean -= min(mean.min(), 0.0) if len(mean) > 1 else 0.0
+    np.fill_diagonal(mean, 0.0)
+    return mean
+
+
+def save_figure(ax: Axes, path: str | os.PathLike[str]) -> None:
+    """Write the figure that ``ax`` belongs to, atomically; the same figure gives the same bytes.
+
+    Args:
+        ax: Any axes of the figure.
+        path: A ``.png``, ``.svg`` or ``.pdf`` file in a folder that exists.
+
+    Raises:
+        ValueError: Another suffix.
+        OSError: The file could not be written; an older one is untouched.
+    """
+    suffix = check_suffix(path)
+    import matplotlib
+
+    undated = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[suffix]
+    with atomic_path(path) as temporary, matplotlib.rc_context({"svg.hashsalt": "task2vec"}), _one_warning():
+        whole_figure(ax).savefig(temporary, format=suffix, dpi=150, bbox_inches="tight", metadata=undated)
+
+
+def check_suffix(path: str | os.PathLike[str]) -> str:
+    """Return the format that a picture's name asks for, or raise ValueError."""
+    suffix = Path(path).suffix.lower().removeprefix(".")
+    if suffix not in FORMATS:
+        raise ValueError(f"save_figure: expected a name that ends in .png, .svg or .pdf, got {path}.")
+    return suffix
+
+
+@contextmanager
+def _one_warning() -> Iterator[None]:
+    """One warning for all characters that no font has, instead of one each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    lacking = set()
+    for warning in caught:
+        if found := _MISSING_GLYPH.search(str(warning.message)):
+            lacking.add(chr(int(found[1])))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if lacking:
+        signs = "".join(sorted(lacking)[:10])
+        message = f"save_figure: expected a font with {signs}, found none; install one, say Noto Sans CJK."
+        warnings.warn(message, UserWarning, stacklevel=4)
+
+
+def shorten(name: str, length: int = LONGEST_NAME) -> str:
+    """Return ``name`` with its middle replaced by … where it is longer than ``length`` characters."""
+    if len(name) <= length:
+        return name
+    tail = (length - 1) // 2
+    return f"{name[: length - 1 - tail]}…{name[len(name) - tail :]}"
+
+
+def printable(name: str, length: int = LONGEST_NAME) -> str:
+    """Return ``name`` as matplotlib takes it: short, in one line, no mathematics in it, nothing but text."""
+    whole = name.encode("utf-8", "backslashreplace").decode()
+    return shorten(" ".join(whole.split()), length).replace("$", r"\$")
+
+
+def legend(ax: Axes, handles: list[Any], **where: Any) -> None:
+    """Draw a legend without a frame beside or in the axes."""
+    ax.legend(handles=handles, frameon=False, fontsize=9, borderaxespad=0.0, **where)

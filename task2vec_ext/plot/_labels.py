@@ -1,0 +1,115 @@
+"""Names beside points that do not collide: greedily, and what has no room stays without.
+
+Libraries that push labels apart (adjustText) keep all of them, which at 1,500 tasks is a black cloud, and take minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._figure import printable, whole_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_DIRECTIONS = np.array([(1, 0), (0, 1), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)], float)
+_REACHES = (6.0, 14.0, 26.0)  # points from the task to its name; beyond the first a line joins them
+_POINT_RADIUS = 3.0  # points
+_PADDING = 1.0  # points around a name
+
+
+def spread_order(places: np.ndarray) -> list[int]:
+    """Return points such that the first of them, however many, are spread over all: each is farthest from those before.
+
+    Args:
+        places: ``[T, 2]``, on scales that compare.
+
+    Returns:
+        A permutation of 0 … T−1.
+    """
+    left = np.linalg.norm(places - places.mean(0), axis=1)
+    order = []
+    for _ in range(len(places)):
+        order.append(int(left.argmax()))
+        left = np.minimum(left, np.linalg.norm(places - places[order[-1]], axis=1))
+        left[order] = -1.0
+    return order
+
+
+def write_names(
+    ax: Axes, places: np.ndarray, names: Sequence[str], *, lines: np.ndarray | None = None, fontsize: float = 7.0
+) -> list[Any]:
+    """Write as many names beside their points as fit without covering points, lines or each other.
+
+    Args:
+        ax: Whose limits and size are final but for the layout.
+        places: ``[T, 2]`` in data coordinates.
+        names: T.
+        lines: Level or upright ones to keep clear of, ``[N, 2, 2]``: from, to; or None.
+        fontsize: In points.
+
+    Returns:
+        The annotations.
+    """
+    figure = whole_figure(ax)
+    figure.draw_without_rendering()  # only then is the axes' place known
+    scale = figure.dpi / 72
+    points = ax.transData.transform(places)  # pixels
+    frame = ax.get_window_extent()
+    radius, padding = (_POINT_RADIUS + _PADDING) * scale, _PADDING * scale
+    taken = np.concatenate([points - radius, points + radius], axis=1)  # [M, 4]: left, bottom, right, top
+    if lines is not None:
+        ends = ax.transData.transform(lines.reshape(-1, 2)).reshape(-1, 2, 2)
+        taken = np.concatenate([taken, np.concatenate([ends.min(1) - padding, ends.max(1) + padding], axis=1)])
+    written = []
+    for index in spread_order(points):
+        note = ax.annotate(
+            printable(names[index]),
+            places[index],
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=fontsize,
+            color="0.15",
+            zorder=4,
+            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
+        )
+        extent = np.array(note.get_window_extent().size)
+        others = np.delete(taken, index, axis=0)  # a name may come near to its own point
+        for reach, corner in _around(points[index], extent, scale):
+            box = np.concatenate([corner - padding, corner + extent + padding])
+            inside = (box[:2] >= (frame.x0, frame.y0)).all() and (box[2:] <= (frame.x1, frame.y1)).all()
+            line = _beads(points[index], box) if reach > _REACHES[0] else box[None]
+            if inside and not _overlap(box[None], others) and not _overlap(line, others):
+                note.set_position(tuple((corner - points[index]) / scale))
+                if reach == _REACHES[0] and note.arrow_patch is not None:
+                    note.arrow_patch.set_visible(False)
+                taken = np.concatenate([taken, box[None], line])
+                written.append(note)
+                break
+        else:
+            note.remove()
+    return written
+
+
+def _around(point: np.ndarray, extent: np.ndarray, scale: float) -> Iterable[tuple[float, np.ndarray]]:
+    """Reach, and the lower left corner in pixels of a box in every direction from a point, the nearest first."""
+    for reach in _REACHES:
+        for direction in _DIRECTIONS:
+            yield reach, point + direction * (reach * scale + extent / 2) - extent / 2
+
+
+def _beads(point: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Small boxes along the line from a point to the middle of a box, ``[8, 4]``: what the line covers, nearly."""
+    middle = (box[:2] + box[2:]) / 2
+    centres = point + np.linspace(0.15, 1.0, 8)[:, None] * (middle - point)
+    return np.concatenate([centres - 1, centres + 1], axis=1)
+
+
+def _overlap(boxes: np.ndarray, others: np.ndarray) -> bool:
+    """Whether any of some boxes ``[N, 4]`` overlaps any of others ``[M, 4]``."""
+    a, b = boxes[:, None], others
+    apart = (b[..., 0] >= a[..., 2]) | (b[..., 2] <= a[..., 0]) | (b[..., 1] >= a[..., 3]) | (b[..., 3] <= a[..., 1])
+    return bool((~apart).any())

@@ -1,0 +1,77 @@
+"""Where in the probe does a task live? The Fisher layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..comparable import check_comparable
+from ..uncertainty import with_error
+from ._figure import GROUP_COLOURS, legend, new_figure, printable, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torch import Tensor
+
+    from ..embedding import Embedding
+
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_ORDER = (4, 5, 2, 6, 0, 1, 7, 3)  # of GROUP_COLOURS: two tasks are blue and vermilion
+
+
+@styled
+def plot_layers(embeddings: Sequence[Embedding], *, title: str | None = None, ax: Axes | None = None) -> Axes:
+    """Return axes with the mean Fisher of each layer's filters, of two tasks (or a few) side by side.
+
+    Args:
+        embeddings: One to eight, comparable.
+        title: Title, or None.
+        ax: Where to draw; by default a new figure that fits the number of layers.
+
+    Returns:
+        The axes: a line for each task, log scale, with 95 % jackknife intervals where it has error bars. A layer all of
+        whose filters are dead has no point.
+
+    Raises:
+        ValueError: There are none or more than eight, or they do not compare.
+        ImportError: matplotlib is not installed.
+    """
+    if not 1 <= len(embeddings) <= len(_MARKERS):
+        raise ValueError(f"plot_layers: expected one to {len(_MARKERS)} embeddings, got {len(embeddings)}.")
+    check_comparable(embeddings)
+    layers = embeddings[0].layers
+    L = len(layers)
+    if ax is None:
+        ax = new_figure(max(6.0, 0.23 * L + 2.0), 4.8).add_subplot()
+    ax.set_yscale("log")
+    for number, embedding in enumerate(embeddings):
+        means, intervals = _layer_means(embedding)
+        at = np.arange(L) + 0.24 * (number - (len(embeddings) - 1) / 2)
+        means = np.where(means > 0, means, np.nan)
+        colour = GROUP_COLOURS[_ORDER[number]]
+        ax.plot(at, means, _MARKERS[number], ls="-", lw=0.6, ms=3.5, color=colour, label=printable(embedding.name, 60))
+        if intervals is not None:
+            ax.vlines(at, *intervals, color=colour, lw=1.4)
+    ax.set_xticks(range(L), [printable(layer.name) for layer in layers], rotation=90, fontsize=7)
+    ax.set(xlim=(-0.7, L - 0.3), ylabel="mean F of the filters (nats² per weight²)")
+    ax.grid(axis="y", color="0.92")
+    ax.spines[["top", "right"]].set_visible(False)
+    legend(ax, ax.get_lines(), loc="lower left", bbox_to_anchor=(0.0, 1.02), ncols=2)
+    if title is not None:
+        ax.set_title(title, pad=12 + 16 * -(-len(embeddings) // 2))
+    return ax
+
+
+def _layer_means(embedding: Embedding) -> tuple[np.ndarray, np.ndarray | None]:
+    """Means ``[L]`` and the ends of their intervals ``[2, L]``."""
+
+    def means(fisher: Tensor) -> Tensor:
+        return torch.stack([fisher[layer.start : layer.stop].mean() for layer in embedding.layers])
+
+    if embedding.group_means is None:
+        return means(embedding.fisher).numpy(), None
+    estimate = with_error(means, embedding, log=True)
+    return estimate.value.numpy(), torch.stack(estimate.interval()).numpy()

@@ -1,0 +1,224 @@
+"""All distances between tasks: a matrix in which near tasks are neighbours, and the tree that orders it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._figure import (
+    Look,
+    checked_distances,
+    legend,
+    looks,
+    missing,
+    new_figure,
+    printable,
+    styled,
+    symmetric,
+    whole_figure,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+_MATRIX_INCHES = 6.0  # side of the matrix while its cells stay between the two limits below
+_SMALLEST_CELL, _LARGEST_CELL = 0.115, 0.6  # inches; the first still holds a name in 6-point type
+_SMALLEST_MATRIX = 2.4  # inches
+_LARGEST_MATRIX = 24.0  # inches; where this makes names too small to read, they are left out
+_NAMELESS_MATRIX = 9.0  # inches: without names a matrix is no larger than legend and colour bar are readable beside it
+_FONT_LIMITS = (5.0, 10.0)  # points
+_BAR_HEIGHT = 0.45  # of the matrix
+_TREE_INCHES = 0.7
+_STRIP_INCHES, _GAP_INCHES = 0.13, 0.04
+
+
+@styled
+def plot_matrix(
+    distances: Any,
+    names: Sequence[str],
+    *,
+    groups: Sequence[str] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Return axes with the distance matrix, its tasks reordered so that near ones are neighbours.
+
+    The order comes from average linkage of ½(D + Dᵀ) with optimal leaf ordering. Rows are sources, columns
+    targets, both in that order, so that clusters are dark squares along the diagonal: dark is near. The
+    colours span the distances between different tasks; the zeros of the diagonal would use up half of them. The tree
+    of that linkage stands above the matrix: two branches meet at the mean distance between their tasks.
+
+    Args:
+        distances: ``[T, T]`` tensor or array, any ``distance_matrix``; need not be symmetric.
+        names: T names; long ones are shortened in the middle, and above about 250 tasks left out.
+        groups: T group names (say, domains), drawn as a coloured strip with a legend, or None.
+        title: Title, or None.
+        ax: Where to draw; by default a new figure that fits the number of tasks.
+
+    Returns:
+        The axes; ``ax.figure`` is the figure. No global pyplot state is touched.
+
+    Raises:
+        ValueError: The matrix is not square, empty or not finite, or the names or groups are not T.
+        ImportError: matplotlib or scipy is not installed.
+    """
+    matrix = checked_distances("plot_matrix", distances, names=names, groups=groups)
+    tree = _linkage(matrix)
+    order = cluster_order(matrix)
+    if ax is None:
+        ax = _new_figure(len(matrix)).add_subplot()
+    low, high = _colour_range(matrix)
+    image = _draw_cells(ax, matrix[np.ix_(order, order)], low, high)
+    above = _GAP_INCHES  # inches over the matrix that are taken
+    if groups is not None:
+        _draw_groups(ax, [groups[index] for index in order])
+        above += _STRIP_INCHES + _GAP_INCHES
+    if tree is not None:
+        _draw_tree(ax, tree, above)
+        above += _TREE_INCHES
+    if title is not None:
+        ax.set_title(title, pad=72 * above + 6)
+    if not np.array_equal(matrix, matrix.T):
+        ax.set(xlabel="target", ylabel="source")
+    _draw_colour_bar(ax, image, extend="min" if matrix.min() < low else "neither")
+    _write_names(ax, [names[index] for index in order])
+    return ax
+
+
+def cluster_order(distances: Any) -> list[int]:
+    """Return the order of tasks in which near ones are neighbours.
+
+    Args:
+        distances: ``[T, T]`` tensor or array; ½(D + Dᵀ) counts, the diagonal does not.
+
+    Returns:
+        A permutation of 0 … T−1 from average linkage with optimal leaf ordering; deterministic.
+
+    Raises:
+        ImportError: scipy is not installed.
+    """
+    tree = _linkage(checked_distances("cluster_order", distances))
+    if tree is None:
+        return [0]
+    from scipy.cluster.hierarchy import leaves_list
+
+    return [int(leaf) for leaf in leaves_list(tree)]
+
+
+def _linkage(matrix: np.ndarray) -> np.ndarray | None:
+    """Average linkage, ``[T − 1, 4]`` as scipy has it; None of one task."""
+    if len(matrix) < 2:
+        return None
+    try:
+        from scipy.cluster.hierarchy import linkage
+    except ImportError as error:
+        raise missing("scipy") from error
+    # Linkage expects no negative distances; a common shift changes neither order nor shape of the tree.
+    return linkage(symmetric(matrix)[np.triu_indices(len(matrix), 1)], "average", optimal_ordering=True)
+
+
+def _new_figure(T: int) -> Figure:
+    cell = min(max(_MATRIX_INCHES / T, _SMALLEST_CELL), _LARGEST_CELL, _LARGEST_MATRIX / T)
+    side = max(cell * T, _SMALLEST_MATRIX) if 0.75 * 72 * cell >= _FONT_LIMITS[0] else _NAMELESS_MATRIX
+    # Names to the left and below, colour bar and legend to the right; save_figure trims what is left over.
+    return new_figure(side + 4.5, side + 3.0 + _TREE_INCHES)
+
+
+def _colour_range(matrix: np.ndarray) -> tuple[float, float]:
+    """Least and largest distance between different tasks."""
+    others = matrix[~np.eye(len(matrix), dtype=bool)] if len(matrix) > 1 else matrix
+    return float(others.min()), float(others.max())
+
+
+def _draw_cells(ax: Axes, matrix: np.ndarray, low: float, high: float) -> AxesImage:
+    from matplotlib import colormaps
+
+    # Black below the range: the diagonal does not look like the nearest pair.
+    colours = colormaps["viridis"].with_extremes(under="black")
+    # Cells of less than three pixels are drawn smoothly: some would be left out.
+    return ax.imshow(matrix, cmap=colours, vmin=low, vmax=high, interpolation="auto")
+
+
+def _side(ax: Axes) -> float:
+    """Side of the square that the matrix fills, in inches."""
+    box = ax.get_window_extent()
+    return min(box.width, box.height) / whole_figure(ax).dpi
+
+
+def _write_names(ax: Axes, names: list[str]) -> None:
+    """Name on both axes in the type size that fits the cells; none where that could not be read."""
+    ax.tick_params(length=0)
+    if _type_size(ax, len(names)) >= _FONT_LIMITS[0]:
+        ticks, labels = range(len(names)), [printable(name) for name in names]
+        ax.set_xticks(ticks, labels, rotation=90, fontsize=_FONT_LIMITS[0])
+        ax.set_yticks(ticks, labels, fontsize=_FONT_LIMITS[0])
+        whole_figure(ax).draw_without_rendering()  # only the layout knows what names and legend leave the matrix
+    size = _type_size(ax, len(names))
+    ax.tick_params(labelsize=min(size, _FONT_LIMITS[1]))
+    if size < _FONT_LIMITS[0]:
+        ax.set(xticks=[], yticks=[])
+
+
+def _type_size(ax: Axes, T: int) -> float:
+    """Three quarters of a cell, in points: lines of type are a third higher than that."""
+    return 0.75 * 72 * _side(ax) / T
+
+
+def _draw_groups(ax: Axes, groups: list[str]) -> None:
+    """A strip along top and right of the matrix, one rectangle a run of equal groups, and a legend."""
+    from matplotlib.patches import Patch, Rectangle
+
+    T = len(groups)
+    side = _side(ax)
+    gap, width = _GAP_INCHES / side, _STRIP_INCHES / side
+    groups, styles = looks(groups)
+    top = ax.inset_axes((0.0, 1 + gap, 1.0, width), label="groups top")
+    right = ax.inset_axes((1 + gap, 0.0, width, 1.0), label="groups right")
+    top.set(xlim=(-0.5, T - 0.5), ylim=(0, 1))
+    right.set(xlim=(0, 1), ylim=(T - 0.5, -0.5))
+    for strip in (top, right):
+        strip.set_axis_off()
+    start = 0
+    for group, run in groupby(groups):
+        length = len(list(run))
+        top.add_patch(Rectangle((start - 0.5, 0), length, 1, **_filled(styles[group])))
+        right.add_patch(Rectangle((0, start - 0.5), 1, length, **_filled(styles[group])))
+        start += length
+    handles = [Patch(label=printable(group), **_filled(look)) for group, look in styles.items()]
+    rows = max(1, int(side * (0.95 - _BAR_HEIGHT) / 0.21))  # a line of 9-point type is 0.21 inches high
+    corner = (1 + 0.2 / side, 1 + gap + width)
+    legend(ax, handles, loc="upper left", bbox_to_anchor=corner, ncols=-(-len(handles) // rows))
+
+
+def _filled(look: Look) -> dict[str, Any]:
+    return {"facecolor": look.colour, "hatch": look.hatch, "edgecolor": "white", "linewidth": 0.3}
+
+
+def _draw_tree(ax: Axes, tree: np.ndarray, start: float) -> None:
+    """The dendrogram, from so many inches above the matrix on."""
+    from matplotlib.collections import LineCollection
+    from scipy.cluster.hierarchy import dendrogram
+
+    side, T = _side(ax), len(tree) + 1
+    drawn = dendrogram(tree, no_plot=True)
+    # scipy puts leaves at 5, 15, 25, …; the cells' centres are at 0, 1, 2, …
+    branches = np.stack([(np.asarray(drawn["icoord"]) - 5) / 10, np.asarray(drawn["dcoord"])], axis=-1)
+    place = ax.inset_axes((0.0, 1 + start / side, 1.0, _TREE_INCHES / side), label="tree")
+    place.add_collection(LineCollection(list(branches), colors="0.35", linewidths=min(1.0, 60 / T + 0.3)))
+    place.set(xlim=(-0.5, T - 0.5), ylim=(0, max(float(tree[:, 2].max()), 1e-300) * 1.02))
+    place.set_axis_off()
+
+
+def _draw_colour_bar(ax: Axes, image: AxesImage, extend: str) -> None:
+    """A colour bar at the lower right, so that the legend has the upper right for itself."""
+    side = _side(ax)
+    place = ax.inset_axes((1 + 0.3 / side, 0.0, 0.15 / side, _BAR_HEIGHT), label="colour bar")
+    bar = whole_figure(ax).colorbar(image, cax=place, extend=extend)
+    bar.set_label("distance (dark is near)", fontsize=9)
+    bar.ax.tick_params(labelsize=9)
+    bar.outline.set_visible(False)

@@ -1,0 +1,106 @@
+"""Is a task with a large norm a hard one? Norm against error of the head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ..uncertainty import norm_with_error
+from ._figure import new_figure, styled
+from ._labels import write_names
+from .map import draw_points
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ..embedding import Embedding
+
+
+class Norm(NamedTuple):
+    """The norm of a task, between its limits.
+
+    Args:
+        value: ‖F‖₁, nats² per weight².
+        low: End of the 95 % interval, or `value` where the embedding has no error bars.
+        high: The other.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def norm_of(embedding: Embedding) -> Norm:
+    """Return the norm with its jackknife interval."""
+    if embedding.group_means is None or embedding.norm == 0:
+        return Norm(*[embedding.norm] * 3)
+    return Norm(embedding.norm, *(float(end) for end in norm_with_error(embedding).interval()))
+
+
+@styled
+def plot_norms(
+    embeddings: Iterable[Embedding],
+    errors: Sequence[float] | None = None,
+    *,
+    groups: Sequence[str] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Return axes with the norm of each task against its error.
+
+    Args:
+        embeddings: T of them, one after the other: only figures are kept.
+        errors: T, in any measure, say test errors; default: the negative log-likelihood of the heads on the pictures
+            that they were fitted to, of which most get every label right: their accuracies would say nothing.
+        groups: T group names (say, domains): colours and markers with a legend; or None.
+        title: Title; default: Spearman's rank correlation of the two.
+        ax: Where to draw; by default a new figure.
+
+    Returns:
+        The axes; x is ‖F‖₁ with its 95 % jackknife interval where the embedding has error bars, y the error. Both on
+        log scales where none is zero.
+
+    Raises:
+        ValueError: There are no embeddings, or errors or groups are not T.
+        ImportError: matplotlib, or for the correlation scipy, is not installed.
+
+    Source:
+        Achille et al., ICCV 2019, figure 2: norm against test error.
+    """
+    rows = [(item.name, norm_of(item), item.head.nll) for item in embeddings]
+    for word, values in (("errors", errors), ("groups", groups)):
+        if not rows or (values is not None and len(values) != len(rows)):
+            found = f"{len(rows)} embeddings" if values is None else f"{len(rows)} embeddings and {len(values)} {word}"
+            raise ValueError(f"plot_norms: expected one or more embeddings and as many {word}, got {found}.")
+    norms = np.array([norm for _, norm, _ in rows])
+    heights = np.array([nll for *_, nll in rows] if errors is None else errors, np.float64)
+    if ax is None:
+        ax = new_figure(11.5 if groups is not None else 9.0, 6.5).add_subplot()
+    ax.set(
+        xscale="log" if (norms > 0).all() else "linear",
+        yscale="log" if (heights > 0).all() else "linear",
+        xlabel="norm of the embedding (nats² per weight²), with 95 % interval",
+        ylabel="error of the head: NLL, nats a picture" if errors is None else "error",
+    )
+    ax.margins(x=0.06, y=0.08)
+    for limit, figures in ((ax.set_xlim, norms), (ax.set_ylim, heights)):
+        if np.ptp(figures) == 0 < figures.min():  # one task, and no interval: log scales do not widen by themselves
+            limit(figures.min() / 2, figures.max() * 2)
+    ax.hlines(heights, norms[:, 1], norms[:, 2], color="0.6", lw=0.8, zorder=2)
+    places = np.stack([norms[:, 0], heights], axis=1)
+    draw_points(ax, places, groups)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_title(_correlation(norms[:, 0], heights) if title is None else title, fontsize=10)
+    intervals = np.stack([np.stack([norms[:, end], heights], axis=1) for end in (1, 2)], axis=1)
+    write_names(ax, places, [name for name, *_ in rows], lines=intervals)
+    return ax
+
+
+def _correlation(norms: np.ndarray, errors: np.ndarray) -> str:
+    if len(norms) < 3 or np.ptp(norms) == 0 or np.ptp(errors) == 0:
+        return ""
+    from scipy.stats import spearmanr
+
+    return f"{len(norms)} tasks, Spearman's ρ = {spearmanr(norms, errors).statistic:.2f}"

@@ -1,0 +1,129 @@
+"""Baselines: what any method of choosing an expert has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .errors import IMAGENET
+from .selector import ExpertFacts, Outputs, Selector, TaskFacts, lacking, scores
+from .transferability import h_score, knn_accuracy, leep, logme, nce, probe_accuracy
+
+
+@dataclass(frozen=True)
+class Chance(Selector):
+    """Any expert, drawn at random. No passes.
+
+    Source:
+        Achille et al., 1902.03545.
+    """
+
+    name: str = "chance"
+    why: ClassVar[str] = "is as good as any"
+
+    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
+        return torch.zeros(len(experts), dtype=torch.float64)
+
+    def passes(self, num_experts: int) -> float:  # noqa: D102
+        return 0
+
+
+@dataclass(frozen=True)
+class ImageNet(Selector):
+    """No expert: the probe as it is, the row `errors.IMAGENET` of an error matrix. No passes.
+
+    Source:
+        Achille et al., 1902.03545.
+    """
+
+    name: str = "imagenet"
+    why: ClassVar[str] = "is the probe without fine-tuning"
+
+    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
+        values = [0 if expert.name == IMAGENET else torch.nan for expert in experts]
+        return torch.tensor(values, dtype=torch.float64)
+
+    def passes(self, num_experts: int) -> float:  # noqa: D102
+        return 0
+
+
+@dataclass(frozen=True)
+class LargestTask(Selector):
+    """Always the expert whose task had the most pictures. No passes.
+
+    On the error matrix of the paper's authors it beats ImageNet and d_sym: a table without it flatters.
+    """
+
+    name: str = "largest_task"
+    why: ClassVar[str] = "was trained on the task with the most pictures"
+
+    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
+        sizes = [None if expert.task is None else expert.task.num_pictures for expert in experts]
+        return scores(self, "a known number of pictures", task, sizes)
+
+    def passes(self, num_experts: int) -> float:  # noqa: D102
+        return 0
+
+
+@dataclass(frozen=True)
+class Domain(Selector):
+    """The expert whose task's pictures look most alike: cosine of the means of the probe's features. One pass.
+
+    Blind to labels: two tasks over the same pictures are one to it.
+
+    Source:
+        Achille et al., 1902.03545 ("domain embedding").
+    """
+
+    name: str = "domain"
+    why: ClassVar[str] = "was trained on the pictures that look most alike"
+
+    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
+        own = task.mean_features
+        if own is None:
+            raise lacking(self, "mean_features", task)
+        theirs = [None if expert.task is None else expert.task.mean_features for expert in experts]
+        cosines = [
+            None if mean is None else float(torch.cosine_similarity(own.double(), mean.double(), dim=0))
+            for mean in theirs
+        ]
+        return scores(self, "mean_features of its task", task, cosines)
+
+    def passes(self, num_experts: int) -> float:  # noqa: D102
+        return 1
+
+
+@dataclass(frozen=True)
+class Transferability(Selector):
+    """A score of every expert's own outputs on the task's pictures: `transferability` has them. E passes.
+
+    Args:
+        name: of the score.
+        score: from an expert's outputs to a number, higher is better.
+    """
+
+    why: ClassVar[str] = "gives the outputs that go best with the task's labels"
+    score: Callable[[Outputs], float] = field(repr=False)
+
+    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
+        if task.outputs is None:
+            raise lacking(self, "the experts' outputs on its pictures", task)
+        return torch.tensor([self.score(task.outputs(expert.name)) for expert in experts], dtype=torch.float64)
+
+    def passes(self, num_experts: int) -> float:  # noqa: D102
+        return num_experts
+
+
+BASELINES: tuple[Selector, ...] = (Chance(), ImageNet(), LargestTask(), Domain())
+TRANSFERABILITY: tuple[Selector, ...] = (
+    Transferability("leep", lambda outputs: leep(outputs.probabilities, outputs.labels)),
+    Transferability("nce", lambda outputs: nce(outputs.probabilities.argmax(1), outputs.labels)),
+    Transferability("logme", lambda outputs: logme(outputs.features, outputs.labels)),
+    Transferability("h_score", lambda outputs: h_score(outputs.features, outputs.labels)),
+    Transferability("knn", lambda outputs: knn_accuracy(outputs.features, outputs.labels)),
+    Transferability("linear_probe", lambda outputs: probe_accuracy(outputs.features, outputs.labels)),
+)

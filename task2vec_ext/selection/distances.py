@@ -1,0 +1,121 @@
+"""The expert whose task is nearest: d_sym, d_asym, and α chosen from the experts' errors on other tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..distance import cross_distances
+from .measures import chosen_error
+from .selector import ExpertFacts, Selector, TaskFacts, lacking, unknown
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ..embedding import Embedding
+    from .errors import ErrorMatrix
+
+PAPER_ALPHA = 0.15
+"""Of the paper, for a ResNet-34 probe: what α is where nothing was learned, and among values that do equally well."""
+ALPHAS = tuple(step / 20 for step in range(41))
+"""Values of α that are tried: at 2 the distance to the trivial task outweighs any d_sym that real tasks have."""
+
+
+@dataclass(frozen=True)
+class Distance(Selector):
+    """The expert whose task's embedding is nearest: −d of expert and task.
+
+    Three passes of one network, however many experts: one for the head's features, and forward and backward for the
+    Fisher. The experts themselves are not run.
+
+    Args:
+        name: of the selector.
+        kind: which distance; `task2vec_ext.distance` has the formulas.
+        alpha: weight of the distance to the trivial task; None: the one of `ALPHAS` whose choices have the least mean
+            relative increase of error on the tasks of `fit`, `PAPER_ALPHA` before that.
+
+    Source:
+        Achille et al., 1902.03545.
+    """
+
+    name: str = "asym"
+    why: ClassVar[str] = "was trained on the nearest task"
+    kind: Literal["sym", "sym_scaled", "asym", "asym_scaled"] = "asym"
+    alpha: float | None = PAPER_ALPHA
+
+    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
+        alpha = PAPER_ALPHA if self.alpha is None else self.alpha
+        return -self._distances([task], experts, alpha)[:, 0]
+
+    def passes(self, num_experts: int) -> float:  # noqa: D102
+        return EMBEDDING_PASSES
+
+    def fit(self, errors: ErrorMatrix, tasks: Mapping[str, TaskFacts], experts: Mapping[str, ExpertFacts]) -> Self:  # noqa: D102
+        if self.alpha is not None:
+            return self
+        known = [experts[name] for name in errors.experts]
+        targets = [tasks[name] for name in errors.tasks]
+        zero, one = (self._distances(targets, known, alpha) for alpha in (0.0, 1.0))  # d_asym is linear in α
+        increases = {alpha: mean_increase(-(zero + alpha * (one - zero)), errors.errors) for alpha in ALPHAS}
+        least = min(increases.values())
+        best = [alpha for alpha, increase in increases.items() if increase <= least]
+        return replace(self, alpha=min(best, key=lambda alpha: abs(alpha - PAPER_ALPHA)))
+
+    def _distances(self, tasks: Sequence[TaskFacts], experts: Sequence[ExpertFacts], alpha: float) -> Tensor:
+        """Distances of experts to tasks, ``[E, T]``; NaN for an expert whose task has no embedding."""
+        targets = task_embeddings(self, tasks)
+        sources = source_embeddings(experts)
+        has_one = [index for index, source in enumerate(sources) if source is not None]
+        if not has_one:
+            raise unknown(self, "an embedding of its task", tasks[0], len(experts))
+        found = torch.full((len(experts), len(tasks)), torch.nan, dtype=torch.float64)
+        known = [source for source in sources if source is not None]
+        found[has_one] = cross_distances(known, targets, self.kind, alpha=alpha)
+        return found
+
+
+EMBEDDING_PASSES = 3
+
+
+def task_embeddings(selector: Selector, tasks: Sequence[TaskFacts]) -> list[Embedding]:
+    """Return the embeddings of tasks.
+
+    Args:
+        selector: that needs them.
+        tasks: to be solved.
+
+    Raises:
+        ValueError: one has none.
+    """
+    for task in tasks:
+        if task.embedding is None:
+            raise lacking(selector, "an embedding", task)
+    return [task.embedding for task in tasks if task.embedding is not None]
+
+
+def source_embeddings(experts: Sequence[ExpertFacts]) -> list[Embedding | None]:
+    """Return the embeddings of the tasks that experts were trained on, None where there is none."""
+    return [None if expert.task is None else expert.task.embedding for expert in experts]
+
+
+def mean_increase(scores: Tensor, errors: Tensor) -> float:
+    """Return the mean relative increase of error over the best expert, by which learned choices are judged.
+
+    Args:
+        scores: ``[E, T]``.
+        errors: ``[E, T]``; tasks whose least error is 0, or unknown, tell nothing.
+
+    Returns:
+        0 for perfect choices, and where no task tells anything.
+    """
+    least = errors.nan_to_num(nan=torch.inf).min(0).values.tolist()
+    found = [
+        chosen_error(scores[:, t], errors[:, t]) / best - 1 for t, best in enumerate(least) if 0 < best < torch.inf
+    ]
+    increase = float(torch.tensor(found, dtype=torch.float64).nanmean())
+    return 0.0 if math.isnan(increase) else increase

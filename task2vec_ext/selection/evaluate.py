@@ -1,0 +1,288 @@
+"""The table: how good the choices of selectors are, on tasks whose errors with every expert are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import IMAGENET, ErrorMatrix
+from .measures import chosen_error, hit_rate, spearman, weighted_tau
+from .selector import ExpertFacts, Selector, TaskFacts
+
+MEASURES = ("increase", "points", "top1", "top3", "spearman", "tau")
+
+
+class Interval(NamedTuple):
+    """A mean over tasks and its bootstrap interval; NaN where no task has a value.
+
+    Args:
+        value: the mean.
+        low: lower end.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One selector's line of the table.
+
+    Args:
+        selector: its name.
+        passes: forward passes over the task's pictures that choosing costs.
+        scores: ``[E, T]`` float64, higher is better; NaN for a task's own expert and where there is none.
+        outcomes: ``[6, T]`` float64, the `MEASURES` of every task.
+        means: of every measure over the tasks, with interval.
+    """
+
+    selector: str
+    passes: float
+    scores: Tensor
+    outcomes: Tensor
+    means: dict[str, Interval]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """How good the choices of selectors are.
+
+    ``increase``: mean of (error of the chosen expert − least error) / least error, a task's own expert excluded;
+    ``points``: mean of their difference (a task whose least error is 0 has no increase, but points); ``top1`` and
+    ``top3``: how often the best expert is the first, among the first three; ``spearman`` and ``tau``: rank correlations
+    of scores and accuracies.
+
+    Args:
+        rows: one for each selector.
+        tasks: T that are scored.
+        experts: E to choose from.
+        optimum: ``[T]`` float64: least error on each task.
+        draws: ``[B, T]`` int64: the bootstrap's samples of tasks, the same for every selector.
+        left_out: tasks that are not scored, and why.
+        unable: selectors without a row, and why.
+        confidence: of the intervals.
+    """
+
+    rows: tuple[Row, ...]
+    tasks: tuple[str, ...]
+    experts: tuple[str, ...]
+    optimum: Tensor
+    draws: Tensor
+    left_out: dict[str, str]
+    unable: dict[str, str]
+    confidence: float
+
+    def row(self, selector: str) -> Row:
+        """Return the row of a selector.
+
+        Args:
+            selector: its name.
+
+        Raises:
+            ValueError: it has none.
+        """
+        for row in self.rows:
+            if row.selector == selector:
+                return row
+        raise ValueError(
+            f"Table.row: expected one of {', '.join(row.selector for row in self.rows)}; got {selector!r}."
+        )
+
+    def difference(self, selector: str, other: str, measure: str = "increase") -> Interval:
+        """Return how much larger a selector's mean is than another's, over the same draws of tasks.
+
+        Two overlapping intervals of the table may still be far from equal: most of their width is which tasks were
+        drawn, and that is shared.
+
+        Args:
+            selector: which.
+            other: less this one.
+            measure: of `MEASURES`.
+
+        Raises:
+            ValueError: there is no such row or measure.
+        """
+        if measure not in MEASURES:
+            raise ValueError(f"Table.difference: expected one of {', '.join(MEASURES)}; got {measure!r}.")
+        number = MEASURES.index(measure)
+        values = self.row(selector).outcomes[number] - self.row(other).outcomes[number]
+        return _mean(values, self.draws, self.confidence)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table as JSON can hold it: what is not a number is None."""
+        return {
+            "tasks": len(self.tasks),
+            "experts": len(self.experts),
+            "optimum": float(self.optimum.mean()),
+            "confidence": self.confidence,
+            "selectors": {
+                row.selector: {
+                    "passes": row.passes,
+                    **{
+                        measure: {key: number if math.isfinite(number) else None for key, number in found.items()}
+                        for measure, found in ((name, interval._asdict()) for name, interval in row.means.items())
+                    },
+                }
+                for row in self.rows
+            },
+            "left_out": self.left_out,
+            "unable": self.unable,
+        }
+
+
+def evaluate(
+    errors: ErrorMatrix,
+    selectors: Sequence[Selector],
+    tasks: Mapping[str, TaskFacts],
+    experts: Mapping[str, ExpertFacts] | None = None,
+    *,
+    folds: int | None = None,
+    draws: int = 5000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Table:
+    """Return the table of selectors over all tasks of an error matrix.
+
+    The own expert of a task (of the same name) cannot be chosen for it; the row `IMAGENET` only by the selector of that
+    name. What a selector learns, it learns from the other tasks' errors.
+
+    Args:
+        errors: of experts on tasks; NaN where it was not measured.
+        selectors: whose names differ.
+        tasks: what is known of them, by name; also of tasks that only experts were trained on. A task that is absent is
+            known by name alone.
+        experts: what is known of them, by name; default: each was trained on the task of its name.
+        folds: learned selectors are fitted for so many parts of the tasks, to the others; default: leave one out; 0: as
+            they are given, fitted elsewhere.
+        draws: bootstrap samples of the tasks.
+        confidence: of the intervals.
+        seed: of the bootstrap.
+
+    Returns:
+        The table. A selector that knows too little of a task has no row, and the table says why.
+
+    Raises:
+        ValueError: no task has two experts to choose from, or an option is impossible.
+
+    Note:
+        The bootstrap takes tasks to be independent. Where tasks share pictures or classes, intervals are too narrow.
+    """
+    if draws < 1 or not 0 < confidence < 1 or (folds is not None and folds < 0):
+        raise ValueError(
+            f"evaluate: expected draws >= 1, confidence in (0, 1) and folds >= 0, got {draws}, {confidence}, {folds}."
+        )
+    twice = sorted({one.name for one in selectors if sum(one.name == other.name for other in selectors) > 1})
+    if twice or not selectors:
+        raise ValueError(f"evaluate: expected selectors of different names, got {twice or 'none'}.")
+    tasks = {name: tasks.get(name, TaskFacts(name)) for name in (*errors.tasks, *errors.experts)}
+    known = experts or {}
+    facts = {
+        name: known.get(name, ExpertFacts(name, None if name == IMAGENET else tasks[name])) for name in errors.experts
+    }
+    foreign = _without_own(errors)
+    choosable = torch.tensor([name != IMAGENET for name in errors.experts])[:, None] & ~foreign.errors.isnan()
+    left_out = {
+        name: f"{count} expert{'s' * (count != 1)} to choose from"
+        for name, count in zip(errors.tasks, choosable.sum(0).tolist(), strict=True)
+        if count < 2
+    }
+    scored = [name for name in errors.tasks if name not in left_out]
+    if not scored:
+        raise ValueError(
+            "evaluate: expected a task with two experts or more to choose from, its own and the probe not counted, got "
+            f"none among {len(errors.tasks)}; measure more errors."
+        )
+    foreign = foreign.select(tasks=scored)
+    choosable = choosable[:, [errors.tasks.index(name) for name in scored]]
+    optimum = foreign.errors.masked_fill(~choosable, torch.inf).min(0).values
+    generator = torch.Generator().manual_seed(seed)
+    samples = torch.randint(len(scored), (draws, len(scored)), generator=generator)
+    rows, unable = [], {}
+    for selector in selectors:
+        try:
+            found = _scores(selector, foreign, tasks, facts, folds)
+        except ValueError as error:
+            unable[selector.name] = str(error)
+            continue
+        if found.isnan().all():
+            unable[selector.name] = f"{selector.name}: none of {', '.join(errors.experts)} has a score."
+            continue
+        found = _within(found, choosable)
+        outcomes = torch.tensor(
+            [
+                _outcomes(found[:, t], foreign.errors[:, t], choosable[:, t], float(optimum[t]))
+                for t in range(len(scored))
+            ],
+            dtype=torch.float64,
+        ).T
+        means = {
+            measure: _mean(values, samples, confidence) for measure, values in zip(MEASURES, outcomes, strict=True)
+        }
+        rows.append(Row(selector.name, selector.passes(int(choosable.any(1).sum())), found, outcomes, means))
+    names = tuple(name for name, row in zip(errors.experts, choosable.any(1).tolist(), strict=True) if row)
+    return Table(tuple(rows), tuple(scored), names, optimum, samples, left_out, unable, confidence)
+
+
+def _without_own(errors: ErrorMatrix) -> ErrorMatrix:
+    own = torch.tensor([[expert == task for task in errors.tasks] for expert in errors.experts])
+    return ErrorMatrix(errors.errors.masked_fill(own, torch.nan), errors.experts, errors.tasks)
+
+
+def _scores(
+    selector: Selector,
+    errors: ErrorMatrix,
+    tasks: Mapping[str, TaskFacts],
+    experts: Mapping[str, ExpertFacts],
+    folds: int | None,
+) -> Tensor:
+    """Scores of all experts for every task, ``[E, T]``, learned from the tasks of the other folds."""
+    T = len(errors.tasks)
+    count = T if folds is None else min(folds, T)
+    candidates = [experts[name] for name in errors.experts]
+    found = torch.full_like(errors.errors, torch.nan)
+    for number in range(max(count, 1)):
+        held_out = range(number, T, count) if count else range(T)
+        others = [name for t, name in enumerate(errors.tasks) if t not in held_out]
+        fitted = selector.fit(errors.select(tasks=others), tasks, experts) if others else selector
+        for t in held_out:
+            measured = [expert for e, expert in enumerate(candidates) if not errors.errors[e, t].isnan()]
+            rows = (~errors.errors[:, t].isnan()).nonzero().flatten()
+            found[rows, t] = fitted.rank(tasks[errors.tasks[t]], measured).double()
+    return found
+
+
+def _within(scores: Tensor, choosable: Tensor) -> Tensor:
+    """Scores of the experts that may be chosen; for a selector that scores none of them, of those that it scores."""
+    inside = scores.masked_fill(~choosable, torch.nan)
+    return torch.where(inside.isnan().all(0), scores, inside)
+
+
+def _outcomes(scores: Tensor, errors: Tensor, choosable: Tensor, best: float) -> tuple[float, ...]:
+    chosen = chosen_error(scores, errors)
+    inside, among = scores[choosable], errors[choosable]
+    return (
+        chosen / best - 1 if best > 0 else math.nan,
+        chosen - best,
+        hit_rate(inside, among, 1),
+        hit_rate(inside, among, 3),
+        spearman(inside, among),
+        weighted_tau(inside, among),
+    )
+
+
+def _mean(values: Tensor, draws: Tensor, confidence: float) -> Interval:
+    """The mean over tasks that have a value, and the bootstrap's percentiles of it."""
+    means = values[draws].nanmean(1)
+    means = means[~means.isnan()]  # a draw may hold no task that has a value
+    if not len(means):
+        return Interval(math.nan, math.nan, math.nan)
+    tail = (1 - confidence) / 2
+    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
+    return Interval(float(values.nanmean()), low, high)

@@ -1,0 +1,50 @@
+"""Tasks, experts and errors where the right selector is known."""
+
+import torch
+from torch import Tensor
+
+from task2vec_ext.embedding import Embedding, HeadInfo, Layer, ProbeInfo
+from task2vec_ext.selection import Distance, ErrorMatrix, ExpertFacts, TaskFacts
+
+LAYERS = 4
+
+
+def embedding(fisher: Tensor, name: str, fingerprint: str = "0") -> Embedding:
+    width = len(fisher) // LAYERS
+    return Embedding(
+        fisher=fisher,
+        prior=torch.full_like(fisher, 0.01),
+        layers=tuple(Layer(f"conv{i}", "conv", i * width, (i + 1) * width, 9) for i in range(LAYERS)),
+        probe=ProbeInfo("tiny", "none", fingerprint),
+        head=HeadInfo("lbfgs", 2, 0.5, 0.5, 1e-2, False),
+        recipe={"estimator": "signed", "prior_scale": 2e-7},
+        num_samples=10,
+        name=name,
+    )
+
+
+def problem(
+    E: int = 6, T: int = 16, *, bias: float = 0.0, alpha: float = 0.15, seed: int = 0
+) -> tuple[ErrorMatrix, dict[str, TaskFacts], dict[str, ExpertFacts]]:
+    """Errors that rise with d_asym of hidden models ``m = F + b``, b a multiple of the mean Fisher in each layer.
+
+    The first E tasks have experts. With `bias` 0 the models are the tasks' embeddings, and d_asym is always right.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    width = 10
+    fisher = (0.5 * normal(T, LAYERS * width) + normal(T, LAYERS).repeat_interleave(width, 1)).exp()
+    hidden = bias * normal(E, LAYERS).abs().repeat_interleave(width, 1) * fisher.mean(0)
+    names = tuple(f"task{t}" for t in range(T))
+    tasks = {
+        name: TaskFacts(name, embedding(row, name), num_pictures=100 + t)
+        for t, (name, row) in enumerate(zip(names, fisher, strict=True))
+    }
+    experts = {name: ExpertFacts(name, tasks[name]) for name in names[:E]}
+    models = [
+        ExpertFacts(name, TaskFacts(name, embedding(row + b, name)))
+        for name, row, b in zip(names[:E], fisher[:E], hidden, strict=True)
+    ]
+    distances = torch.stack([-Distance(alpha=alpha).rank(task, models) for task in tasks.values()], 1)
+    errors = 0.1 + 0.5 * (distances - distances.min()) / (distances.max() - distances.min())
+    return ErrorMatrix(errors, names[:E], names), tasks, experts
