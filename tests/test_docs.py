@@ -28,7 +28,9 @@ from task2vec_ext.expert import save_expert
 from task2vec_ext.selection import ErrorMatrix
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted(path for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] if "```" in path.read_text("utf-8"))
+PAGES = sorted(
+    path for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] if "```" in path.read_text("utf-8")
+)
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 NUMBER = r"-?\d+\.\d+"
 
