@@ -23,9 +23,10 @@ from torch import Tensor
 from benchmarks._measure import check, peak_memory, print_table, say, summary
 from benchmarks._real import parser, probe, real_tasks
 from benchmarks._record import write_result
-from task2vec_ext import _shortlist, build_library
-from task2vec_ext._matrix import Matrix, nearest
+from task2vec_ext import build_library
 from task2vec_ext._pairwise import sym_distances
+from task2vec_ext.library import shortlist as _shortlist
+from task2vec_ext.library.matrix import Matrix, nearest
 
 K_NEAREST = 10
 NOISE, MIXED, SCALE = 0.1, 0.5, 0.5

@@ -16,8 +16,7 @@ from .embed import fisher_embed
 from .embedding import Embedding
 from .feature_cache import FeatureCache
 from .jackknife import Estimate
-from .library import Library
-from .library_build import build_library, embed_for
+from .library import Library, build_library, embed_for
 from .ops import filter_grad_sq
 from .probe import Probe, load_probe
 from .uncertainty import neighbour_ranks, norm_with_error, relative_error, with_error

@@ -24,6 +24,9 @@ DistanceKind = Literal[
     "jsd",
 ]
 
+SymKind = Literal["sym", "sym_scaled"]
+"""Those that order neighbours: symmetric, and the native kernel's."""
+
 # Float64 elements of one [targets, filters] temporary: 512 kB stays in the cache (1.5 times as fast as
 # 2 MB); a sums function holds at most twelve.
 _BLOCK_ELEMENTS = 1 << 16

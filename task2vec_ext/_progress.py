@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ._terminal import printable
 
 if TYPE_CHECKING:
-    from ._index import Entry
+    from .library.index import Entry
 
 Pass: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Shows one pass over pictures: takes what is going on and how many they are, gives ``advance(n)``."""

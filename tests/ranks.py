@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from small import Blobs, small_probe
 
-from task2vec_ext import as_task, build_library, fisher_embed, library_build
+from task2vec_ext import as_task, build_library, fisher_embed
+from task2vec_ext.library import build as library_build
 
 
 class Broken(Blobs):

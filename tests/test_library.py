@@ -17,14 +17,14 @@ from task2vec_ext import (
     Embedding,
     Library,
     _atomic,
-    _index,
-    _matrix,
     as_task,
     build_library,
-    library,
-    library_build,
 )
 from task2vec_ext.embed import fisher_embed
+from task2vec_ext.library import build as library_build
+from task2vec_ext.library import index as _index
+from task2vec_ext.library import library
+from task2vec_ext.library import matrix as _matrix
 
 
 def tasks_of(count: int, n: int = 12) -> list:

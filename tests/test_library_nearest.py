@@ -10,14 +10,14 @@ from small import Blobs, small_probe, small_resnet
 from task2vec_ext import (
     Embedding,
     Library,
-    _matrix,
     as_task,
     build_library,
     distance_matrix,
     embed_for,
     fisher_embed,
-    library_build,
 )
+from task2vec_ext.library import build as library_build
+from task2vec_ext.library import matrix as _matrix
 
 
 def tasks_of(count: int, n: int = 12) -> list:

@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
-from task2vec_ext._index import Entry
 from task2vec_ext._progress import library_progress, progress_bar
+from task2vec_ext.library.index import Entry
 
 
 def ended(state: str, error: str | None = None) -> Entry:

@@ -12,7 +12,7 @@ from synthetic import problem
 from test_cli import run
 
 from task2vec_ext import Embedding, cross_distances, fisher_embed, load_probe
-from task2vec_ext._select_cli import SelectorName
+from task2vec_ext.cli.select import SelectorName
 from task2vec_ext.expert import save_expert
 from task2vec_ext.selection import SELECTORS, Distance, ErrorMatrix
 

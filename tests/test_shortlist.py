@@ -4,9 +4,11 @@ import pytest
 import torch
 from small import Blobs, small_probe
 
-from task2vec_ext import Embedding, _shortlist, as_task, build_library, library_build
-from task2vec_ext._matrix import Matrix, nearest
+from task2vec_ext import Embedding, as_task, build_library
 from task2vec_ext.embed import fisher_embed
+from task2vec_ext.library import build as library_build
+from task2vec_ext.library import shortlist as _shortlist
+from task2vec_ext.library.matrix import Matrix, nearest
 
 K = 300
 

@@ -14,7 +14,7 @@ from ..jackknife import Estimate, Groups, estimate, halved, side
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .._matrix import SymKind
+    from .._kinds import SymKind
     from ..embedding import Embedding
 
 _KEPT = 32

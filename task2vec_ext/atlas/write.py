@@ -26,7 +26,7 @@ from .neighbours import nearest_tasks
 from .sheets import contact_sheet
 
 if TYPE_CHECKING:
-    from .._matrix import SymKind
+    from .._kinds import SymKind
     from ..data import Task
     from ..embedding import Embedding
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .._matrix import SymKind
+from .._kinds import SymKind
 from .._tables import nearest, safe_name, write_matrix, write_table
 from ..atlas import write_atlas
 from ..data import Task

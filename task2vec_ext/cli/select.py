@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from ._terminal import console, print_table, printable
+from .._terminal import console, print_table, printable
 
 if TYPE_CHECKING:
-    from .embedding import Embedding
-    from .expert import Expert
-    from .selection import ErrorMatrix, ExpertFacts, TaskFacts
-    from .selection.evaluate import Interval, Table
+    from ..embedding import Embedding
+    from ..expert import Expert
+    from ..selection import ErrorMatrix, ExpertFacts, TaskFacts
+    from ..selection.evaluate import Interval, Table
 
 SelectorName = Literal[
     "asym",
@@ -91,9 +91,9 @@ def rank(
     their number costs nothing. leep, nce, logme, h_score, knn and linear_probe run every expert on the task's pictures.
     asym_fitted and model2vec learn from --errors.
     """
-    from .expert import experts_in
-    from .selection import SELECTORS, ExpertFacts, TaskFacts
-    from .selection.choose import choose
+    from ..expert import experts_in
+    from ..selection import SELECTORS, ExpertFacts, TaskFacts
+    from ..selection.choose import choose
 
     found = experts_in(experts)
     if not found:
@@ -155,8 +155,8 @@ def evaluate(
     Experts are called after their tasks; a task's own expert cannot be chosen for it. The row imagenet is the probe
     without fine-tuning. Selectors that run the experts need pictures: benchmarks/model_selection.py has them.
     """
-    from .selection import SELECTORS, ErrorMatrix
-    from .selection.evaluate import evaluate as score
+    from ..selection import SELECTORS, ErrorMatrix
+    from ..selection.evaluate import evaluate as score
 
     matrix = ErrorMatrix.read_csv(errors)
     known = {} if library is None else _embedded(library)
@@ -217,9 +217,9 @@ def _with_interval(interval: Interval, unit: float, form: str) -> str:
 
 def _facts_of(spec: str, by: str, experts: list[Expert], weights: str | None, work: dict[str, Any]) -> TaskFacts:
     """What the selector needs to know of the task: its embedding, or every expert's outputs on its pictures."""
-    from .data import tasks_from
-    from .embedding import Embedding
-    from .selection import TaskFacts
+    from ..data import tasks_from
+    from ..embedding import Embedding
+    from ..selection import TaskFacts
 
     if spec.endswith(".safetensors"):
         embedding = Embedding.load(spec)
@@ -229,7 +229,7 @@ def _facts_of(spec: str, by: str, experts: list[Expert], weights: str | None, wo
         raise ValueError(f"select: expected one task, got {len(tasks.names)} from {spec}; name one.")
     (task,) = tasks
     if by in _OUTPUTS:
-        from .selection.features import Extractor
+        from ..selection.features import Extractor
 
         extractor = Extractor(
             {one.name: one for one in experts}, device=work["device"], num_workers=work["num_workers"]
@@ -249,9 +249,9 @@ def _facts_of(spec: str, by: str, experts: list[Expert], weights: str | None, wo
 
 def _embed_alike(task: Any, like: Embedding, weights: str | None, work: dict[str, Any]) -> Embedding:
     """Return the task's embedding, made as another one was."""
-    from .data import Preprocess
-    from .embed import fisher_embed
-    from .probe import load_probe
+    from ..data import Preprocess
+    from ..embed import fisher_embed
+    from ..probe import load_probe
 
     recipe: dict[str, Any] = like.recipe
     if recipe["estimator"] == "variational" or recipe.get("loss", {}).get("name") != "cross_entropy":
@@ -286,7 +286,7 @@ def _to_learn_from(
     """The errors of these experts on the tasks that have embeddings, without those on their own tasks."""
     import torch
 
-    from .selection import ErrorMatrix
+    from ..selection import ErrorMatrix
 
     matrix = ErrorMatrix.read_csv(errors)
     known = {expert.name: expert for expert in experts}
@@ -307,9 +307,9 @@ def _to_learn_from(
 
 def _embedded(folder: Path) -> dict[str, TaskFacts]:
     """What a library, or a folder of embeddings, knows of its tasks."""
-    from .embedding import Embedding
-    from .library import Library
-    from .selection import TaskFacts
+    from ..embedding import Embedding
+    from ..library import Library
+    from ..selection import TaskFacts
 
     if (folder / "index.sqlite").exists():
         opened = Library(folder)

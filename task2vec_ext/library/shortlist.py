@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ._atomic import atomic_path
+from .._atomic import atomic_path
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
 
-    from ._matrix import Matrix
+    from .matrix import Matrix
 
 EXACT_UP_TO = 100_000
 """Tasks up to which all are compared."""

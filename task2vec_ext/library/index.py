@@ -12,13 +12,13 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ._tables import file_name
+from .._tables import file_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from .embedding import JSON
+    from ..embedding import JSON
 
 State = Literal["waiting", "done", "failed"]
 

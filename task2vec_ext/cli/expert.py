@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ._terminal import console, print_table
-from .finetune import RecipeName
-from .head import HeadMethod
+from .._terminal import console, print_table
+from ..finetune import RecipeName
+from ..head import HeadMethod
 
 expert = typer.Typer(
     help="Fine-tune networks, keep them, and measure what they are worth on tasks.", no_args_is_help=True
@@ -48,10 +48,10 @@ def train(
 
     Can be killed at any time, and given again: it goes on after the last whole epoch.
     """
-    from .data import tasks_from
-    from .embed import fisher_embed
-    from .expert import train_expert
-    from .probe import load_probe
+    from ..data import tasks_from
+    from ..embed import fisher_embed
+    from ..expert import train_expert
+    from ..probe import load_probe
 
     net = load_probe(probe, weights=weights, image_size=image_size)
     work: dict[str, Any] = {"device": device, "num_workers": num_workers, "seed": seed, "num_samples": num_samples}
@@ -75,9 +75,9 @@ def register(
     ] = None,
 ) -> None:
     """Make any checkpoint an expert."""
-    from .embedding import Embedding
-    from .expert import save_expert
-    from .probe import load_probe
+    from ..embedding import Embedding
+    from ..expert import save_expert
+    from ..probe import load_probe
 
     known = None if embedding is None else Embedding.load(embedding)
     made = save_expert(load_probe(probe, weights=weights, image_size=image_size), output, name)
@@ -89,7 +89,7 @@ def register(
 @expert.command()
 def ls(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of experts.")]) -> None:
     """List the experts."""
-    from .expert import experts_in
+    from ..expert import experts_in
 
     rows = [
         (
@@ -134,11 +134,11 @@ def transfer(
 
     Can be killed at any time, and given again, with more tasks or experts, too: no error is measured twice.
     """
-    from .data import tasks_from
-    from .expert import AnyExpert, experts_in
-    from .probe import load_probe
-    from .selection.errors import IMAGENET
-    from .selection.transfer import transfer_errors
+    from ..data import tasks_from
+    from ..expert import AnyExpert, experts_in
+    from ..probe import load_probe
+    from ..selection.errors import IMAGENET
+    from ..selection.transfer import transfer_errors
 
     rows: dict[str, AnyExpert] = {found.name: found for found in experts_in(experts)}
     if probe is not None:

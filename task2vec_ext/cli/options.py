@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from .fisher import AnyEstimator
-from .losses import LossName
-from .variational import Noise
+from ..fisher import AnyEstimator
+from ..losses import LossName
+from ..variational import Noise
 
 Specs = Annotated[
     list[str],

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
-from ._pairwise import sym_distances
+from .._pairwise import sym_distances
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-SymKind = Literal["sym", "sym_scaled"]
+    from .._kinds import SymKind
 
 _BLOCK_BYTES = 32 << 20
 """Of one float64 block of rows: large enough that its set-up costs nothing, small beside anything else in memory."""

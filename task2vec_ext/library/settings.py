@@ -6,18 +6,18 @@ import inspect
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ._index import Index
-from .comparable import setting_differences
-from .embed import fisher_embed
-from .head import head_l2
-from .losses import as_loss
-from .variational import variational_options
+from ..comparable import setting_differences
+from ..embed import fisher_embed
+from ..head import head_l2
+from ..losses import as_loss
+from ..variational import variational_options
+from .index import Index
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .embedding import JSON
-    from .probe import Probe
+    from ..embedding import JSON
+    from ..probe import Probe
 
 OPTIONS = {
     name: parameter.default

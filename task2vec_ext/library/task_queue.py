@@ -7,7 +7,7 @@ import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ._index import Entry
+from .index import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,16 +1,4 @@
-"""A library: the embeddings of many tasks in one folder, built without babysitting, and the nearest of them to a task.
-
-======================  ============================================================================================
-``index.sqlite``        the tasks, how far each is, what all embeddings were made with
-``embeddings/*``        one `Embedding` each, as `Embedding.save` writes it
-``matrix.f32``          F of all of them, ``[id, K]`` float32, from which `Library.nearest` reads
-``shortlist.faiss``     only beyond 100,000 tasks: what finds the candidates
-``lock``                held by the process that changes the library
-======================  ============================================================================================
-
-A task is first a file, then a row of the matrix, then done in the index, each on the disk before the next. A build that
-was killed anywhere between goes on there: a file that the index does not know is taken up, not embedded again.
-"""
+"""The embeddings in the folder: reading, searching, removing, checking."""
 
 from __future__ import annotations
 
@@ -21,15 +9,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from ._index import Entry, Index, is_locked, lock
-from ._matrix import Matrix, SymKind, nearest
-from ._shortlist import shortlist
-from .comparable import check_comparable
-from .embedding import Embedding
+from ..comparable import check_comparable
+from ..embedding import Embedding
+from .index import Entry, Index, is_locked, lock
+from .matrix import Matrix, nearest
+from .shortlist import shortlist
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
+
+    from .._kinds import SymKind
 
 __all__ = ["Entry", "Library", "Neighbour"]
 

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ._matrix import SymKind
-from ._options import (
+from .._kinds import SymKind
+from .._terminal import console, print_table, printable
+from .options import (
     BatchSize,
     Beta,
     Device,
@@ -26,7 +27,6 @@ from ._options import (
     Specs,
     Weights,
 )
-from ._terminal import console, print_table, printable
 
 library = typer.Typer(help="Embed many tasks into one folder, and look after it.", no_args_is_help=True)
 
@@ -64,9 +64,9 @@ def build(
     stop the others; then the exit code is 1. Several processes share the work: torchrun --nproc-per-node=4 -m
     task2vec_ext library build …
     """
-    from ._team import Team, launched_ranks
-    from .data import tasks_from
-    from .library_build import build_library
+    from .._team import Team, launched_ranks
+    from ..data import tasks_from
+    from ..library import build_library
 
     tasks = tasks_from(*specs)
     with launched_ranks() as ranks:
@@ -106,7 +106,7 @@ def build(
 @library.command()
 def status(folder: _Folder) -> None:
     """Print how many tasks are embedded, have failed and wait, and whether a build is going on."""
-    from .library import Library
+    from ..library import Library
 
     opened = Library(folder)
     for state, count in opened.status().items():
@@ -121,7 +121,7 @@ def ls(
     folder: _Folder, failed: Annotated[bool, typer.Option("--failed", help="Only those that failed, and why.")] = False
 ) -> None:
     """List the tasks."""
-    from .library import Library
+    from ..library import Library
 
     entries = Library(folder).entries()
     if failed:
@@ -147,7 +147,7 @@ def ls(
 @library.command()
 def rm(folder: _Folder, names: Annotated[list[str], typer.Argument(metavar="TASK...", help="Their names.")]) -> None:
     """Remove tasks and their embeddings."""
-    from .library import Library
+    from ..library import Library
 
     Library(folder).remove(names)
 
@@ -155,7 +155,7 @@ def rm(folder: _Folder, names: Annotated[list[str], typer.Argument(metavar="TASK
 @library.command()
 def verify(folder: _Folder) -> None:
     """Check every file against its checksum and against the index; exit code 1 where something is wrong."""
-    from .library import Library
+    from ..library import Library
 
     opened = Library(folder)
     wrong = opened.verify()
@@ -181,10 +181,9 @@ def nearest(
     kind: Annotated[SymKind, typer.Option(help="sym is the paper's d_sym; sym_scaled: scaled to unit mean.")] = "sym",
 ) -> None:
     """Find the tasks of a library that are nearest to one."""
-    from .data import tasks_from
-    from .embedding import Embedding
-    from .library import Library
-    from .library_build import embed_for
+    from ..data import tasks_from
+    from ..embedding import Embedding
+    from ..library import Library, embed_for
 
     opened = Library(folder)
     query: str | Embedding = task

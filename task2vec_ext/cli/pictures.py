@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ._kinds import DistanceKind
-from ._matrix import SymKind
+from .._kinds import DistanceKind, SymKind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ._files import EmbeddingFiles
-    from .embedding import Embedding
-    from .plot import Lineages
+    from .._files import EmbeddingFiles
+    from ..embedding import Embedding
+    from ..plot import Lineages
 
 _Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A library, or a folder of embeddings (.safetensors).")]
 PlotKind = Literal["matrix", "map", "taxonomy", "norms", "layers"]
@@ -45,10 +44,10 @@ def plot(
     seed: Annotated[int, typer.Option(help="Seed of the map.")] = 0,
 ) -> None:
     """Draw a picture of a library's tasks."""
-    from . import plot as draw
-    from ._files import embeddings_in
-    from .distance import distance_matrix
-    from .plot._figure import check_suffix
+    from .. import plot as draw
+    from .._files import embeddings_in
+    from ..distance import distance_matrix
+    from ..plot._figure import check_suffix
 
     draw.check_installed()
     check_suffix(output)
@@ -102,10 +101,10 @@ def atlas(
     seed: Annotated[int, typer.Option(help="Seed of the map.")] = 0,
 ) -> None:
     """Write a page on which to browse a library's tasks; it opens from the disk, without network or server."""
-    from ._files import embeddings_in
-    from .atlas import write_atlas
-    from .data import tasks_from
-    from .plot import check_installed
+    from .._files import embeddings_in
+    from ..atlas import write_atlas
+    from ..data import tasks_from
+    from ..plot import check_installed
 
     check_installed()
     files = embeddings_in("atlas", folder)
@@ -141,8 +140,8 @@ def _chosen(files: EmbeddingFiles, wanted: list[str]) -> list[Embedding]:
 
 def _taxonomy(embeddings: list[Embedding], table: Path | None) -> tuple[tuple[str, ...], dict[str, Lineages]]:
     """Ranks, and task -> lineages: a table's, or those that the embeddings state."""
-    from .data.sources.taxonomy import RANKS
-    from .plot import read_taxonomy
+    from ..data.sources.taxonomy import RANKS
+    from ..plot import read_taxonomy
 
     if table is not None:
         return read_taxonomy(table)

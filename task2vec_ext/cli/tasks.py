@@ -1,20 +1,17 @@
-"""The command line: ``task2vec demo | embed | distances | info | library | nearest | plot | atlas``."""
+"""``task2vec demo | embed | distances | info``: tasks and their embeddings."""
 
 from __future__ import annotations
 
-import io
-import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._expert_cli import expert
-from ._kinds import DistanceKind
-from ._library_cli import library, nearest
-from ._options import (
+from .._kinds import DistanceKind
+from .._terminal import console as _console
+from .._terminal import print_table as _print_table
+from .options import (
     BatchSize,
     Beta,
     Device,
@@ -31,87 +28,13 @@ from ._options import (
     Specs,
     Weights,
 )
-from ._picture_cli import atlas, plot
-from ._select_cli import select
-from ._terminal import console as _console
-from ._terminal import print_table as _print_table
 
 if TYPE_CHECKING:
-    from .embedding import Embedding
+    from ..embedding import Embedding
 
-app = typer.Typer(
-    help="Turn image data sets into vectors (Task2Vec) and compare them.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,  # one line, or the plain traceback with --debug
-    rich_markup_mode=None,
-)
-
-# Mistakes in the input or the environment: one line. Anything else is a bug and keeps its traceback.
-_EXPECTED = (ValueError, TypeError, NotImplementedError, RuntimeError, OSError, ImportError, MemoryError, OverflowError)
 _MATRIX_COLUMNS = 12  # tasks whose whole matrix is still readable in a terminal
 
 
-def main() -> NoReturn:
-    """Run the command line: exit code 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    try:
-        _run()
-    except SystemExit as ended:
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
-            raise
-        # One of torchrun's: gloo's threads (torch 2.14) now and then abort a process that takes down its interpreter.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(ended.code if isinstance(ended.code, int) else ended.code is not None)
-
-
-def _run() -> NoReturn:
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files need not be text that a terminal takes
-    try:
-        app(arguments, prog_name="task2vec")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except _EXPECTED as error:
-        if debug:
-            raise
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        print(f"task2vec: error: {text}", file=sys.stderr)
-        sys.exit(1)
-    sys.exit(0)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from ._native import build_info
-
-        info = build_info()
-        cuda = (
-            f"CUDA {info.cuda_version} for {', '.join(info.cuda_architectures or ())}"
-            if info.cuda_version
-            else "no CUDA"
-        )
-        print(f"task2vec_ext {info.version} ({info.compiler}, {cuda}, OpenMP {info.openmp or 'off'})")
-        raise typer.Exit
-
-
-@app.callback(
-    epilog="Every command takes --debug: show the traceback of an error. "
-    "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
-)
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option("--version", help="Print version and build, and exit.", callback=_print_version, is_eager=True),
-    ] = False,
-) -> None:
-    """Hold the options of the program itself."""
-
-
-@app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("task2vec-demo"),
     seed: Annotated[int, typer.Option(help="Seed of pictures and embeddings.")] = 0,
@@ -120,15 +43,15 @@ def demo(
 
     Needs no network: the pictures come from scikit-learn and from a drawing program, the probe from this package.
     """
-    from .demo.run import run_demo
-    from .plot import check_installed
+    from ..demo.run import run_demo
+    from ..plot import check_installed
 
     check_installed()
     _check_writable("demo", output)
     console = _console()
     with console.status("drawing the pictures …") as status:
         result = run_demo(output, seed=seed, report=status.update)
-    from ._tables import nearest
+    from .._tables import nearest
 
     rows = [
         (
@@ -155,7 +78,6 @@ def demo(
     print(f"Open {result.files['atlas'].resolve().as_uri()} in a browser to look around.")
 
 
-@app.command()
 def embed(
     specs: Specs,
     output: Annotated[
@@ -185,14 +107,14 @@ def embed(
 
     Interrupted work goes on where it stopped: tasks embedded before, with the same settings, are kept.
     """
-    from ._pictures import choose_device
-    from ._tables import safe_name
-    from .data import Tasks, as_task, check_labels, tasks_from
-    from .embed import fisher_embed
-    from .feature_cache import FeatureCache
-    from .losses import PseudoLabels, as_loss
-    from .probe import load_probe
-    from .variational import variational_options
+    from .._pictures import choose_device
+    from .._tables import safe_name
+    from ..data import Tasks, as_task, check_labels, tasks_from
+    from ..embed import fisher_embed
+    from ..feature_cache import FeatureCache
+    from ..losses import PseudoLabels, as_loss
+    from ..probe import load_probe
+    from ..variational import variational_options
 
     options = variational_options(estimator, beta=beta, noise=noise, epochs=epochs)
     if pseudo_labels is not None and loss != "cross_entropy":
@@ -266,7 +188,6 @@ def embed(
     _print_table(console, ("task", "classes", "pictures", "skipped", "head", "norm", "file"), rows)
 
 
-@app.command()
 def distances(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of embeddings (.safetensors).")],
     kind: Annotated[
@@ -277,9 +198,9 @@ def distances(
     png: Annotated[Path | None, typer.Option(help="Draw the clustered matrix to this file (.png, .svg, .pdf).")] = None,
 ) -> None:
     """Compare embeddings: each task's nearest one, the matrix as CSV, the clustered matrix as a picture."""
-    from ._tables import nearest, write_matrix
-    from .distance import distance_matrix
-    from .embedding import Embedding
+    from .._tables import nearest, write_matrix
+    from ..distance import distance_matrix
+    from ..embedding import Embedding
 
     files = sorted(folder.glob("*.safetensors"))
     if len(files) < 2:
@@ -287,14 +208,14 @@ def distances(
     embeddings = [Embedding.load(file) for file in files]
     names = [e.name or file.stem for e, file in zip(embeddings, files, strict=True)]
     if png is not None:
-        from .plot import check_installed
+        from ..plot import check_installed
 
         check_installed()
     matrix = distance_matrix(embeddings, kind, alpha=alpha)
     if csv is not None:
         write_matrix(csv, names, matrix)
     if png is not None:
-        from .plot import plot_matrix, save_figure
+        from ..plot import plot_matrix, save_figure
 
         save_figure(plot_matrix(matrix, names, title=f"Distance between tasks ({kind})"), png)
     console = _console()
@@ -314,11 +235,10 @@ def distances(
             print(f"{what:>8}: {path}")
 
 
-@app.command()
 def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding (.safetensors).")]) -> None:
     """Print what an embedding is and how it was made."""
-    from .embedding import Embedding
-    from .uncertainty import norm_with_error, relative_error
+    from ..embedding import Embedding
+    from ..uncertainty import norm_with_error, relative_error
 
     embedding = Embedding.load(file)
     print(embedding)
@@ -343,18 +263,10 @@ def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding
         print(f"{'':>20}  {layer.name:<28} {layer.kind:<9} {layer.stop - layer.start:>5} filters  mean F {mean:.3e}")
 
 
-app.command()(nearest)
-app.command()(plot)
-app.command()(atlas)
-app.add_typer(library, name="library")
-app.add_typer(select, name="select")
-app.add_typer(expert, name="expert")
-
-
 def _kept(file: Path, probe: Any, task: Any, settings: dict[str, Any]) -> Embedding:
     """Return the embedding of an earlier run if it is of this task with these settings, or raise."""
-    from .embedding import Embedding
-    from .head import DEFAULT_L2
+    from ..embedding import Embedding
+    from ..head import DEFAULT_L2
 
     embedding = Embedding.load(file)
     wanted = {
@@ -393,7 +305,3 @@ def _check_writable(who: str, folder: Path) -> None:
             file.write(b"x")
     except OSError as error:
         raise OSError(f"{who}: cannot write into {folder} ({error.strerror}); choose another --output.") from error
-
-
-if __name__ == "__main__":
-    main()

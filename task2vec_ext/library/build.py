@@ -14,19 +14,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._index import Entry, lock
-from ._library_settings import OF_PROBE, OF_WORK, OPTIONS, create_or_compare, settings_of
-from ._pictures import choose_device
-from ._progress import library_progress
-from ._task_queue import TaskQueue
-from ._team import Team
-from .data import Preprocess, Task, as_task
-from .embed import fisher_embed
-from .embedding import Embedding
-from .feature_cache import FeatureCache
+from .._pictures import choose_device
+from .._progress import library_progress
+from .._team import Team
+from ..data import Preprocess, Task, as_task
+from ..embed import fisher_embed
+from ..embedding import Embedding
+from ..feature_cache import FeatureCache
+from ..losses import as_loss, loss_of
+from ..probe import Probe, load_probe
+from .index import Entry, lock
 from .library import Library, sha256_of
-from .losses import as_loss, loss_of
-from .probe import Probe, load_probe
+from .settings import OF_PROBE, OF_WORK, OPTIONS, create_or_compare, settings_of
+from .task_queue import TaskQueue
 
 if TYPE_CHECKING:
     import os
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.distributed import ProcessGroup
 
-    from ._progress import Pass
-    from .data import TaskSource
+    from .._progress import Pass
+    from ..data import TaskSource
 
 
 def build_library(

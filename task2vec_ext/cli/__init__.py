@@ -1,0 +1,95 @@
+"""The command line: `tasks`, `library`, `pictures`, `expert`, `select` hold the commands, `options` what they share."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from .expert import expert
+from .library import library, nearest
+from .pictures import atlas, plot
+from .select import select
+from .tasks import demo, distances, embed, info
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Turn image data sets into vectors (Task2Vec) and compare them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # one line, or the plain traceback with --debug
+    rich_markup_mode=None,
+)
+
+# Mistakes in the input or the environment: one line. Anything else is a bug and keeps its traceback.
+_EXPECTED = (ValueError, TypeError, NotImplementedError, RuntimeError, OSError, ImportError, MemoryError, OverflowError)
+
+
+def main() -> NoReturn:
+    """Run the command line: exit code 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    try:
+        _run()
+    except SystemExit as ended:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            raise
+        # One of torchrun's: gloo's threads (torch 2.14) now and then abort a process that takes down its interpreter.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended.code if isinstance(ended.code, int) else ended.code is not None)
+
+
+def _run() -> NoReturn:
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text that a terminal takes
+    try:
+        app(arguments, prog_name="task2vec")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except _EXPECTED as error:
+        if debug:
+            raise
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        print(f"task2vec: error: {text}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from .._native import build_info
+
+        info = build_info()
+        cuda = (
+            f"CUDA {info.cuda_version} for {', '.join(info.cuda_architectures or ())}"
+            if info.cuda_version
+            else "no CUDA"
+        )
+        print(f"task2vec_ext {info.version} ({info.compiler}, {cuda}, OpenMP {info.openmp or 'off'})")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog="Every command takes --debug: show the traceback of an error. "
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
+)
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print version and build, and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Hold the options of the program itself."""
+
+
+for _command in (demo, embed, distances, info, nearest, plot, atlas):
+    app.command()(_command)
+app.add_typer(library, name="library")
+app.add_typer(select, name="select")
+app.add_typer(expert, name="expert")
