@@ -17,7 +17,7 @@ const mapView = new View(byId("map"), {
   leave: () => hover(null),
 });
 
-const radius = () => Math.max(2.5, Math.min(7, 90 / Math.sqrt(T))) * Math.min(2, Math.max(1, Math.sqrt(mapView.scale / 600)));
+const radius = () => Math.max(3, Math.min(7, 90 / Math.sqrt(T))) * Math.min(2, Math.max(1, Math.sqrt(mapView.scale / 600)));
 const placeOf = (i) => mapView.toScreen(tasks[i].x, -tasks[i].y);
 
 function taskAt(x, y) {
@@ -58,7 +58,7 @@ function drawMap(context, view) {
     if (!layers.has(key)) layers.set(key, { path: new Path2D(), colour, lit: isLit(i) });
     tracePath(layers.get(key).path, marker, x, y, r);
   }
-  context.lineWidth = 0.8;
+  context.lineWidth = r / 8;
   context.strokeStyle = colours.outline;
   for (const { path, colour, lit } of [...layers.values()].sort((a, b) => a.lit - b.lit)) {
     context.globalAlpha = lit ? 1 : 0.12;
