@@ -151,6 +151,20 @@ def test_a_sheet_shows_six_pictures_of_different_classes_and_skips_broken_ones()
     assert contact_sheet(pictures_of("none", two, broken=range(4))) is None
 
 
+def test_a_page_of_200_tasks_stays_under_12_megabytes_whatever_their_pictures():
+    class Noise(torch.utils.data.Dataset):
+        targets = (0, 1, 2, 3, 4, 5)
+
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, index):
+            return torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8), index
+
+    sheet = contact_sheet(as_task(Noise(), name="noise"))  # nothing is larger as a JPEG
+    assert len(sheet) * 200 < 11e6
+
+
 def test_pictures_and_experts_are_matched_by_name(tmp_path):
     tasks = families(3)
     sheets = [pictures_of(tasks[1].name, [(0, "red"), (1, "blue")]), pictures_of("another", [(0, "red"), (1, "blue")])]
