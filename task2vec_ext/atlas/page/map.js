@@ -123,15 +123,17 @@ function drawNames(context, view, r) {
     const width = (tasks[i].width ??= context.measureText(name).width);
     const [gap, h] = [r + 3, 6];
     const [beside, before, over, under] = [x + gap, x - gap - width, y - gap - h, y + gap + h];
-    const middles = [[beside, y], [before, y], [x - width / 2, over], [x - width / 2, under]];
-    for (const [left, middle] of [...middles, [x, over], [x, under], [x - width, over], [x - width, under]]) {
-      const box = [left, middle - h, left + width, middle + h - 1];
-      if (box[0] < 2 || box[1] < 2 || box[2] > view.width - 2 || box[3] > view.height - 2 || cells(...box, (cell) => taken[cell])) continue;
-      cells(...box, (cell) => void (taken[cell] = 1));
-      context.fillStyle = i === state.selected ? colours.accent : colours.text;
-      context.strokeText(name, left, middle);
-      context.fillText(name, left, middle);
-      break;
-    }
+    const places = [[beside, y], [before, y], [x - width / 2, over], [x - width / 2, under], [x, over], [x, under], [x - width, over], [x - width, under]];
+    const boxOf = ([left, middle]) => [left, middle - h, left + width, middle + h - 1];
+    const isFree = (place) => {
+      const box = boxOf(place);
+      return box[0] > 1 && box[1] > 1 && box[2] < view.width - 1 && box[3] < view.height - 1 && !cells(...box, (cell) => taken[cell]);
+    };
+    const place = places.find(isFree) ?? (i === state.selected ? places[0] : null); // the selected one is named in any case
+    if (!place) continue;
+    cells(...boxOf(place), (cell) => void (taken[cell] = 1));
+    context.fillStyle = i === state.selected ? colours.accent : colours.text;
+    context.strokeText(name, ...place);
+    context.fillText(name, ...place);
   }
 }
