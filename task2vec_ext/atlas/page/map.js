@@ -109,6 +109,11 @@ function drawNames(context, view, r) {
     const [x, y] = placeOf(i);
     if (isLit(i)) cells(x - r, y - r, x + r, y + r, (cell) => void (taken[cell] = 1));
   }
+  const stage = view.canvas.getBoundingClientRect();
+  for (const panel of document.querySelectorAll("#legend, .zoom")) {
+    const box = panel.getBoundingClientRect(); // empty where it is hidden
+    if (box.width) cells(box.left - stage.left, box.top - stage.top, box.right - stage.left, box.bottom - stage.top, (cell) => void (taken[cell] = 1));
+  }
   context.font = "11px system-ui, sans-serif";
   context.textBaseline = "middle";
   context.lineWidth = 3;
