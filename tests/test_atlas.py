@@ -168,10 +168,10 @@ def test_a_page_of_200_tasks_stays_under_12_megabytes_whatever_their_pictures():
 def test_pictures_and_experts_are_matched_by_name(tmp_path):
     tasks = families(3)
     sheets = [pictures_of(tasks[1].name, [(0, "red"), (1, "blue")]), pictures_of("another", [(0, "red"), (1, "blue")])]
-    experts = {tasks[2].name: [{"name": "birds", "score": 0.9}, {"name": "cars", "score": 0.4}], "another": []}
+    experts = {tasks[2].name: [{"name": "birds", "score": 0.9}, {"name": "cars", "score": None}], "another": []}
     data = data_of(write_atlas(tasks, tmp_path, pictures=sheets, experts=experts))
     assert [task["sheet"] is not None for task in data["tasks"]] == [False, True, False]
-    assert [task["experts"] for task in data["tasks"]] == [[], [], [["birds", 0.9], ["cars", 0.4]]]
+    assert [task["experts"] for task in data["tasks"]] == [[], [], [["birds", 0.9], ["cars", None]]]
 
 
 def test_write_atlas_refuses(tmp_path):
