@@ -119,7 +119,10 @@ def _experts(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_bytes())
         return {
-            str(task): [{"name": e["name"], "score": float(e["score"])} for e in list_] for task, list_ in found.items()
+            task: [
+                {"name": one["name"], "score": None if one["score"] is None else float(one["score"])} for one in experts
+            ]
+            for task, experts in found.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(

@@ -151,13 +151,27 @@ def test_a_sheet_shows_six_pictures_of_different_classes_and_skips_broken_ones()
     assert contact_sheet(pictures_of("none", two, broken=range(4))) is None
 
 
+def test_a_page_of_200_tasks_stays_under_12_megabytes_whatever_their_pictures():
+    class Noise(torch.utils.data.Dataset):
+        targets = (0, 1, 2, 3, 4, 5)
+
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, index):
+            return torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8), index
+
+    sheet = contact_sheet(as_task(Noise(), name="noise"))  # nothing is larger as a JPEG
+    assert len(sheet) * 200 < 11e6
+
+
 def test_pictures_and_experts_are_matched_by_name(tmp_path):
     tasks = families(3)
     sheets = [pictures_of(tasks[1].name, [(0, "red"), (1, "blue")]), pictures_of("another", [(0, "red"), (1, "blue")])]
-    experts = {tasks[2].name: [{"name": "birds", "score": 0.9}, {"name": "cars", "score": 0.4}], "another": []}
+    experts = {tasks[2].name: [{"name": "birds", "score": 0.9}, {"name": "cars", "score": None}], "another": []}
     data = data_of(write_atlas(tasks, tmp_path, pictures=sheets, experts=experts))
     assert [task["sheet"] is not None for task in data["tasks"]] == [False, True, False]
-    assert [task["experts"] for task in data["tasks"]] == [[], [], [["birds", 0.9], ["cars", 0.4]]]
+    assert [task["experts"] for task in data["tasks"]] == [[], [], [["birds", 0.9], ["cars", None]]]
 
 
 def test_write_atlas_refuses(tmp_path):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..embedding import Embedding
 
 Experts = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Task -> its experts, the best first: ``{"name": …, "score": …}`` each."""
+"""Task -> its experts, the best first: ``{"name": …, "score": …}`` each, the score a number or None."""
 
 _SCRIPTS = ("data.js", "view.js", "map.js", "matrix.js", "panel.js", "main.js")
 _MOST_CLASSES = 200  # names of classes that are listed; a task may have thousands
@@ -94,7 +94,7 @@ def write_atlas(
             by_name[task.name]["sheet"] = contact_sheet(task)
     for name, found in (experts or {}).items():
         if name in by_name:
-            by_name[name]["experts"] = [[str(expert["name"]), float(expert["score"])] for expert in found]
+            by_name[name]["experts"] = [[str(expert["name"]), _rounded(expert["score"])] for expert in found]
     for row, (x, y) in zip(rows, places.tolist(), strict=True):
         row.update(x=round(x, 4), y=round(y, 4))
     data = {

@@ -19,6 +19,7 @@ _DIRECTIONS = np.array([(1, 0), (0, 1), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 
 _REACHES = (6.0, 14.0, 26.0)  # points from the task to its name; beyond the first a line joins them
 _POINT_RADIUS = 3.0  # points
 _PADDING = 1.0  # points around a name
+_FEW = 30  # tasks: there is room for larger type
 
 
 def spread_order(places: np.ndarray) -> list[int]:
@@ -39,9 +40,7 @@ def spread_order(places: np.ndarray) -> list[int]:
     return order
 
 
-def write_names(
-    ax: Axes, places: np.ndarray, names: Sequence[str], *, lines: np.ndarray | None = None, fontsize: float = 7.0
-) -> list[Any]:
+def write_names(ax: Axes, places: np.ndarray, names: Sequence[str], *, lines: np.ndarray | None = None) -> list[Any]:
     """Write as many names beside their points as fit without covering points, lines or each other.
 
     Args:
@@ -49,7 +48,6 @@ def write_names(
         places: ``[T, 2]`` in data coordinates.
         names: T.
         lines: Level or upright ones to keep clear of, ``[N, 2, 2]``: from, to; or None.
-        fontsize: In points.
 
     Returns:
         The annotations.
@@ -71,7 +69,7 @@ def write_names(
             places[index],
             xytext=(0, 0),
             textcoords="offset points",
-            fontsize=fontsize,
+            fontsize=9 if len(names) <= _FEW else 7,
             color="0.15",
             zorder=4,
             arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
@@ -102,10 +100,10 @@ def _around(point: np.ndarray, extent: np.ndarray, scale: float) -> Iterable[tup
 
 
 def _beads(point: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Small boxes along the line from a point to the middle of a box, ``[8, 4]``: what the line covers, nearly."""
+    """Small boxes along the line from a point to the middle of a box, ``[24, 4]``: what the line covers, nearly."""
     middle = (box[:2] + box[2:]) / 2
-    centres = point + np.linspace(0.15, 1.0, 8)[:, None] * (middle - point)
-    return np.concatenate([centres - 1, centres + 1], axis=1)
+    centres = point + np.linspace(0.1, 1.0, 24)[:, None] * (middle - point)
+    return np.concatenate([centres - 2, centres + 2], axis=1)
 
 
 def _overlap(boxes: np.ndarray, others: np.ndarray) -> bool:

@@ -19,6 +19,7 @@ _FEWEST = 8
 """With fewer tasks t-SNE and UMAP have no neighbourhoods to keep; classical scaling draws the distances themselves."""
 _PERPLEXITY = 15.0
 """Neighbours that t-SNE looks at: families of tasks are small. The usual 30 melts them at a hundred tasks."""
+_RIM = 0.12  # around the map, of its radius: names of outer tasks stand there
 _MOST_ROWS = 36  # of the legend, before it gets a second column
 
 
@@ -86,8 +87,10 @@ def plot_map(
     T = len(places)
     if ax is None:
         ax = new_figure(12.5 if groups is not None else 10.0, 7.5).add_subplot()
-    reach = np.maximum(np.abs(places).max(0), 0.25) + 0.12
-    ax.set(aspect="equal", xticks=[], yticks=[], xlim=(-reach[0], reach[0]), ylim=(-reach[1], reach[1]))
+    middle = (places.max(0) + places.min(0)) / 2
+    reach = np.maximum(np.ptp(places, axis=0) / 2, 0.25) + _RIM
+    low, high = middle - reach, middle + reach
+    ax.set(aspect="equal", xticks=[], yticks=[], xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     for spine in ax.spines.values():
         spine.set_color("0.8")
     how = {"tsne": "t-SNE", "umap": "UMAP"}[method] if T >= _FEWEST else "classical scaling"

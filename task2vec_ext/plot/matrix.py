@@ -183,11 +183,11 @@ def _draw_groups(ax: Axes, groups: list[str]) -> None:
     right.set(xlim=(0, 1), ylim=(T - 0.5, -0.5))
     for strip in (top, right):
         strip.set_axis_off()
-    start = 0
+    start, edge = 0, 0.3 if T <= 200 else 0.0  # points; edges of many would be all one sees
     for group, run in groupby(groups):
         length = len(list(run))
-        top.add_patch(Rectangle((start - 0.5, 0), length, 1, **_filled(styles[group])))
-        right.add_patch(Rectangle((0, start - 0.5), 1, length, **_filled(styles[group])))
+        top.add_patch(Rectangle((start - 0.5, 0), length, 1, **_filled(styles[group], edge)))
+        right.add_patch(Rectangle((0, start - 0.5), 1, length, **_filled(styles[group], edge)))
         start += length
     handles = [Patch(label=printable(group), **_filled(look)) for group, look in styles.items()]
     rows = max(1, int(side * (0.95 - _BAR_HEIGHT) / 0.21))  # a line of 9-point type is 0.21 inches high
@@ -195,8 +195,8 @@ def _draw_groups(ax: Axes, groups: list[str]) -> None:
     legend(ax, handles, loc="upper left", bbox_to_anchor=corner, ncols=-(-len(handles) // rows))
 
 
-def _filled(look: Look) -> dict[str, Any]:
-    return {"facecolor": look.colour, "hatch": look.hatch, "edgecolor": "white", "linewidth": 0.3}
+def _filled(look: Look, edge: float = 0.3) -> dict[str, Any]:
+    return {"facecolor": look.colour, "hatch": look.hatch, "edgecolor": "white", "linewidth": edge}
 
 
 def _draw_tree(ax: Axes, tree: np.ndarray, start: float) -> None:

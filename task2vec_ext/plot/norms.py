@@ -103,4 +103,4 @@ def _correlation(norms: np.ndarray, errors: np.ndarray) -> str:
         return ""
     from scipy.stats import spearmanr
 
-    return f"{len(norms)} tasks, Spearman's ρ = {spearmanr(norms, errors).statistic:.2f}"
+    return f"{len(norms):,} tasks, Spearman's ρ = {spearmanr(norms, errors).statistic:.2f}"

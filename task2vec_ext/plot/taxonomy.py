@@ -141,9 +141,9 @@ def plot_taxonomy(
         ax = new_figure(7.0, 4.6).add_subplot()
     k = np.arange(1, T)
     marker = "o" if T <= 20 else ""
-    ax.plot(k, _running_mean(by_distance), marker, ls="-", color="#0072B2", lw=2, label="k nearest")
+    ax.plot(k, _running_mean(by_distance), marker=marker, ls="-", color="#0072B2", lw=2, label="k nearest")
     own = _running_mean(np.sort(by_distance, axis=1))
-    ax.plot(k, own, marker, ls="--", color="#009E73", lw=1.5, label="taxonomy's own order")
+    ax.plot(k, own, marker=marker, ls="--", color="#009E73", lw=1.5, label="taxonomy's own order")
     ax.axhline(float(steps[others].mean()), ls=":", color="0.35", lw=1.5, label="chance")
     ax.set(xlabel="k", ylabel="mean taxonomic distance of the k nearest", xlim=(1, max(T - 1, 1.5)))
     ax.set_ylim(bottom=min(0.0, float(own[0])))

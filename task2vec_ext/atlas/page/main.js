@@ -170,6 +170,7 @@ byId("domains").append(
     return button;
   })
 );
+byId("legend").open = window.innerWidth > 760;
 byId("legend").hidden = atlas.domains.length === 0;
 byId("legend").addEventListener("toggle", () => currentView().resize());
 byId("title").textContent = atlas.title;

@@ -17,7 +17,7 @@ const mapView = new View(byId("map"), {
   leave: () => hover(null),
 });
 
-const radius = () => Math.max(2.5, Math.min(7, 90 / Math.sqrt(T))) * Math.min(2, Math.max(1, Math.sqrt(mapView.scale / 600)));
+const radius = () => Math.max(3, Math.min(7, 90 / Math.sqrt(T))) * Math.min(2, Math.max(1, Math.sqrt(mapView.scale / 600)));
 const placeOf = (i) => mapView.toScreen(tasks[i].x, -tasks[i].y);
 
 function taskAt(x, y) {
@@ -58,7 +58,7 @@ function drawMap(context, view) {
     if (!layers.has(key)) layers.set(key, { path: new Path2D(), colour, lit: isLit(i) });
     tracePath(layers.get(key).path, marker, x, y, r);
   }
-  context.lineWidth = 0.8;
+  context.lineWidth = r / 8;
   context.strokeStyle = colours.outline;
   for (const { path, colour, lit } of [...layers.values()].sort((a, b) => a.lit - b.lit)) {
     context.globalAlpha = lit ? 1 : 0.12;
@@ -109,6 +109,11 @@ function drawNames(context, view, r) {
     const [x, y] = placeOf(i);
     if (isLit(i)) cells(x - r, y - r, x + r, y + r, (cell) => void (taken[cell] = 1));
   }
+  const stage = view.canvas.getBoundingClientRect();
+  for (const panel of document.querySelectorAll("#legend, .zoom")) {
+    const box = panel.getBoundingClientRect(); // empty where it is hidden
+    if (box.width) cells(box.left - stage.left, box.top - stage.top, box.right - stage.left, box.bottom - stage.top, (cell) => void (taken[cell] = 1));
+  }
   context.font = "11px system-ui, sans-serif";
   context.textBaseline = "middle";
   context.lineWidth = 3;
@@ -123,15 +128,17 @@ function drawNames(context, view, r) {
     const width = (tasks[i].width ??= context.measureText(name).width);
     const [gap, h] = [r + 3, 6];
     const [beside, before, over, under] = [x + gap, x - gap - width, y - gap - h, y + gap + h];
-    const middles = [[beside, y], [before, y], [x - width / 2, over], [x - width / 2, under]];
-    for (const [left, middle] of [...middles, [x, over], [x, under], [x - width, over], [x - width, under]]) {
-      const box = [left, middle - h, left + width, middle + h - 1];
-      if (box[0] < 2 || box[1] < 2 || box[2] > view.width - 2 || box[3] > view.height - 2 || cells(...box, (cell) => taken[cell])) continue;
-      cells(...box, (cell) => void (taken[cell] = 1));
-      context.fillStyle = i === state.selected ? colours.accent : colours.text;
-      context.strokeText(name, left, middle);
-      context.fillText(name, left, middle);
-      break;
-    }
+    const places = [[beside, y], [before, y], [x - width / 2, over], [x - width / 2, under], [x, over], [x, under], [x - width, over], [x - width, under]];
+    const boxOf = ([left, middle]) => [left, middle - h, left + width, middle + h - 1];
+    const isFree = (place) => {
+      const box = boxOf(place);
+      return box[0] > 1 && box[1] > 1 && box[2] < view.width - 1 && box[3] < view.height - 1 && !cells(...box, (cell) => taken[cell]);
+    };
+    const place = places.find(isFree) ?? (i === state.selected ? places[0] : null); // the selected one is named in any case
+    if (!place) continue;
+    cells(...boxOf(place), (cell) => void (taken[cell] = 1));
+    context.fillStyle = i === state.selected ? colours.accent : colours.text;
+    context.strokeText(name, ...place);
+    context.fillText(name, ...place);
   }
 }

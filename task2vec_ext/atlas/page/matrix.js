@@ -13,8 +13,9 @@ const matrixView = new View(byId("matrix"), {
   bounds: { left: 0, top: 0, right: T, bottom: T },
   // Room for names above and to the left where that leaves cells as high as a line.
   margins: (width, height) => {
-    const names = Math.min(width, height) - NAMES - 20 >= SMALLEST_NAMED * T ? NAMES : 30;
-    return { left: Math.max(names, legendRoom(width)), top: names, right: 50, bottom: 50 };
+    const room = Math.min(width - legendRoom(width), height) - NAMES - 50;
+    const names = room >= SMALLEST_NAMED * T ? NAMES : 20;
+    return { left: legendRoom(width) + names, top: names, right: 50, bottom: 50 };
   },
   largest: 90,
   draw: drawMatrix,

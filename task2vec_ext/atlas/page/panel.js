@@ -63,7 +63,7 @@ function showPanel() {
     return element("li", {}, button);
   });
   const experts = task.experts.map(([name, score]) =>
-    element("li", {}, element("div.row", { title: name }, element("span", {}), element("span.name", {}, name), element("span.value", {}, digits(score))))
+    element("li", {}, element("div.row", { title: name }, element("span", {}), element("span.name", {}, name), element("span.value", {}, score === null ? "–" : digits(score))))
   );
   const bounded = task.near.some(([, , low]) => low !== null);
   panel.replaceChildren(
