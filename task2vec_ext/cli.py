@@ -13,6 +13,7 @@ import typer
 from ._expert_cli import expert
 from ._kinds import DistanceKind
 from ._library_cli import library, nearest
+from ._select_cli import select
 from ._terminal import console as _console
 from ._terminal import print_table as _print_table
 from .fisher import AnyEstimator
@@ -327,6 +328,7 @@ def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding
 
 app.command()(nearest)
 app.add_typer(library, name="library")
+app.add_typer(select, name="select")
 app.add_typer(expert, name="expert")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,10 +19,11 @@ class Chance(Selector):
     """Any expert, drawn at random. No passes.
 
     Source:
-        Achille et al., 1902.03545, table 2.
+        Achille et al., 1902.03545.
     """
 
     name: str = "chance"
+    why: ClassVar[str] = "is as good as any"
 
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
         return torch.zeros(len(experts), dtype=torch.float64)
@@ -35,10 +37,11 @@ class ImageNet(Selector):
     """No expert: the probe as it is, the row `errors.IMAGENET` of an error matrix. No passes.
 
     Source:
-        Achille et al., 1902.03545, table 2.
+        Achille et al., 1902.03545.
     """
 
     name: str = "imagenet"
+    why: ClassVar[str] = "is the probe without fine-tuning"
 
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
         values = [0 if expert.name == IMAGENET else torch.nan for expert in experts]
@@ -56,6 +59,7 @@ class LargestTask(Selector):
     """
 
     name: str = "largest_task"
+    why: ClassVar[str] = "was trained on the task with the most pictures"
 
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
         sizes = [None if expert.task is None else expert.task.num_pictures for expert in experts]
@@ -72,10 +76,11 @@ class Domain(Selector):
     Blind to labels: two tasks over the same pictures are one to it.
 
     Source:
-        Achille et al., 1902.03545, §4 ("domain embedding").
+        Achille et al., 1902.03545 ("domain embedding").
     """
 
     name: str = "domain"
+    why: ClassVar[str] = "was trained on the pictures that look most alike"
 
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
         own = task.mean_features
@@ -101,7 +106,7 @@ class Transferability(Selector):
         score: from an expert's outputs to a number, higher is better.
     """
 
-    name: str
+    why: ClassVar[str] = "gives the outputs that go best with the task's labels"
     score: Callable[[Outputs], float] = field(repr=False)
 
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102

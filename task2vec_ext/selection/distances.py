@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -40,10 +40,11 @@ class Distance(Selector):
             relative increase of error on the tasks of `fit`, `PAPER_ALPHA` before that.
 
     Source:
-        Achille et al., 1902.03545, §3.1 and §3.2.
+        Achille et al., 1902.03545.
     """
 
     name: str = "asym"
+    why: ClassVar[str] = "was trained on the nearest task"
     kind: Literal["sym", "sym_scaled", "asym", "asym_scaled"] = "asym"
     alpha: float | None = PAPER_ALPHA
 

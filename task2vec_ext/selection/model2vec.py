@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..comparable import check_comparable
 from .distances import EMBEDDING_PASSES, PAPER_ALPHA, Distance, source_embeddings, task_embeddings
@@ -27,9 +26,8 @@ another gets e² ≈ 7 times its weight."""
 _FLOOR = 1e-3
 """Least entry of m, in the mean Fisher of its filter: one that F + b takes below zero counts as dead, not negative."""
 _MOST_STEPS = 60
-_BLOCK = 1 << 24
-"""Elements of one [experts, tasks, filters] temporary: 128 MB; blocks beyond the first are computed again for the
-gradient."""
+_TINY = 1e-300
+"""Instead of 0 below a fraction: a filter dead in both has r = 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +50,11 @@ class Model2Vec(Selector):
         models: m by expert, ``[K]`` float64, once they are learned.
 
     Source:
-        Achille et al., 1902.03545, §3.3; soft targets, penalty, scale and the forms of b are this project's.
+        Achille et al., 1902.03545; soft targets, penalty, scale and the forms of b are this project's.
     """
 
     name: str = "model2vec"
+    why: ClassVar[str] = "is the nearest, as its errors on other tasks place it"
     form: Literal["layers", "filters"] | int = "layers"
     l2: float = 0.1
     alpha: float = PAPER_ALPHA
@@ -152,20 +151,42 @@ class _Bias:
 
 
 def _asym(models: Tensor, fisher: Tensor, prior: Tensor, alpha: float) -> Tensor:
-    """d_asym of models ``[E, K]`` to tasks ``[T, K]``, ``[E, T]``, differentiable."""
-    rows = max(1, _BLOCK // models.numel())
-    blocks = [
-        _sym(models, some) if rows >= len(fisher) else checkpoint(_sym, models, some, use_reentrant=False)
-        for some in fisher.split(rows)
-    ]
-    return torch.cat(blocks, 1) - alpha * _sym(models, prior[None])
+    """d_asym of models ``[E, K]`` to tasks ``[T, K]``, ``[E, T]``, differentiable in the models."""
+    return _sym(models, fisher) - alpha * _sym(models, prior[None])
 
 
-def _sym(a: Tensor, b: Tensor) -> Tensor:
-    """d_sym from Σr and Σr², ``[A, B]``; `distance` has the form that is right at every ratio, but no gradient."""
-    a, b = a[:, None], b[None]
-    total = a + b
-    r = a / torch.where(total > 0, total, 1)
-    live = (total > 0).sum(-1)
-    s1, s2 = r.sum(-1), r.square().sum(-1)
+def _sym(models: Tensor, tasks: Tensor) -> Tensor:
+    """d_sym, ``[E, T]``, from Σr and Σr²; `distance` has the form that is right at every ratio, but no gradient."""
+    s1, s2, live = _Sums.apply(models, tasks)
     return 1 - (s1 - s2) / (s2 * (live - 2 * s1 + s2)).clamp(min=1e-30).sqrt()
+
+
+class _Sums(torch.autograd.Function):
+    """Σr, Σr² over the filters, r = m/(m + F), and how many of them live, ``[E, T]`` each.
+
+    A task at a time, and r again for the gradient: six times as fast as autograd on ``[E, T, K]``, which leaves the
+    cache (25 experts, 40 tasks, 4,800 filters).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, models: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(models, tasks)
+        columns = []
+        for task in tasks:
+            total = models + task
+            r = models / total.clamp(min=_TINY)
+            columns.append(torch.stack([r.sum(1), (r * r).sum(1), total.count_nonzero(1).to(r.dtype)]))
+        s1, s2, live = torch.stack(columns, 2)
+        ctx.mark_non_differentiable(live)
+        return s1, s2, live
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        models, tasks = ctx.saved_tensors
+        result = torch.zeros_like(models)
+        for t, task in enumerate(tasks):
+            total = (models + task).clamp_(min=_TINY)
+            r = models / total
+            # d(Σr) = (1 − r)/total, d(Σr²) = 2r·(1 − r)/total
+            result += (grads[0][:, t, None] + 2 * grads[1][:, t, None] * r) * (1 - r) / total
+        return result, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -75,6 +75,8 @@ class Selector(ABC):
     """
 
     name: str
+    why: ClassVar[str]
+    """What the expert it puts first has, as a sentence goes on after the expert's name."""
 
     @abstractmethod
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:

@@ -11,6 +11,7 @@ from synthetic import embedding, problem
 from task2vec_ext import cross_distances
 from task2vec_ext.selection import IMAGENET, SELECTORS, Distance, ErrorMatrix, ExpertFacts, Model2Vec, TaskFacts
 from task2vec_ext.selection.evaluate import evaluate
+from task2vec_ext.selection.model2vec import _asym
 
 
 def outputs(name: str) -> SimpleNamespace:
@@ -84,6 +85,18 @@ def test_model2vec_finds_hidden_models_that_d_asym_cannot(form):
     assert table.row("model2vec").means["increase"].value < 0.5 * table.row("asym").means["increase"].value
     assert table.row("model2vec").means["spearman"].value > table.row("asym").means["spearman"].value + 0.1
     assert table.difference("model2vec", "asym").high < 0
+
+
+def test_model2vec_s_distance_is_d_asym_and_its_gradient_is_right():
+    _, tasks, _ = problem(E=3, T=5)
+    fisher = torch.stack([task.embedding.fisher for task in tasks.values()])
+    models, prior = fisher[:3].clone(), tasks["task0"].embedding.prior
+    fisher[:, 4], models[:, 4:6], fisher[1:3, 7] = 0, 0, 0  # dead in both, in the models, in some tasks
+    targets = [embedding(row, str(t)) for t, row in enumerate(fisher)]
+    expected = cross_distances([embedding(row, str(e)) for e, row in enumerate(models)], targets, "asym", alpha=0.3)
+    torch.testing.assert_close(_asym(models, fisher, prior, 0.3), expected, rtol=0, atol=1e-12)
+    at = (models + 0.01).requires_grad_()
+    assert torch.autograd.gradcheck(lambda m: _asym(m, fisher, prior, 0.3), at)
 
 
 def test_model2vec_of_low_rank_learns_what_it_can():

@@ -1,0 +1,66 @@
+"""The order, the places and the sentence."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from synthetic import embedding, problem
+
+from task2vec_ext import distance_matrix, neighbour_ranks
+from task2vec_ext.selection import SELECTORS, Distance, ExpertFacts, Model2Vec, TaskFacts
+from task2vec_ext.selection.choose import choose
+
+
+def noisy(spread: float, tasks: int = 4) -> list[TaskFacts]:
+    """Tasks whose embeddings are means of 32 groups of pictures that differ by `spread`."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for t in range(tasks):
+        centre = torch.randn(40, generator=generator).exp()
+        groups = centre * (spread * torch.randn(32, 40, generator=generator)).exp()
+        mean = groups.double().mean(0)
+        facts = dataclasses.replace(embedding(mean, f"t{t}"), num_samples=32, group_means=groups)
+        found.append(TaskFacts(f"t{t}", facts, num_pictures=32))
+    return found
+
+
+@pytest.mark.parametrize("alpha", [0.15, None])
+def test_places_and_errors_are_those_of_the_distances(alpha):
+    tasks = noisy(0.2)
+    experts = [ExpertFacts(task.name, task) for task in tasks[:3]]
+    chosen = choose(tasks[3], [*experts, ExpertFacts("stranger")], Distance(alpha=alpha))
+    every = [task.embedding for task in tasks]
+    value = distance_matrix(every, "asym", with_error=True)
+    ranks = neighbour_ranks(every, 3, "asym")
+    for one in chosen.ranked[:3]:
+        index = int(one.name[1:])
+        assert one.score == pytest.approx(-float(value.value[index, 3]))
+        assert one.standard_error == pytest.approx(float(value.standard_error[index, 3]))
+        assert (one.best, one.worst) == (int(ranks.low[index]), int(ranks.high[index]))
+    assert [one.score for one in chosen.ranked[:3]] == sorted((one.score for one in chosen.ranked[:3]), reverse=True)
+    assert chosen.ranked[3].name == "stranger"
+    assert math.isnan(chosen.ranked[3].score)
+
+
+def test_the_sentence_says_how_sure_the_order_is():
+    def why(spread: float) -> str:
+        *tasks, target = noisy(spread)
+        return choose(target, [ExpertFacts(task.name, task) for task in tasks], SELECTORS["asym"]).why
+
+    assert why(0.01).endswith(": more than the noise of the pictures.")
+    assert "with other pictures of the same kind it might be" in why(2.0)
+
+
+def test_ties_one_expert_and_none():
+    _, tasks, experts = problem()
+    task, first = tasks["task9"], experts["task0"]
+    twin = ExpertFacts("a twin", first.task)
+    chosen = choose(task, [first, twin], Distance())
+    assert [one.name for one in chosen.ranked] == ["a twin", "task0"]
+    assert chosen.why.endswith("but so does 1 of the others: they tie.")
+    assert choose(task, [first], Distance()).why.endswith("; there is no other.")
+    assert choose(task, [first, ExpertFacts("x")], Distance()).why.endswith("too little is known of the others.")
+    assert choose(task, [first], Model2Vec()).ranked[0].best is None
+    with pytest.raises(ValueError, match="choose: expected an expert to choose from for 'task9', got none"):
+        choose(task, [], Distance())
