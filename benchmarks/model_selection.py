@@ -21,6 +21,7 @@ import torch
 
 from benchmarks import _real
 from benchmarks._meta_task import MetaTask, count, domains, largest, part
+from benchmarks._reasons import reasons
 from benchmarks._record import RESULTS, hardware, write_result
 from benchmarks._scoring import facts, print_table, score
 from task2vec_ext import Embedding, Probe, fisher_embed, load_probe
@@ -54,6 +55,15 @@ def main() -> None:
     scored = score(errors, known)
     for table in (scored.first, scored.second):
         print_table(table)
+    why = reasons(
+        errors,
+        known,
+        {name: task.domain for name, task in by_name.items()},
+        {task.name: min(len(task.test), count(task.test, options.test_samples)) for task in targets},
+        scored.second,
+    )
+    for key, value in why.items():
+        print(f"{key:>30}: {value}")
     kept = RESULTS / hardware() / f"{options.name}_errors.csv"
     kept.parent.mkdir(parents=True, exist_ok=True)
     errors.write_csv(kept)
@@ -62,6 +72,7 @@ def main() -> None:
         "samples": {key: value for key, value in vars(options).items() if key.endswith("_samples")},
         "chosen": scored.chosen,
         "first_half": scored.first.to_json(),
+        "reasons": why,
         "second_half": scored.second.to_json(),
     }
     print(write_result(options.name, result))
