@@ -121,16 +121,18 @@ def rank(
         (
             str(place),
             one.name,
-            f"{one.score:.4f}",
+            "–" if math.isnan(one.score) else f"{one.score:.4f}",
             *((f"{one.standard_error:.4f}", f"{one.best}–{one.worst}") if one.best else ("", "") if sure else ()),
             cards[one.name].architecture,
             "" if cards[one.name].num_pictures is None else f"{cards[one.name].num_pictures:,}",
         )
         for place, one in enumerate(chosen.ranked, 1)
     ]
-    columns = ("", "expert", by, *(("±", "place, 95 %") if sure else ()), "architecture", "pictures")
+    columns = ("", "expert", f"{by} score", *(("±", "place, 95 %") if sure else ()), "architecture", "pictures")
     print_table(console(), columns, rows)
     print(printable(chosen.why))
+    if without := sum(math.isnan(one.score) for one in chosen.ranked):
+        print(f"{without} of {len(rows)} experts have no score: nothing tells {by} what they were trained on.")
 
 
 @select.command()

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from typing import get_args
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from PIL import Image
 from synthetic import problem
 from test_cli import run
 
-from task2vec_ext import Embedding, fisher_embed, load_probe
+from task2vec_ext import Embedding, cross_distances, fisher_embed, load_probe
+from task2vec_ext._select_cli import SelectorName
 from task2vec_ext.expert import save_expert
-from task2vec_ext.selection import Distance, ErrorMatrix
+from task2vec_ext.selection import SELECTORS, Distance, ErrorMatrix
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +45,21 @@ def test_a_task_s_experts_are_ranked_with_places_and_a_reason(capsys, world):
     code, out, error = run(capsys, "select", task, "--experts", world / "experts")
     assert code == 0, error
     assert re.search(r"1 +task[01] +-?0\.\d{4} +0\.\d{4} +1–[12] +tiny +1[23]", out)
-    assert re.search(r"\ntask[01] was trained on the nearest task \(asym -?0\.\d+\), \S+ ahead of task[01]", out)
+    assert re.search(r"\ntask[01] was trained on the nearest task \(asym score -?0\.\d+\), \S+ ahead of task[01]", out)
     code, out, _ = run(capsys, "select", "--experts", world / "experts", "--json", task)
     content = json.loads(out)
     sources = [Embedding.load(world / "embeddings" / f"task{t}.safetensors") for t in range(3)]
-    from task2vec_ext import cross_distances
-
     expected = -cross_distances(sources[:2], sources[2:], "asym")[:, 0]
     assert {one["name"]: one["score"] for one in content["experts"]} == pytest.approx(
         {f"task{t}": float(expected[t]) for t in range(2)}
     )
     assert all(1 <= one["best"] <= one["worst"] <= 2 and one["standard_error"] > 0 for one in content["experts"])
+    (world / "experts" / "task1" / "embedding.safetensors").rename(world / "aside")
+    out = run(capsys, "select", task, "--experts", world / "experts")[1]
+    (world / "aside").rename(world / "experts" / "task1" / "embedding.safetensors")
+    assert re.search(r"\n ?2 +task1 +– ", out)
+    assert "task0 was trained on the nearest task" in out
+    assert "1 of 2 experts have no score" in out
     by_file = run(capsys, "select", "rank", world / "embeddings" / "task2.safetensors", "--experts", world / "experts")
     assert content["why"] in by_file[1]
 
@@ -63,7 +69,7 @@ def test_ties_are_told(capsys, world, by):
     code, out, error = run(capsys, "select", world / "tasks" / "task2", "--experts", world / "experts", "--by", by)
     assert code == 0, error
     if by == "largest_task":
-        assert "task1 was trained on the task with the most pictures (largest_task 13), 1 ahead of task0." in out
+        assert "task1 was trained on the task with the most pictures (largest_task score 13), 1 ahead of task0." in out
     else:  # one network under two names
         assert "but so does 1 of the others: they tie." in out
 
@@ -126,3 +132,7 @@ def test_evaluate_prints_the_table_and_json(capsys, tmp_path):
     assert content["selectors"]["asym"]["top1"] == {"value": 1, "low": 1, "high": 1}
     assert content["left_out"] == {"a stranger": "no embedding"}
     assert Distance().passes(4) == content["selectors"]["asym"]["passes"] == 3
+
+
+def test_every_selector_can_be_asked_for_but_those_that_choose_no_expert():
+    assert set(get_args(SelectorName)) == set(SELECTORS) - {"chance", "imagenet", "domain"}

@@ -102,7 +102,7 @@ def _places(task: TaskFacts, experts: Sequence[ExpertFacts], selector: Distance)
 
 def _why(ranked: Sequence[Ranked], selector: Selector) -> str:
     first = ranked[0]
-    start = f"{first.name} {selector.why} ({selector.name} {first.score:.4g})"
+    start = f"{first.name} {selector.why} ({selector.name} score {first.score:.4g})"
     if len(ranked) == 1:
         return f"{start}; there is no other."
     second = ranked[1]
@@ -114,8 +114,8 @@ def _why(ranked: Sequence[Ranked], selector: Selector) -> str:
     ahead = f"{start}, {first.score - second.score:.2g} ahead of {second.name}"
     if first.worst is None:
         return f"{ahead}."
-    rivals = sum(one.best == 1 for one in ranked[1:])
+    rivals = [one.name for one in ranked[1:] if one.best == 1]
     if not rivals:
         return f"{ahead}: more than the noise of the pictures."
-    others = "another" if rivals == 1 else f"any of {rivals} others"
+    others = rivals[0] if len(rivals) == 1 else f"any of {len(rivals)} others"
     return f"{ahead}; with other pictures of the same kind it might be {others}."
