@@ -98,8 +98,7 @@ def fine_tune(
         RuntimeError: If the loss is not finite.
 
     Note:
-        BatchNorm is in train mode. Random
-        numbers depend on (seed, epoch) alone, so that a resumed training needs no random state.
+        Random numbers depend on (seed, epoch) alone, so that a resumed training needs no random state.
 
     Source:
         Achille et al., Task2Vec, ICCV 2019 (arXiv 1902.03545), §5.

@@ -109,6 +109,10 @@ def transfer_errors(
         ValueError: If there are no experts or tasks, two tasks have one name, or the file's errors were measured in
             another way, of another expert or of other pictures.
 
+    Note:
+        Tasks whose pictures are not files of known names (`Task.digest` is None) are known by their name alone. One
+        process at a time may write a file.
+
     Source:
         Achille et al., Task2Vec, ICCV 2019 (arXiv 1902.03545), §5.
     """
