@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from ._terminal import console, print_table
-from .finetune import RecipeName
 from .head import HeadMethod
+from .recipe import RecipeName
 
 expert = typer.Typer(
     help="Fine-tune networks, keep them, and measure what they are worth on tasks.", no_args_is_help=True
