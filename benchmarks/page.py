@@ -53,7 +53,9 @@ def _tables(result: dict[str, Any]) -> list[str]:
             single |= _cells({name: value})
         elif rows:
             lines += [*_table(rows), ""]
-    return [*(_table([{"what": key, "value": text} for key, text in single.items()])), "", *lines]
+    if single:
+        lines = [*_table([{"what": key, "value": text} for key, text in single.items()]), "", *lines]
+    return lines
 
 
 def _rows(name: str, value: Any) -> list[dict[str, str]] | None:

@@ -1,7 +1,7 @@
 """What the site takes from elsewhere in the repository, so that nothing is written twice (a hook of mkdocs).
 
 - ``[Install](../README.md#install)`` alone on a line: on GitHub a link, on the site that section of the README.
-- ``<!-- performance -->``, ``<!-- records -->``: the tables made from benchmarks/results/.
+- ``<!-- performance -->``, ``<!-- records -->``, ``<!-- how -->``: the tables made from benchmarks/results/, and benchmarks/README.md.
 - ``<!-- commands -->``: the help of every command.
 - CHANGELOG.md and CONTRIBUTING.md are pages, benchmarks/results/ are files of the site.
 """
@@ -68,6 +68,8 @@ def _relinked(text: str) -> str:
 
 
 def _with_benchmarks(markdown: str) -> str:
+    import task2vec_ext  # noqa: F401  # first: from here on its sources, beside benchmarks/, would hide what is installed
+
     sys.path.insert(0, str(ROOT))
     from benchmarks.page import page
     from benchmarks.report import table
