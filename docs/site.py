@@ -1,7 +1,7 @@
 """What the site takes from elsewhere in the repository, so that nothing is written twice (a hook of mkdocs).
 
 - ``[Install](../README.md#install)`` alone on a line: on GitHub a link, on the site that section of the README.
-- ``<!-- performance -->``, ``<!-- records -->``, ``<!-- how -->``: the tables made from benchmarks/results/, and benchmarks/README.md.
+- ``<!-- performance -->``, ``<!-- records -->``, ``<!-- how -->``: from benchmarks/results/ and benchmarks/README.md.
 - ``<!-- commands -->``: the help of every command.
 - CHANGELOG.md and CONTRIBUTING.md are pages, benchmarks/results/ are files of the site.
 """
