@@ -1,4 +1,4 @@
-"""The site's page of benchmarks, from the JSON in benchmarks/results/ (docs/site.py puts it into docs/benchmarks.md).
+"""The site's page of benchmarks, from the JSON in benchmarks/results/ (docs/hooks.py puts it into docs/benchmarks.md).
 
 The tables hold every figure, with its quartiles where it has any, but for what is told layer by layer: that is in the
 JSON, which the site carries.

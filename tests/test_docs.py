@@ -41,7 +41,7 @@ SHOWN = ("text", "yaml", "slurm")  # of which a text after a block that runs is 
 NOT_RUN = {
     "pip": ".ci/run installs by the README's own lines",
     "python": "benchmarks and the gallery need the real data",
-    "torchrun": "tests/test_library.py and tests/test_team.py start processes",
+    "torchrun": "tests/test_team.py starts two processes by it",
 }
 SHORTER = {
     'estimator="variational")': 'estimator="variational", epochs=1, epoch_samples=4)',

@@ -58,7 +58,7 @@ def section(readme: str, anchor: str) -> str:
         if re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") == anchor:
             ends = (other.start() for depth, _, other in headings[number + 1 :] if depth <= level)
             return readme[found.end() : next(ends, len(readme))].strip()
-    raise PluginError(f"docs/site.py: expected a section #{anchor} in README.md, found none; mend the link.")
+    raise PluginError(f"docs/hooks.py: expected a section #{anchor} in README.md, found none; mend the link.")
 
 
 def _relinked(text: str) -> str:
