@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
 
 from task2vec_ext import Embedding
-from task2vec_ext.selection import SELECTORS, Distance, ErrorMatrix, ExpertFacts, Model2Vec, TaskFacts
+from task2vec_ext.selection import SELECTORS, Distance, ErrorMatrix, ExpertFacts, Model2Vec, Selector, TaskFacts
 from task2vec_ext.selection.errors import IMAGENET
 from task2vec_ext.selection.evaluate import Table, _without_own, evaluate
 from task2vec_ext.selection.features import ExpertFeatures
@@ -31,6 +35,33 @@ class Scored:
     chosen: dict[str, str]
     first: Table
     second: Table
+
+
+@dataclass(frozen=True)
+class BestElsewhere(Selector):
+    """Always the expert with the least error, relative to the tasks' means, on the tasks it learned from. No passes.
+
+    A baseline that knows errors and no task: what MODEL2VEC learns must be more than that.
+    """
+
+    name: str = "best_elsewhere"
+    why: ClassVar[str] = "did best on other tasks"
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:
+        """Return −the mean relative error of every expert."""
+        return torch.tensor([-self.errors.get(expert.name, torch.nan) for expert in experts], dtype=torch.float64)
+
+    def passes(self, num_experts: int) -> float:
+        """Return 0."""
+        return 0
+
+    def fit(
+        self, errors: ErrorMatrix, tasks: Mapping[str, TaskFacts], experts: Mapping[str, ExpertFacts]
+    ) -> BestElsewhere:
+        """Return the baseline that knows these errors."""
+        relative = errors.errors / errors.errors.nanmean(0).clamp(min=1e-9)
+        return replace(self, errors=dict(zip(errors.experts, relative.nanmean(1).tolist(), strict=True)))
 
 
 def facts(
@@ -77,7 +108,7 @@ def score(errors: ErrorMatrix, tasks: Mapping[str, TaskFacts]) -> Scored:
         "model2vec_chosen": _best(tried, learned),
     }
     experts = {name: ExpertFacts(name, None if name == IMAGENET else tasks[name]) for name in errors.experts}
-    reported = [*SELECTORS.values(), *(replace(one, name=name) for name, one in chosen.items())]
+    reported = [*SELECTORS.values(), BestElsewhere(), *(replace(one, name=name) for name, one in chosen.items())]
     fitted = [selector.fit(_without_own(first), tasks, experts) for selector in reported]
     return Scored({name: one.name for name, one in chosen.items()}, tried, evaluate(second, fitted, tasks, folds=0))
 

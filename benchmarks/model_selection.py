@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -20,13 +21,14 @@ import torch
 
 from benchmarks import _real
 from benchmarks._meta_task import MetaTask, count, domains, largest, part
+from benchmarks._reasons import reasons
 from benchmarks._record import RESULTS, hardware, write_result
 from benchmarks._scoring import facts, print_table, score
 from task2vec_ext import Embedding, Probe, fisher_embed, load_probe
 from task2vec_ext._tables import safe_name
 from task2vec_ext.data import tasks_from
-from task2vec_ext.expert import Expert, train_expert
-from task2vec_ext.finetune import RecipeName
+from task2vec_ext.expert import AnyExpert, Expert, train_expert
+from task2vec_ext.recipe import RecipeName
 from task2vec_ext.selection.errors import IMAGENET, ErrorMatrix
 from task2vec_ext.selection.features import ExpertFeatures, Extractor
 from task2vec_ext.selection.transfer import transfer_errors
@@ -35,46 +37,42 @@ from task2vec_ext.selection.transfer import transfer_errors
 def main() -> None:
     """Train, measure, score, write."""
     options = arguments().parse_args()
-    started = time.perf_counter()
     tasks = meta_tasks(options)
     probe = load_probe(options.probe, weights=weights(options), image_size=options.image_size)
     chosen = largest(tasks, options.experts_per_domain)
     targets = largest(tasks, options.tasks_per_domain, options.fewest)
     print(f"{len(chosen)} experts of {domains(chosen)}; {len(targets)} tasks of {domains(targets)}", flush=True)
     experts = train(chosen, probe, options)
-    print(f"experts: {time.perf_counter() - started:.0f} s", flush=True)
     by_name = {task.name: task for task in (*chosen, *targets)}
     embeddings = embed(list(by_name.values()), probe, options)
-    print(f"embeddings: {time.perf_counter() - started:.0f} s", flush=True)
     errors = transfer(experts, targets, probe, options)
-    print(f"errors: {time.perf_counter() - started:.0f} s", flush=True)
-    names = list(by_name)
-    extractor = Extractor(
-        {IMAGENET: probe, **{expert.name: expert for expert in experts}},
-        dtype=getattr(torch, options.dtype),
-        num_workers=options.num_workers,
-        cache=options.work / "features",
-        progress=False,
+    known = facts(
+        list(by_name),
+        {name: len(task.train) for name, task in by_name.items()},
+        embeddings,
+        outputs({IMAGENET: probe, **{expert.name: expert for expert in experts}}, by_name, options),
     )
-
-    def outputs(task: str, expert: str) -> ExpertFeatures:
-        """Look at the pictures that the classifiers were fitted to: no selector sees the others."""
-        pictures = by_name[task].train
-        return extractor(pictures, num_samples=count(pictures, options.train_samples), only=[expert])[expert]
-
-    sizes = {name: len(by_name[name].train) for name in names}
-    scored = score(errors, facts(names, sizes, embeddings, outputs))
-    print_table(scored.first)
-    print_table(scored.second)
-    print(scored.chosen)
+    scored = score(errors, known)
+    for table in (scored.first, scored.second):
+        print_table(table)
+    why = reasons(
+        errors,
+        known,
+        {name: task.domain for name, task in by_name.items()},
+        {task.name: min(len(task.test), count(task.test, options.test_samples)) for task in targets},
+        scored.second,
+    )
+    for key, value in why.items():
+        print(f"{key:>30}: {value}")
     kept = RESULTS / hardware() / f"{options.name}_errors.csv"
     kept.parent.mkdir(parents=True, exist_ok=True)
     errors.write_csv(kept)
     result = {
         "domains": domains(targets),
-        "pictures": {"experts": options.expert_samples, "train": options.train_samples, "test": options.test_samples},
+        "samples": {key: value for key, value in vars(options).items() if key.endswith("_samples")},
         "chosen": scored.chosen,
         "first_half": scored.first.to_json(),
+        "reasons": why,
         "second_half": scored.second.to_json(),
     }
     print(write_result(options.name, result))
@@ -170,6 +168,25 @@ def transfer(experts: list[Expert], tasks: list[MetaTask], probe: Probe, options
         )
         print(f"{done} of {len(tasks)}: {task.name}, {time.perf_counter() - started:.0f} s", flush=True)
     return ErrorMatrix.read_csv(options.work / "errors.csv")
+
+
+def outputs(
+    experts: dict[str, AnyExpert], tasks: dict[str, MetaTask], options: argparse.Namespace
+) -> Callable[[str, str], ExpertFeatures]:
+    """Return what gives (task, expert) → features: of the pictures that classifiers were fitted to, no others."""
+    extractor = Extractor(
+        experts,
+        dtype=getattr(torch, options.dtype),
+        num_workers=options.num_workers,
+        cache=options.work / "features",
+        progress=False,
+    )
+
+    def of(task: str, expert: str) -> ExpertFeatures:
+        pictures = tasks[task].train
+        return extractor(pictures, num_samples=count(pictures, options.train_samples), only=[expert])[expert]
+
+    return of
 
 
 if __name__ == "__main__":

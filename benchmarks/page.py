@@ -1,4 +1,4 @@
-"""The site's page of benchmarks, from the JSON in benchmarks/results/ (docs/site.py puts it into docs/benchmarks.md).
+"""The site's page of benchmarks, from the JSON in benchmarks/results/ (docs/hooks.py puts it into docs/benchmarks.md).
 
 The tables hold every figure, with its quartiles where it has any, but for what is told layer by layer: that is in the
 JSON, which the site carries.
@@ -53,7 +53,9 @@ def _tables(result: dict[str, Any]) -> list[str]:
             single |= _cells({name: value})
         elif rows:
             lines += [*_table(rows), ""]
-    return [*(_table([{"what": key, "value": text} for key, text in single.items()])), "", *lines]
+    if single:
+        lines = [*_table([{"what": key, "value": text} for key, text in single.items()]), "", *lines]
+    return lines
 
 
 def _rows(name: str, value: Any) -> list[dict[str, str]] | None:

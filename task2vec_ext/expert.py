@@ -27,8 +27,9 @@ from ._network import find_head
 from ._tables import safe_name
 from .data import Preprocess, as_task, check_labels, draw, hold_out, read_labels, subset
 from .embedding import Embedding
-from .finetune import AnyRecipe, as_recipe, fine_tune
+from .finetune import fine_tune
 from .probe import OFFLINE_PROBE, TIMM_PREFIX, TORCHVISION_PROBES, Probe, load_probe
+from .recipe import AnyRecipe, as_recipe
 from .weights import load_state, read_checkpoint
 
 if TYPE_CHECKING:

@@ -41,3 +41,37 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def real_data() -> Path:
     """Folder of real pictures and weights (tests marked ``real_data``)."""
     return Path(os.environ["TASK2VEC_REAL_DATA"])
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The system's chromium."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        # Containers run as root, where chromium's own sandbox does not start; the page is ours.
+        started = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens a page from its file; at the end nothing may have been written on its console."""
+    said, pages = [], []
+
+    def open_page(path, **how):
+        page = browser.new_page(viewport={"width": 1200, "height": 760}, **how)
+        page.set_default_timeout(10_000)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on(
+            "request", lambda request: said.append(request.url) if request.url[:5] not in ("file:", "data:") else None
+        )
+        page.goto(path.as_uri())
+        pages.append(page)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert said == []

@@ -1,7 +1,6 @@
 """The atlas in a browser: headless Chromium, from a file."""
 
 import re
-import shutil
 
 import pytest
 from families import embedding, families
@@ -14,16 +13,6 @@ ODD = ["<script>alert(1)</script>", "鳥 и рыба", "x" * 200, "plain"]
 
 
 @pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        # Containers run as root, where chromium's own sandbox does not start; the page is ours.
-        started = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-@pytest.fixture(scope="module")
 def atlas(tmp_path_factory):
     """Ten tasks of three families; the first has experts and the second a picture."""
     tasks = families(4, 3, 3)
@@ -32,29 +21,6 @@ def atlas(tmp_path_factory):
 
     sheets = [pictures_of(tasks[1].name, [(0, "red"), (1, "blue")])]
     return write_atlas(tasks, tmp_path_factory.mktemp("atlas"), experts=experts, pictures=sheets, k=3, title="Ten <b>")
-
-
-@pytest.fixture
-def opened(browser):
-    """Opens a page from its file; at the end nothing may have been written on its console."""
-    said, pages = [], []
-
-    def open_page(path, **how):
-        page = browser.new_page(viewport={"width": 1200, "height": 760}, **how)
-        page.set_default_timeout(10_000)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on(
-            "request", lambda request: said.append(request.url) if request.url[:5] not in ("file:", "data:") else None
-        )
-        page.goto(path.as_uri())
-        pages.append(page)
-        return page
-
-    yield open_page
-    for page in pages:
-        page.close()
-    assert said == []
 
 
 # The page keeps its own names to itself; the places of tasks are found as a user finds them: by search and by colour.

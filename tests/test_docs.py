@@ -9,6 +9,8 @@ tasks under the names that the pages use. It stands in for three things, and for
 """
 
 import glob
+import importlib
+import json
 import re
 import shlex
 import shutil
@@ -38,7 +40,8 @@ RUN = ("python", "bash")
 SHOWN = ("text", "yaml", "slurm")  # of which a text after a block that runs is what that printed
 NOT_RUN = {
     "pip": ".ci/run installs by the README's own lines",
-    "torchrun": "tests/test_library.py and tests/test_team.py start processes",
+    "python": "benchmarks and the gallery need the real data",
+    "torchrun": "tests/test_team.py starts two processes by it",
 }
 SHORTER = {
     'estimator="variational")': 'estimator="variational", epochs=1, epoch_samples=4)',
@@ -144,3 +147,67 @@ def test_the_code_of_a_page_runs(page, folder, downloaded, monkeypatch, capsys):
 def test_nothing_is_left_out_that_no_page_has():
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert [part for part in (*SHORTER, *(f"{program} " for program in NOT_RUN)) if part not in text] == []
+
+
+def test_set_up_and_tests_are_one_command_each_in_the_first_30_lines():
+    first = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:30]
+    commands = [line for line in first if line.startswith("pip install")]
+    assert len(commands) == 2
+    assert "task2vec demo" in commands[0]
+    assert "pytest" in commands[1]
+
+
+@pytest.mark.parametrize("name", ["", ".data", ".data.sources", ".losses", ".plot", ".atlas"])
+def test_the_reference_has_every_public_name(name):
+    module = importlib.import_module(f"task2vec_ext{name}")
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md"))
+    described = {path.split(".")[-1] for path in re.findall(r"^::: (\S+)$", pages, re.M)}
+    assert set(module.__all__) - described == set()
+
+
+def test_every_benchmark_s_record_is_on_its_page(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.page import page
+
+    text = page(ROOT / "benchmarks" / "results", (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"))
+    records = sorted((ROOT / "benchmarks" / "results").glob("*/*.json"))
+    assert re.findall(r"^### (\w+)$", text, re.M) == [path.stem for path in records]
+    assert all(f"results/{path.parent.name}/{path.name}" in text for path in records)
+
+
+def test_a_record_is_shown_with_all_its_figures(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.page import page
+
+    result = {
+        "threads": 2,
+        "ways": {
+            "ours": {"seconds": {"median": 0.5, "quartiles": [0.4, 0.625], "n": 3}},
+            "theirs": {"peak_bytes": 1234},
+        },
+        "rows": [{"task": "a|b", "curve": [{"samples": 1, "error": 0.25}, {"samples": 2, "error": 1e-9}]}],
+    }
+    record = {
+        "benchmark": "asked_twice",
+        "command": "python -m benchmarks.asked",
+        "commit": "0123456789abcdef",
+        "hardware": {"cpu": "a CPU", "cores": 4, "gpu": None},
+        "versions": {"torch": "2", "python": "3"},
+        "result": result,
+    }
+    (tmp_path / "cpu-x").mkdir()
+    (tmp_path / "cpu-x" / "asked_twice.json").write_text(json.dumps(record))
+    text = page(tmp_path, "| `python -m benchmarks.asked --data DIR` | Why? |\n")
+    for line in (
+        "Why? `python -m benchmarks.asked`",
+        "a CPU, 4 threads; torch 2, Python 3; commit 012345678 · [JSON](results/cpu-x/asked_twice.json)",
+        "| threads | 2 |",
+        "| ways | seconds | peak bytes |",
+        "| ours | 0.5 (0.4–0.625) |  |",
+        "| theirs |  | 1,234 |",
+        "| a\\|b | 1 | 0.25 |",
+        "| a\\|b | 2 | 1e-09 |",
+    ):
+        assert line in text.splitlines(), line
+    with pytest.raises(SystemExit, match=r"expected a row for asked_twice in benchmarks/README\.md"):
+        page(tmp_path, "")

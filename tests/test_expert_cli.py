@@ -4,7 +4,7 @@ import pytest
 from safetensors.torch import save_file
 from test_cli import folders, run  # noqa: F401  # a fixture
 
-from task2vec_ext import finetune, fisher_embed, load_probe
+from task2vec_ext import fisher_embed, load_probe, recipe
 from task2vec_ext.expert import experts_in
 from task2vec_ext.selection.errors import ErrorMatrix
 
@@ -12,7 +12,7 @@ from task2vec_ext.selection.errors import ErrorMatrix
 @pytest.fixture
 def quick(monkeypatch):
     """The quick recipe, quicker."""
-    monkeypatch.setitem(finetune.RECIPES, "quick", finetune.Recipe("lbfgs", 2, 1e-2, "cosine", batch_size=4))
+    monkeypatch.setitem(recipe.RECIPES, "quick", recipe.Recipe("lbfgs", 2, 1e-2, "cosine", batch_size=4))
 
 
 def test_train_ls_register_transfer(capsys, folders, tmp_path, quick):  # noqa: F811

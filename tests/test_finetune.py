@@ -7,7 +7,8 @@ import torch
 from small import Blobs, assert_untouched, small_probe, state_of
 
 from task2vec_ext import Task, as_task
-from task2vec_ext.finetune import RECIPES, Recipe, as_recipe, fine_tune
+from task2vec_ext.finetune import fine_tune
+from task2vec_ext.recipe import RECIPES, Recipe, as_recipe
 
 QUICK = Recipe("lbfgs", 4, 1e-2, "cosine", batch_size=8)
 
@@ -157,5 +158,5 @@ def test_impossible_recipes_are_refused(field, value):
 
 
 def test_an_unknown_recipe_is_refused():
-    with pytest.raises(ValueError, match="expected recipe 'paper', 'quick' or a Recipe, got 'fast'"):
+    with pytest.raises(ValueError, match="expected 'paper', 'quick' or a Recipe, got 'fast'"):
         as_recipe("fast")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from layouts import cub, inat2018, picture
 
-from task2vec_ext import as_task, finetune
+from task2vec_ext import as_task, recipe
 from task2vec_ext.data import read_labels, tasks_from
 
 ROOT = Path(__file__).parent.parent
@@ -62,12 +62,13 @@ def test_the_largest_of_every_domain_are_chosen_whatever_their_order(roots):
     assert largest(tasks, 2, fewest=10_000) == []
 
 
+@pytest.mark.slow
 def test_the_run_from_data_sets_to_table_goes_on_where_it_stopped(roots, tmp_path, monkeypatch, capsys):
     from benchmarks import _record, _scoring, model_selection
 
     monkeypatch.setattr(_scoring, "FORMS", ("layers",))
     monkeypatch.setattr(_scoring, "PENALTIES", (0.1,))
-    monkeypatch.setitem(finetune.RECIPES, "quick", finetune.Recipe("lbfgs", 1, 1e-2, "cosine", batch_size=8))
+    monkeypatch.setitem(recipe.RECIPES, "quick", recipe.Recipe("lbfgs", 1, 1e-2, "cosine", batch_size=8))
     monkeypatch.setattr(_record, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(model_selection, "RESULTS", tmp_path / "results")
     arguments = ["--spec", f"inat2018:{roots[0]}", "--spec", f"cub:{roots[1]}", "--work", str(tmp_path / "work")]

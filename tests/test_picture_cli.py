@@ -117,7 +117,8 @@ def test_the_atlas_of_a_library_has_its_pictures_and_experts(capsys, tmp_path):
     folders = [tmp_path / f"task{t}" for t in range(3)]
     assert run(capsys, "library", "build", *folders, "-o", tmp_path / "library", "--probe", "tiny")[0] == 0
     selection = tmp_path / "selection.json"
-    selection.write_text(json.dumps({"task0": [{"name": "an expert", "score": 0.5}]}))
+    ranked = [{"task": f"task{t}", "experts": [{"name": "an expert", "score": 0.5}]} for t in range(2)]
+    selection.write_text("\n".join(json.dumps(one, indent=1) for one in ranked))  # as >> appends them
     code, out, error = run(
         capsys,
         "atlas",

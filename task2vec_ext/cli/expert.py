@@ -8,41 +8,30 @@ from typing import Annotated, Any
 import typer
 
 from .._terminal import console, print_table
-from ..finetune import RecipeName
 from ..head import HeadMethod
+from ..recipe import RecipeName
+from .options import Device, ImageSize, NumWorkers, ProbeName, Seed, Specs, Weights
 
 expert = typer.Typer(
     help="Fine-tune networks, keep them, and measure what they are worth on tasks.", no_args_is_help=True
 )
 
-_Specs = Annotated[
-    list[str], typer.Argument(metavar="TASK...", help="Folders of class folders, cub:DIR, inat2018:DIR … (README).")
-]
-_Probe = Annotated[str, typer.Option(help="tiny, torchvision's (resnet50, …) or timm:NAME.")]
-_Weights = Annotated[
-    str | None, typer.Option(help="Checkpoint or torchvision's name for its weights; default: ImageNet.")
-]
-_ImageSize = Annotated[int | None, typer.Option(min=1, help="Crop in pixels; default: what the weights expect.")]
-_Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: CUDA where there is one.")]
-_Workers = Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")]
-_Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
-
 
 @expert.command()
 def train(
-    specs: _Specs,
+    specs: Specs,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the experts, a folder each.")],
-    probe: _Probe = "resnet34",
-    weights: _Weights = None,
-    image_size: _ImageSize = None,
+    probe: ProbeName = "resnet34",
+    weights: Weights = None,
+    image_size: ImageSize = None,
     recipe: Annotated[RecipeName, typer.Option(help="paper: 60 epochs; quick: for a few hundred pictures.")] = "paper",
     num_samples: Annotated[
         int | None, typer.Option(min=1, help="At most so many pictures a task; default: all.")
     ] = None,
     embed: Annotated[bool, typer.Option(help="Keep the task's embedding beside the expert: selectors need it.")] = True,
-    device: _Device = None,
-    num_workers: _Workers = 0,
-    seed: _Seed = 0,
+    device: Device = None,
+    num_workers: NumWorkers = 0,
+    seed: Seed = 0,
 ) -> None:
     """Fine-tune the probe on every task.
 
@@ -68,8 +57,8 @@ def register(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it: the task it was trained on.")],
     weights: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Its weights (.safetensors, .pth).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the experts.")],
-    probe: _Probe = "resnet34",
-    image_size: _ImageSize = None,
+    probe: ProbeName = "resnet34",
+    image_size: ImageSize = None,
     embedding: Annotated[
         Path | None, typer.Option(help="The embedding of the task it was trained on (.safetensors).")
     ] = None,
@@ -107,14 +96,14 @@ def ls(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of exp
 
 @expert.command()
 def transfer(
-    specs: _Specs,
+    specs: Specs,
     experts: Annotated[Path, typer.Option("--experts", metavar="DIR", help="Folder of experts.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="CSV", help="The matrix of errors.")],
     probe: Annotated[
         str | None, typer.Option(help="Also measure this network without fine-tuning: the row imagenet.")
     ] = None,
-    weights: _Weights = None,
-    image_size: _ImageSize = None,
+    weights: Weights = None,
+    image_size: ImageSize = None,
     num_samples: Annotated[
         int | None, typer.Option(min=1, help="Pictures of a task to learn from, at most; default: half of all.")
     ] = None,
@@ -126,9 +115,9 @@ def transfer(
         RecipeName | None, typer.Option(help="Fine-tune every expert to every task instead, by this recipe.")
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps features.")] = None,
-    device: _Device = None,
-    num_workers: _Workers = 0,
-    seed: _Seed = 0,
+    device: Device = None,
+    num_workers: NumWorkers = 0,
+    seed: Seed = 0,
 ) -> None:
     """Measure the error of every expert on every task: `task2vec select evaluate` scores selectors against it.
 

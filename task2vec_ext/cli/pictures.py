@@ -94,7 +94,8 @@ def atlas(
         ),
     ] = None,
     selection: Annotated[
-        Path | None, typer.Option(help='Best experts: JSON, {task: [{"name": …, "score": …}, …]}, the best first.')
+        Path | None,
+        typer.Option(help="Best experts: what task2vec select TASK --json printed, of any number of tasks."),
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many nearest tasks are listed.")] = 10,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Atlas of tasks",
@@ -115,18 +116,21 @@ def atlas(
 
 
 def _experts(file: Path) -> dict[str, Any]:
+    """What ``task2vec select TASK --json >> file`` printed, task after task: task -> experts, the best first."""
+    found, text, decoder = {}, file.read_text(encoding="utf-8").strip(), json.JSONDecoder()
     try:
-        found = json.loads(file.read_bytes())
-        return {
-            task: [
-                {"name": one["name"], "score": None if one["score"] is None else float(one["score"])} for one in experts
+        while text:
+            one, end = decoder.raw_decode(text)
+            found[one["task"]] = [
+                {"name": expert["name"], "score": None if expert["score"] is None else float(expert["score"])}
+                for expert in one["experts"]
             ]
-            for task, experts in found.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+            text = text[end:].lstrip()
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f'atlas: expected {{task: [{{"name": …, "score": …}}, …]}} in {file}, got something else ({error}).'
+            f"atlas: expected what task2vec select TASK --json printed in {file}, got something else ({error})."
         ) from error
+    return found
 
 
 def _chosen(files: EmbeddingFiles, wanted: list[str]) -> list[Embedding]:

@@ -14,8 +14,9 @@ from torch import Tensor
 from .._atomic import atomic_path
 from ..data import as_task, draw, hold_out, read_labels, subset
 from ..expert import Expert
-from ..finetune import as_recipe, fine_tune
+from ..finetune import fine_tune
 from ..head import HeadMethod, fit_head, head_l2
+from ..recipe import as_recipe
 from .errors import IMAGENET, ErrorMatrix
 from .features import ExpertFeatures, Extractor, extract
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from .._progress import Pass
     from ..data import Task, TaskSource
     from ..expert import AnyExpert
-    from ..finetune import AnyRecipe
+    from ..recipe import AnyRecipe
 
 
 def classifier_error(
@@ -107,6 +108,10 @@ def transfer_errors(
     Raises:
         ValueError: If there are no experts or tasks, two tasks have one name, or the file's errors were measured in
             another way, of another expert or of other pictures.
+
+    Note:
+        Tasks whose pictures are not files of known names (`Task.digest` is None) are known by their name alone. One
+        process at a time may write a file.
 
     Source:
         Achille et al., Task2Vec, ICCV 2019 (arXiv 1902.03545), §5.

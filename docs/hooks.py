@@ -1,7 +1,7 @@
 """What the site takes from elsewhere in the repository, so that nothing is written twice (a hook of mkdocs).
 
 - ``[Install](../README.md#install)`` alone on a line: on GitHub a link, on the site that section of the README.
-- ``<!-- performance -->``, ``<!-- records -->``: the tables made from benchmarks/results/.
+- ``<!-- performance -->``, ``<!-- records -->``, ``<!-- how -->``: from benchmarks/results/ and benchmarks/README.md.
 - ``<!-- commands -->``: the help of every command.
 - CHANGELOG.md and CONTRIBUTING.md are pages, benchmarks/results/ are files of the site.
 """
@@ -58,7 +58,7 @@ def section(readme: str, anchor: str) -> str:
         if re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") == anchor:
             ends = (other.start() for depth, _, other in headings[number + 1 :] if depth <= level)
             return readme[found.end() : next(ends, len(readme))].strip()
-    raise PluginError(f"docs/site.py: expected a section #{anchor} in README.md, found none; mend the link.")
+    raise PluginError(f"docs/hooks.py: expected a section #{anchor} in README.md, found none; mend the link.")
 
 
 def _relinked(text: str) -> str:
@@ -68,6 +68,8 @@ def _relinked(text: str) -> str:
 
 
 def _with_benchmarks(markdown: str) -> str:
+    import task2vec_ext  # noqa: F401  # first: from here on its sources, beside benchmarks/, would hide what is installed
+
     sys.path.insert(0, str(ROOT))
     from benchmarks.page import page
     from benchmarks.report import table
