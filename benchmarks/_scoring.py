@@ -16,8 +16,8 @@ from task2vec_ext.selection.errors import IMAGENET
 from task2vec_ext.selection.evaluate import Table, _without_own, evaluate
 from task2vec_ext.selection.features import ExpertFeatures
 
-FORMS = ("layers", 2, "filters")
-PENALTIES = (0.01, 0.1, 1.0, 10.0)
+FORMS = ("layers", "filters")
+PENALTIES = (0.1, 1.0, 10.0)
 ALPHAS = (0.0, 0.15, 0.5)
 
 
@@ -95,8 +95,14 @@ def halves(errors: ErrorMatrix) -> tuple[ErrorMatrix, ErrorMatrix]:
     return errors.select(tasks=errors.tasks[::2]), errors.select(tasks=errors.tasks[1::2])
 
 
-def score(errors: ErrorMatrix, tasks: Mapping[str, TaskFacts]) -> Scored:
-    """Choose on the first half, report on the second."""
+def score(errors: ErrorMatrix, tasks: Mapping[str, TaskFacts], selectors: Sequence[str] = tuple(SELECTORS)) -> Scored:
+    """Choose on the first half, report on the second.
+
+    Args:
+        errors: of experts on tasks.
+        tasks: what is known of them.
+        selectors: of `SELECTORS`, besides what is chosen here; by default all.
+    """
     first, second = halves(errors)
     distances = [
         Distance(f"{kind} α={alpha}", kind=kind, alpha=alpha) for kind in ("asym", "asym_scaled") for alpha in ALPHAS
@@ -108,7 +114,11 @@ def score(errors: ErrorMatrix, tasks: Mapping[str, TaskFacts]) -> Scored:
         "model2vec_chosen": _best(tried, learned),
     }
     experts = {name: ExpertFacts(name, None if name == IMAGENET else tasks[name]) for name in errors.experts}
-    reported = [*SELECTORS.values(), BestElsewhere(), *(replace(one, name=name) for name, one in chosen.items())]
+    reported = [
+        *(SELECTORS[name] for name in selectors),
+        BestElsewhere(),
+        *(replace(one, name=name) for name, one in chosen.items()),
+    ]
     fitted = [selector.fit(_without_own(first), tasks, experts) for selector in reported]
     return Scored({name: one.name for name, one in chosen.items()}, tried, evaluate(second, fitted, tasks, folds=0))
 

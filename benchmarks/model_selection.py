@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -28,7 +29,8 @@ from task2vec_ext import Embedding, Probe, fisher_embed, load_probe
 from task2vec_ext._tables import safe_name
 from task2vec_ext.data import tasks_from
 from task2vec_ext.expert import AnyExpert, Expert, train_expert
-from task2vec_ext.recipe import RecipeName
+from task2vec_ext.recipe import RECIPES, RecipeName
+from task2vec_ext.selection import SELECTORS
 from task2vec_ext.selection.errors import IMAGENET, ErrorMatrix
 from task2vec_ext.selection.features import ExpertFeatures, Extractor
 from task2vec_ext.selection.transfer import transfer_errors
@@ -52,7 +54,7 @@ def main() -> None:
         embeddings,
         outputs({IMAGENET: probe, **{expert.name: expert for expert in experts}}, by_name, options),
     )
-    scored = score(errors, known)
+    scored = score(errors, known, options.by or tuple(SELECTORS))
     for table in (scored.first, scored.second):
         print_table(table)
     why = reasons(
@@ -89,6 +91,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--weights", help="of the probe; default: the data folder's own, else ImageNet")
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--recipe", choices=get_args(RecipeName), default="quick")
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--experts-per-domain", type=int, default=3)
     parser.add_argument("--tasks-per-domain", type=int, default=5)
     parser.add_argument("--fewest", type=int, default=85, help="training pictures of a target task")
@@ -97,6 +100,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--train-samples", type=int, default=120, help="pictures a classifier is fitted to, at most")
     parser.add_argument("--test-samples", type=int, default=160, help="pictures an error is measured on, at most")
     parser.add_argument("--dtype", default="float32", help="of forward passes but the embeddings': bfloat16 is faster")
+    parser.add_argument("--by", nargs="+", choices=SELECTORS, help="selectors to report; default: all")
     parser.add_argument("--name", default="model_selection", help="of the results' files")
     parser.add_argument("--num-workers", type=int, default=0)
     return parser
@@ -118,6 +122,9 @@ def weights(options: argparse.Namespace) -> str | Path | None:
 
 def train(tasks: list[MetaTask], probe: Probe, options: argparse.Namespace) -> list[Expert]:
     """Return an expert of every task, trained unless it is there."""
+    recipe = RECIPES[options.recipe]
+    if options.epochs is not None:
+        recipe = replace(recipe, epochs=options.epochs)
     experts = []
     for task in tasks:
         started = time.perf_counter()
@@ -125,7 +132,7 @@ def train(tasks: list[MetaTask], probe: Probe, options: argparse.Namespace) -> l
             task.train,
             options.work / "experts",
             probe,
-            recipe=options.recipe,
+            recipe=recipe,
             num_samples=count(task.train, options.expert_samples),
             dtype=getattr(torch, options.dtype),
             num_workers=options.num_workers,
