@@ -23,10 +23,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torchvision.models import ResNet34_Weights, resnet34
 
-from task2vec_ext import cli, fisher_embed, load_probe
-from task2vec_ext.expert import save_expert
+from task2vec_ext import cli
 from task2vec_ext.selection import ErrorMatrix
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +47,7 @@ SHORTER = {
     'estimator="variational")': 'estimator="variational", epochs=1, epoch_samples=4)',
     "rel_error=0.05)": "rel_error=0.5)",
     "min_pictures=20": "min_pictures=1",
+    "--recipe quick": "--recipe quick --image-size 32",
 }
 TASKS = {"flowers": ("rose", "tulip"), "birds": ("robin", "wren"), "cars": ("new", "old")}
 
@@ -65,7 +66,7 @@ def downloaded(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def materials(tmp_path_factory):
-    """Everything that the pages name: tasks of eight pictures (the fewest that have error bars), experts, errors."""
+    """Everything that the pages name; tasks have eight pictures, the fewest that have error bars."""
     root = tmp_path_factory.mktemp("materials")
     for name, classes in TASKS.items():
         for c, label in enumerate(classes):
@@ -78,12 +79,9 @@ def materials(tmp_path_factory):
     layouts.cub(root / "CUB_200_2011", (1, 2))
     (root / "inat2018").mkdir()
     layouts.inat2018(root / "inat2018")
-    probe = load_probe("tiny")
-    for name in ("birds", "cars"):  # experts that were never fine-tuned
-        expert = save_expert(probe, root / "experts", name, num_pictures=8)
-        fisher_embed(root / name, probe).save(expert.embedding_file)
     errors = torch.rand(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    ErrorMatrix(errors, tuple(TASKS), tuple(TASKS)).write_csv(root / "errors.csv")
+    ErrorMatrix(errors, tuple(TASKS), tuple(TASKS)).write_csv(root / "measured.csv")
+    save_file(resnet34(num_classes=2).state_dict(), root / "mine.safetensors")
     return root
 
 
