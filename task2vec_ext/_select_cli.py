@@ -141,6 +141,12 @@ def evaluate(
         Path, typer.Argument(metavar="CSV", help="Errors of experts on tasks: expert,TASK,…, a row for each expert.")
     ],
     library: _Library = None,
+    experts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of the experts: on how many pictures each was trained, for largest_task."
+        ),
+    ] = None,
     by: Annotated[list[str] | None, typer.Option(help="Only this one; can be given again.")] = None,
     folds: Annotated[
         int | None,
@@ -171,6 +177,7 @@ def evaluate(
         matrix.select(tasks=[name for name in matrix.tasks if name not in lacking]),
         [SELECTORS[name] for name in wanted],
         known,
+        None if experts is None else _carded(experts, known),
         folds=folds,
         draws=draws,
         seed=seed,
@@ -303,6 +310,21 @@ def _to_learn_from(
     part = matrix.select(experts=rows, tasks=columns)
     own = torch.tensor([[row == column for column in columns] for row in rows])
     return ErrorMatrix(part.errors.masked_fill(own, math.nan), part.experts, part.tasks), tasks, known
+
+
+def _carded(folder: Path, known: dict[str, TaskFacts]) -> dict[str, ExpertFacts]:
+    """What the experts' cards say, and where they have no embedding the library."""
+    from .expert import experts_in
+    from .selection import ExpertFacts, TaskFacts
+
+    facts = {}
+    for one in experts_in(folder):
+        beside = known.get(one.name, TaskFacts(one.name))
+        pictures = one.card.num_pictures or beside.num_pictures
+        facts[one.name] = ExpertFacts(
+            one.name, replace(beside, embedding=beside.embedding or one.embedding, num_pictures=pictures)
+        )
+    return facts
 
 
 def _embedded(folder: Path) -> dict[str, TaskFacts]:

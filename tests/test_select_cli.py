@@ -134,5 +134,13 @@ def test_evaluate_prints_the_table_and_json(capsys, tmp_path):
     assert Distance().passes(4) == content["selectors"]["asym"]["passes"] == 3
 
 
+def test_evaluate_takes_the_experts_sizes_from_their_cards(capsys, world):
+    arguments = ["select", "evaluate", world / "errors.csv", "--experts", world / "experts", "--by", "largest_task"]
+    content = json.loads(run(capsys, *arguments, "--json")[1])
+    # task1's expert saw more pictures; task2 alone has two experts to choose from.
+    assert content["selectors"]["largest_task"]["points"]["value"] == pytest.approx(0.5 - 0.2)
+    assert list(content["left_out"]) == ["task0", "task1"]
+
+
 def test_every_selector_can_be_asked_for_but_those_that_choose_no_expert():
     assert set(get_args(SelectorName)) == set(SELECTORS) - {"chance", "imagenet", "domain"}

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 PAPER_ALPHA = 0.15
 """Of the paper, for a ResNet-34 probe: what α is where nothing was learned, and among values that do equally well."""
-ALPHAS = tuple(step / 20 for step in range(41))
-"""Values of α that are tried: at 2 the distance to the trivial task outweighs any d_sym that real tasks have."""
+ALPHAS = tuple(step / 20 for step in range(81))
+"""Values of α that are tried. Over 107 real tasks (ResNet-18) d_sym(a, t₀) has a standard deviation of 0.05,
+d_sym(a, b) one of 0.12: 0.15 changes hardly any choice, and at 4 the former rules."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,9 @@ class Model2Vec(Selector):
         name: of the selector.
         form: of b, in units of the tasks' mean Fisher: ``"layers"`` (a number for each layer: few enough to be learned
             from tens of tasks), ``"filters"`` (all free, as in the paper), or a rank: ``b = U·V``.
-        l2: strength of the penalty ``l2/2·Σ_i mean_k b_i[k]²``.
+        l2: strength of the penalty ``l2/2·Σ_i mean_k b_i[k]²``. On simulated errors (12 experts, embeddings of 30 real
+            tasks, noise as of 160 test pictures) 1 did as well as d_asym or better, with hidden b and without; 0.1 and
+            less did worse.
         alpha: of d_asym.
         models: m by expert, ``[K]`` float64, once they are learned.
 
@@ -56,7 +58,7 @@ class Model2Vec(Selector):
     name: str = "model2vec"
     why: ClassVar[str] = "is the nearest, as its errors on other tasks place it"
     form: Literal["layers", "filters"] | int = "layers"
-    l2: float = 0.1
+    l2: float = 1.0
     alpha: float = PAPER_ALPHA
     models: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
