@@ -12,7 +12,9 @@ from task2vec_ext import Embedding, cross_distances, relative_error
 from task2vec_ext.selection import Distance, ErrorMatrix, TaskFacts
 from task2vec_ext.selection.errors import IMAGENET
 from task2vec_ext.selection.evaluate import Table, evaluate
+from task2vec_ext.selection.features import ExpertFeatures
 from task2vec_ext.selection.measures import spearman
+from task2vec_ext.selection.transfer import classifier_mistakes
 
 ALPHAS = (0.0, 0.05, 0.15, 0.3, 0.5, 1.0, 2.0)
 
@@ -83,6 +85,34 @@ def reasons(
         },
         "relative_error_of_embeddings": float(torch.tensor([relative_error(e) for e in embeddings]).median()),
     }
+
+
+def reliability(
+    train: Mapping[str, ExpertFeatures], test: Mapping[str, ExpertFeatures], own: str, splits: int = 20
+) -> tuple[float, float]:
+    """Return how well half of a task's test pictures tells how experts do on the other half.
+
+    Args:
+        train: what the experts make of the pictures that classifiers are fitted to.
+        test: … of those that errors are measured on.
+        own: the task's expert, left out.
+        splits: random halves.
+
+    Returns:
+        Mean correlation of the experts' errors on the halves; and mean relative error, on the second half, of the
+        expert that is best on the first, over the one that is best there.
+    """
+    names = [name for name in train if name not in (own, IMAGENET)]
+    wrong = torch.stack([classifier_mistakes(train[name], test[name]) for name in names]).double()
+    generator = torch.Generator().manual_seed(0)
+    agree, over = [], []
+    for _ in range(splits):
+        order = torch.randperm(wrong.shape[1], generator=generator)
+        one, other = (wrong[:, order[start::2]].mean(1) for start in (0, 1))
+        agree.append(torch.corrcoef(torch.stack([one, other]))[0, 1])
+        over.append(other[one.argmin()] / other.min() - 1)
+    finite = torch.stack(over)[torch.stack(over).isfinite()]
+    return float(torch.stack(agree).nanmean()), float(finite.mean())
 
 
 def _embeddings(tasks: Mapping[str, TaskFacts], names: Sequence[str]) -> list[Embedding]:

@@ -16,24 +16,27 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import get_args
 
 import torch
 
 from benchmarks import _real
 from benchmarks._meta_task import MetaTask, count, domains, largest, part
-from benchmarks._reasons import reasons
+from benchmarks._reasons import reasons, reliability
 from benchmarks._record import RESULTS, hardware, write_result
 from benchmarks._scoring import facts, print_table, score
 from task2vec_ext import Embedding, Probe, fisher_embed, load_probe
 from task2vec_ext._tables import safe_name
 from task2vec_ext.data import tasks_from
-from task2vec_ext.expert import AnyExpert, Expert, train_expert
+from task2vec_ext.expert import Expert, train_expert
 from task2vec_ext.recipe import RECIPES, RecipeName
 from task2vec_ext.selection import SELECTORS
 from task2vec_ext.selection.errors import IMAGENET, ErrorMatrix
 from task2vec_ext.selection.features import ExpertFeatures, Extractor
 from task2vec_ext.selection.transfer import transfer_errors
+
+Outputs = Callable[[str, str], ExpertFeatures]
 
 
 def main() -> None:
@@ -48,11 +51,18 @@ def main() -> None:
     by_name = {task.name: task for task in (*chosen, *targets)}
     embeddings = embed(list(by_name.values()), probe, options)
     errors = transfer(experts, targets, probe, options)
+    extractor = Extractor(
+        {IMAGENET: probe, **{expert.name: expert for expert in experts}},
+        dtype=getattr(torch, options.dtype),
+        num_workers=options.num_workers,
+        cache=options.work / "features",
+        progress=False,
+    )
     known = facts(
         list(by_name),
         {name: len(task.train) for name, task in by_name.items()},
         embeddings,
-        outputs({IMAGENET: probe, **{expert.name: expert for expert in experts}}, by_name, options),
+        outputs(extractor, by_name, options),
     )
     scored = score(errors, known, options.by or tuple(SELECTORS))
     for table in (scored.first, scored.second):
@@ -64,6 +74,7 @@ def main() -> None:
         {task.name: min(len(task.test), count(task.test, options.test_samples)) for task in targets},
         scored.second,
     )
+    why["reliability"] = reliabilities(extractor, targets, options)
     for key, value in why.items():
         print(f"{key:>30}: {value}")
     kept = RESULTS / hardware() / f"{options.name}_errors.csv"
@@ -177,23 +188,27 @@ def transfer(experts: list[Expert], tasks: list[MetaTask], probe: Probe, options
     return ErrorMatrix.read_csv(options.work / "errors.csv")
 
 
-def outputs(
-    experts: dict[str, AnyExpert], tasks: dict[str, MetaTask], options: argparse.Namespace
-) -> Callable[[str, str], ExpertFeatures]:
+def outputs(extractor: Extractor, tasks: dict[str, MetaTask], options: argparse.Namespace) -> Outputs:
     """Return what gives (task, expert) → features: of the pictures that classifiers were fitted to, no others."""
-    extractor = Extractor(
-        experts,
-        dtype=getattr(torch, options.dtype),
-        num_workers=options.num_workers,
-        cache=options.work / "features",
-        progress=False,
-    )
 
     def of(task: str, expert: str) -> ExpertFeatures:
         pictures = tasks[task].train
         return extractor(pictures, num_samples=count(pictures, options.train_samples), only=[expert])[expert]
 
     return of
+
+
+def reliabilities(extractor: Extractor, tasks: list[MetaTask], options: argparse.Namespace) -> dict[str, float]:
+    """Return how reliable errors on so few test pictures are: means over the tasks."""
+    found = []
+    for task in tasks:
+        train = extractor(task.train, num_samples=count(task.train, options.train_samples))
+        test = extractor(task.test, num_samples=count(task.test, options.test_samples))
+        found.append(reliability(train, test, task.name))
+    agree, over = (mean(values) for values in zip(*found, strict=True))
+    # Spearman and Brown: of twice as many pictures.
+    whole = 2 * agree / (1 + agree)
+    return {"halves_correlate": agree, "reliability": whole, "best_of_one_half_on_the_other": over}
 
 
 if __name__ == "__main__":

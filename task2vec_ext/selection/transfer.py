@@ -53,10 +53,28 @@ def classifier_error(
         Features are divided by their root mean square over `train`, one number: the penalty means the same to every
         expert.
     """
+    return float(classifier_mistakes(train, test, method=method, l2=l2, seed=seed).double().mean())
+
+
+def classifier_mistakes(
+    train: ExpertFeatures, test: ExpertFeatures, *, method: HeadMethod = "lbfgs", l2: float | None = None, seed: int = 0
+) -> Tensor:
+    """Return which test pictures the classifier of `classifier_error` labels wrong.
+
+    Args:
+        train: What it is fitted to.
+        test: What it is tried on.
+        method: As there; as are the others.
+        l2: Penalty.
+        seed: Of ``"adam"``.
+
+    Returns:
+        ``[N]`` bool.
+    """
     scale = train.features.double().square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
     classes = int(train.labels.max()) + 1
     head = fit_head(train.features.double() / scale, train.labels, classes, method=method, l2=l2, seed=seed)
-    return _error(head.logits(test.features.double() / scale), test.labels)
+    return head.logits(test.features.double() / scale).argmax(1) != test.labels
 
 
 def transfer_errors(
