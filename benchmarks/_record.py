@@ -32,7 +32,7 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     commit = git.stdout.strip()
     record = {
         "benchmark": name,
-        "command": " ".join(["python", "-m", f"benchmarks.{name}", *_arguments()]),
+        "command": " ".join(["python", "-m", _module() or f"benchmarks.{name}", *_arguments()]),
         "commit": commit or None,
         "hardware": {
             "cpu": _cpu(),
@@ -52,6 +52,12 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     return path
+
+
+def _module() -> str | None:
+    """What was started; one module may write several records."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec is not None and spec.name.startswith("benchmarks.") else None
 
 
 def _arguments() -> list[str]:
