@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from .data import Batch, ClassLabel
-from .feature_cache import FeatureCache
+from .feature_cache import FeatureCache, keys
 from .fisher import check_per_sample
 from .folding import fold
 from .jackknife import GROUPS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -60,28 +60,33 @@ def first_pass(
     mine = team.share(indices, GROUPS)
 
     def read() -> tuple[Features, Batch | None, Probe, int]:
-        fresh, known = _known(pictures, mine, cache)
+        named = _keys(pictures, mine) if cache is not None else {}  # before they are read
+        fresh, known = _known(pictures, mine, cache, named)
         skipped: list[Failure] = []
         seen, first, probe = _read(pictures, loss, layers, fresh, on_error, skipped)
-        if cache is not None and _by_class(pictures):
-            cache.put(pictures.task, pictures.probe, seen.indices, seen.features)
+        if cache is not None and named:
+            cache.put([named[i] for i in seen.indices.tolist()], seen.features)
         return _joined([seen, known], mine), first, probe, len(skipped)
 
     of_rank, first, probe, skipped = team.attempt(read)
     return FirstPass(_joined(team.gather(of_rank), indices), first, probe, sum(team.gather(skipped)))
 
 
-def _by_class(pictures: Pictures) -> bool:
-    """Whether a picture's target is known without reading it, and its features are one vector."""
-    return isinstance(pictures.task.target, ClassLabel) and pictures.task.labels is not None
+def _keys(pictures: Pictures, indices: Tensor) -> dict[int, Hashable]:
+    """Index -> key, where a picture's target is known without reading it, and its features are one vector."""
+    if not isinstance(pictures.task.target, ClassLabel) or pictures.task.labels is None:
+        return {}
+    return dict(zip(indices.tolist(), keys(pictures.task, pictures.probe, indices), strict=True))
 
 
-def _known(pictures: Pictures, indices: Tensor, cache: FeatureCache | None) -> tuple[Tensor, Features]:
+def _known(
+    pictures: Pictures, indices: Tensor, cache: FeatureCache | None, named: Mapping[int, Hashable]
+) -> tuple[Tensor, Features]:
     """Return which pictures must be read, and all of the others."""
     labels = pictures.task.labels
-    if cache is None or labels is None or not _by_class(pictures):
+    if cache is None or labels is None or not named:
         return indices, Features(torch.empty(0, 0), torch.empty(0, dtype=torch.int64), indices[:0])
-    known, features = cache.get(pictures.task, pictures.probe, indices)
+    known, features = cache.get([named[i] for i in indices.tolist()])
     read = pictures.batch_size
     features = features[int(known[:read].sum()) :]
     known[:read] = False

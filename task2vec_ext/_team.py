@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class RanksLostError(RuntimeError):
+    """The ranks of a group can work together no longer: end them, and start them again."""
+
+
 class Team:
     """The ranks of a group, or one process alone.
 
@@ -26,11 +30,12 @@ class Team:
 
     Args:
         group: the ranks; None: this process alone.
+        doing: what all of them are doing now, so that none takes another's values for those of its own work.
     """
 
-    def __init__(self, group: ProcessGroup | None) -> None:
+    def __init__(self, group: ProcessGroup | None, doing: str = "") -> None:
         """Ask the group who is in it."""
-        self._group = group
+        self._group, self._doing = group, doing
         self.rank = 0 if group is None else group.rank()
         self.size = 1 if group is None else group.size()
 
@@ -39,14 +44,26 @@ class Team:
         return torch.cat([items[:0], *items.split(block)[self.rank :: self.size]])
 
     def gather(self, value: T) -> list[T]:
-        """Return every rank's value, on every rank."""
+        """Return every rank's value, on every rank.
+
+        Raises:
+            RanksLostError: A rank has ended, does not answer, or is doing something else by now.
+        """
         if self.size == 1:
             return [value]
         from torch.distributed import all_gather_object
 
-        values: list[T] = [value] * self.size
-        all_gather_object(values, value, group=self._group)
-        return values
+        found: list[tuple[str, T]] = [(self._doing, value)] * self.size
+        try:
+            all_gather_object(found, (self._doing, value), group=self._group)
+        except RuntimeError as error:
+            raise RanksLostError(f"expected all ranks to answer, but: {error}") from error
+        others = {doing for doing, _ in found} - {self._doing}
+        if others:
+            raise RanksLostError(
+                f"expected all ranks to be at {self._doing!r}, one is at {others.pop()!r}; see its error."
+            )
+        return [value for _, value in found]
 
     def attempt(self, work: Callable[[], T]) -> T:
         """Return what `work` makes on this rank, or raise the first exception of any of the ranks."""

@@ -201,7 +201,7 @@ def fisher_embed(
         check_layers(parts)
 
     place = choose_device(net.module, device, owned=isinstance(probe, str))
-    team = Team(process_group)
+    team = Team(process_group, f"the embedding of {source.name!r}")
     pictures = Pictures(source, net, place, batch_size, num_workers, progress)
     # Autocast of the caller's would narrow the gradients.
     with torch.autocast(place.type, enabled=False), on_device(net.module, place):
@@ -224,7 +224,7 @@ def fisher_embed(
                 l2=l2,
                 class_balanced=class_balanced,
                 seed=seed,
-            )
+            ).to(torch.device("cpu"))  # which every rank has
         ).to(place)
 
         def fisher_of(rows: Tensor) -> FisherSum:

@@ -12,7 +12,7 @@ import torch
 from .data.folder import Files
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Sequence
 
     from torch import Tensor
 
@@ -47,16 +47,14 @@ class FeatureCache:
         """Return how many pictures it holds."""
         return len(self._rows)
 
-    def put(self, task: Task, probe: Probe, indices: Tensor, features: Tensor) -> None:
-        """Keep features; of tasks that are no files, nothing.
+    def put(self, keys: Sequence[Hashable], features: Tensor) -> None:
+        """Keep features.
 
         Args:
-            task: whose pictures.
-            probe: whose features.
-            indices: ``[n]``, which pictures.
+            keys: n, of `keys` before the pictures were read: a file that is changed later is another one.
             features: ``[n, D]`` on the CPU.
         """
-        for key, row in zip(_keys(task, probe, indices), features, strict=True):
+        for key, row in zip(keys, features, strict=True):
             size = row.numel() * row.element_size()
             if key is None or key in self._rows or size > self.max_bytes:
                 continue
@@ -66,20 +64,25 @@ class FeatureCache:
                 _, gone = self._rows.popitem(last=False)
                 self.bytes -= gone.numel() * gone.element_size()
 
-    def get(self, task: Task, probe: Probe, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def get(self, keys: Sequence[Hashable]) -> tuple[Tensor, Tensor]:
         """Return which of the pictures are known, ``[n]`` bool, and the features of those, ``[m, D]``."""
-        keys = _keys(task, probe, indices)
         known = torch.tensor([key in self._rows for key in keys], dtype=torch.bool)
         rows = []
         for key in keys:
             if key in self._rows:
                 self._rows.move_to_end(key)
                 rows.append(self._rows[key])
-        return known, torch.stack(rows) if rows else torch.empty(0, probe.feature_size)
+        return known, torch.stack(rows) if rows else torch.empty(0, 0)
 
 
-def _keys(task: Task, probe: Probe, indices: Tensor) -> list[Hashable]:
-    """What a picture's features depend on; None where that is unknown."""
+def keys(task: Task, probe: Probe, indices: Tensor) -> list[Hashable]:
+    """Return what each picture's features depend on; None where that is unknown, and of tasks that are no files.
+
+    Args:
+        task: whose pictures.
+        probe: whose features.
+        indices: ``[n]``, which pictures.
+    """
     if not isinstance(task.source, Files) or probe.preprocess is None:
         return [None] * len(indices)
     same = (probe.fingerprint, probe.head, json.dumps(probe.preprocess.to_dict()))

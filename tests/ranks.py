@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from small import Blobs, small_probe
 
-from task2vec_ext import as_task, build_library, fisher_embed
+from task2vec_ext import Embedding, as_task, build_library, fisher_embed
 from task2vec_ext.library import build as library_build
 
 
@@ -63,8 +63,54 @@ def library(folder: Path) -> None:
     build_library(tasks, folder / "sharded", small_probe(), process_group=dist.group.WORLD, shard_pictures=True)
 
 
+def sharded(folder: Path) -> None:
+    """Share the pictures of tasks; the second rank is killed in the third task, the first time."""
+    embed_one = library_build.fisher_embed
+
+    def killed(task, *arguments, **options):
+        if dist.get_rank() == 1 and task.name == "task2" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return embed_one(task, *arguments, **options)
+
+    library_build.fisher_embed = killed
+    tasks = [as_task(Blobs(n=70 + t, noise=0.5 + t, seed=t), name=f"task{t}") for t in range(5)]
+    build_library(tasks, folder / "library", small_probe(), process_group=dist.group.WORLD, shard_pictures=True)
+
+
+def apart(folder: Path) -> None:
+    """The second rank fails in a task without telling: nobody takes its next task's values for this one's."""
+    embed_one = library_build.fisher_embed
+
+    def failing(task, *arguments, **options):
+        if dist.get_rank() == 1 and task.name == "task1":
+            raise MemoryError("on this rank alone")
+        return embed_one(task, *arguments, **options)
+
+    library_build.fisher_embed = failing
+    tasks = [as_task(Blobs(n=70 + t, noise=0.5 + t, seed=t), name=f"task{t}") for t in range(4)]
+    try:
+        build_library(tasks, folder / "library", small_probe(), process_group=dist.group.WORLD, shard_pictures=True)
+    except RuntimeError as error:
+        (folder / f"error-{dist.get_rank()}").write_text(str(error))
+
+
+def full(folder: Path) -> None:
+    """Share tasks; the second rank's disk is full."""
+
+    def fails(*_):
+        raise OSError("no space")
+
+    if dist.get_rank() == 1:
+        Embedding.save = fails
+    tasks = [as_task(Blobs(n=70 + t, noise=0.5 + t, seed=t), name=f"task{t}") for t in range(8)]
+    try:
+        build_library(tasks, folder / "library", small_probe(), process_group=dist.group.WORLD)
+    except (RuntimeError, OSError) as error:
+        (folder / f"error-{dist.get_rank()}").write_text(f"{type(error).__name__} {error}")
+
+
 dist.init_process_group("gloo")
-{"embed": embed, "library": library}[sys.argv[1]](Path(sys.argv[2]))
+{"embed": embed, "library": library, "sharded": sharded, "apart": apart, "full": full}[sys.argv[1]](Path(sys.argv[2]))
 dist.destroy_process_group()
 sys.stdout.flush()
 os._exit(0)  # as cli.main

@@ -7,6 +7,7 @@ from small import Blobs, small_probe
 
 from task2vec_ext import FeatureCache, as_task, build_library, fisher_embed, load_probe
 from task2vec_ext.data import folder
+from task2vec_ext.feature_cache import keys
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +59,11 @@ def test_a_file_that_changed_another_probe_and_other_preprocessing_are_unknown(p
     cache, task = FeatureCache(), as_task(pictures)
     everything = torch.arange(12)
     fisher_embed(task, probe, feature_cache=cache, progress=False)
-    assert cache.get(task, probe, everything)[0].all()
-    assert not cache.get(task, load_probe("tiny", image_size=24), everything)[0].any()
+    assert cache.get(keys(task, probe, everything))[0].all()
+    assert not cache.get(keys(task, load_probe("tiny", image_size=24), everything))[0].any()
     Image.new("RGB", (40, 40)).save(pictures[3][0])
     os.remove(pictures[4][0])
-    known, features = cache.get(task, probe, everything)
+    known, features = cache.get(keys(task, probe, everything))
     assert (~known).nonzero().flatten().tolist() == [3, 4]
     assert features.shape == (10, probe.feature_size)
 
@@ -70,17 +71,17 @@ def test_a_file_that_changed_another_probe_and_other_preprocessing_are_unknown(p
 def test_its_size_is_bounded_and_what_is_used_stays(probe, pictures):
     row = 4 * probe.feature_size
     cache, task = FeatureCache(max_bytes=3 * row), as_task(pictures)
-    rows = torch.rand(12, probe.feature_size)
+    rows, named = torch.rand(12, probe.feature_size), keys(task, probe, torch.arange(12))
     for i in (0, 1, 2):
-        cache.put(task, probe, torch.tensor([i]), rows[i : i + 1])
-    cache.get(task, probe, torch.tensor([0]))
-    cache.put(task, probe, torch.tensor([3]), rows[3:4])
-    known, features = cache.get(task, probe, torch.arange(4))
+        cache.put(named[i : i + 1], rows[i : i + 1])
+    cache.get(named[:1])
+    cache.put(named[3:4], rows[3:4])
+    known, features = cache.get(named[:4])
     assert known.tolist() == [True, False, True, True]
     assert torch.equal(features, rows[[0, 2, 3]])
     assert cache.bytes == 3 * row
     nothing = FeatureCache(max_bytes=0)
-    nothing.put(task, probe, torch.arange(12), rows)
+    nothing.put(named, rows)
     assert (len(nothing), nothing.bytes) == (0, 0)
     with pytest.raises(ValueError, match="max_bytes >= 0"):
         FeatureCache(max_bytes=-1)

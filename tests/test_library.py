@@ -277,6 +277,17 @@ def test_a_library_of_another_format_is_refused(built, tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.parametrize("loss", ["multilabel", "regression"])
+def test_tasks_of_other_losses(tmp_path, loss):
+    images = Blobs(n=12).images
+    targets = torch.rand(12, 2, generator=torch.Generator().manual_seed(1))
+    targets = targets.round() if loss == "multilabel" else targets
+    pairs = list(zip(images, targets, strict=True))
+    library = build_library([pairs], tmp_path / "library", small_probe(), loss=loss)
+    assert states(library) == {"list": "done"}
+    assert torch.equal(library.embedding("list").fisher, fisher_embed(pairs, small_probe(), loss=loss).fisher)
+
+
 def test_wrong_options_cost_no_work(tmp_path):
     with pytest.raises(TypeError, match="got estimater"):
         build_library(tasks_of(1), tmp_path / "library", small_probe(), estimater="exact")

@@ -96,6 +96,32 @@ def test_a_lost_rank_costs_the_tasks_in_flight_alone(tmp_path):
     assert [entry.name for entry in sharded.entries() if entry.state == "failed"] == ["broken"]
 
 
+def test_a_lost_rank_fails_no_task_of_which_it_had_pictures(tmp_path):
+    done = torchrun(tmp_path, RANKS, "sharded", tmp_path, restarts=1)
+    assert done.returncode == 0, done.stderr
+    library = Library(tmp_path / "library")
+    assert library.status() == {"done": 5, "failed": 0, "waiting": 0}
+    assert library.verify() == []
+
+
+def test_ranks_that_are_out_of_step_say_so(tmp_path):
+    done = torchrun(tmp_path, RANKS, "apart", tmp_path)
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        assert "expected all ranks to be at" in (tmp_path / f"error-{rank}").read_text()
+    states = {entry.name: entry.state for entry in Library(tmp_path / "library").entries()}
+    assert states == {"task0": "done", "task1": "waiting", "task2": "waiting", "task3": "waiting"}
+
+
+def test_a_rank_that_cannot_save_ends_all(tmp_path):
+    (tmp_path / "library" / "embeddings").mkdir(parents=True)
+    done = torchrun(tmp_path, RANKS, "full", tmp_path)
+    assert done.returncode == 0, done.stderr
+    errors = [(tmp_path / f"error-{rank}").read_text() for rank in range(2)]
+    assert errors[1] == "OSError no space"
+    assert errors[0].startswith("RanksLostError build_library: expected all ranks to go on")
+
+
 def test_the_command_line_shares_tasks(tmp_path):
     folders = []
     for t in range(3):

@@ -11,12 +11,13 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._pictures import choose_device
 from .._progress import library_progress
-from .._team import Team
+from .._team import RanksLostError, Team
 from ..data import Preprocess, Task, as_task
 from ..embed import fisher_embed
 from ..embedding import Embedding
@@ -25,7 +26,7 @@ from ..losses import as_loss, loss_of
 from ..probe import Probe, load_probe
 from .index import Entry, lock
 from .library import Library, sha256_of
-from .settings import OF_PROBE, OF_WORK, OPTIONS, create_or_compare, settings_of
+from .settings import OF_PROBE, OF_WORK, OPTIONS, compare, create_or_compare, settings_of
 from .task_queue import TaskQueue
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def build_library(
     options.setdefault("feature_cache", FeatureCache())
     options["device"] = choose_device(net.module, options.get("device"), owned=isinstance(probe, str))
     root = Path(folder)
-    team = Team(process_group)
+    team = Team(process_group, "the library")
     with ExitStack() as ending:
 
         def prepare() -> list[tuple[int, Entry]]:
@@ -119,7 +120,7 @@ def build_library(
             return todo
 
         todo = [(named[number], entry) for number, entry in team.first(prepare)]
-        team.attempt(lambda: create_or_compare(root, settings))
+        team.attempt(lambda: compare(root, settings))
         library = Library(root)
         pictures = sum(len(task) for task, _ in todo)
         told = ending.enter_context(library_progress(len(todo), pictures, progress if team.rank == 0 else False))
@@ -133,11 +134,10 @@ def build_library(
             builder = _Builder(library, net, Team(None), None, options)
             _share(team, todo, lambda task, entry: builder.embed(task, entry, told.of_pass), record)
         else:
-            builder = _Builder(library, net, team, process_group, options)
+            builder = _Builder(library, net, team, process_group if shard_pictures else None, options)
             for number, (task, entry) in enumerate(todo):
                 embedded = builder.embed(task, entry, told.of_pass)
-                if team.rank == 0:
-                    record(number, embedded)
+                team.attempt(partial(record, number, embedded) if team.rank == 0 else _nothing)
     return library
 
 
@@ -199,7 +199,8 @@ class _Unasked(Task):
 def _check_options(net: Probe, options: dict[str, Any]) -> None:
     """Raise now what `fisher_embed` has against the options: it says so before it looks at a task."""
     with suppress(_Asked):
-        fisher_embed(_Unasked((), name="none"), net, **options)
+        target = as_loss(options.get("loss", OPTIONS["loss"])).target
+        fisher_embed(_Unasked((), name="none", target=target), net, **options)
 
 
 def _todo(library: Library, tasks: Sequence[Task], retry_failed: bool) -> list[tuple[int, Entry]]:
@@ -229,6 +230,10 @@ def _clean(library: Library) -> None:
         file.unlink()
 
 
+def _nothing() -> None:
+    pass
+
+
 def _record(library: Library, entry: Entry) -> None:
     """Write what came of a task into matrix and index."""
     if entry.state == "done":
@@ -244,7 +249,21 @@ def _share(
 ) -> None:
     """Embed the tasks on all ranks, and record what comes of them on the first, as it comes."""
     queue = TaskQueue(team.store(), len(todo))
+    try:
+        _work(queue, team, todo, embed, record)
+    except BaseException:
+        queue.give_up()
+        raise
+    team.gather(None)  # the store may end with the first rank's process
 
+
+def _work(
+    queue: TaskQueue,
+    team: Team,
+    todo: Sequence[tuple[Task, Entry]],
+    embed: Callable[[Task, Entry], Entry],
+    record: Callable[[int, Entry], None],
+) -> None:
     def work(others: Callable[[], None]) -> None:
         for number in queue.claim():
             others()
@@ -253,7 +272,6 @@ def _share(
     if team.rank > 0:
         work(lambda: None)
         queue.wait_closed()
-        team.gather(None)
         return
     stop = threading.Event()
 
@@ -269,7 +287,6 @@ def _share(
         finally:
             stop.set()
     queue.close()
-    team.gather(None)  # the store may end with this process
 
 
 class _Builder(NamedTuple):
@@ -291,13 +308,15 @@ class _Builder(NamedTuple):
             saved = embedding is not None
             if embedding is None:
                 embedding = fisher_embed(task, self.probe, progress=progress, process_group=self.group, **self.options)
+        except RanksLostError:
+            raise
         except Exception as error:  # whatever one task does, the others go on
             why = f"{type(error).__name__}: {error}"
             return replace(entry, state="failed", error=why, seconds=time.monotonic() - started)
+        made = embedding
+        self.team.attempt(lambda: made.save(file) if self.team.rank == 0 and not saved else None)
         if self.team.rank > 0:
             return entry
-        if not saved:
-            embedding.save(file)
         return replace(
             entry,
             pictures=len(task),

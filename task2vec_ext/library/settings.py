@@ -52,10 +52,16 @@ def settings_of(net: Probe, options: dict[str, Any]) -> dict[str, JSON]:
 def create_or_compare(root: Path, settings: dict[str, JSON]) -> None:
     """Make the index, or refuse a library whose embeddings would not be like those to come."""
     index = Index(root / "index.sqlite")
-    found = index.settings()
-    if found is None:
+    if index.settings() is None:
         index.create(settings)
-        return
+    compare(root, settings)
+
+
+def compare(root: Path, settings: dict[str, JSON]) -> None:
+    """Refuse a library whose embeddings are not like those that these settings make."""
+    found = Index(root / "index.sqlite").settings()
+    if found is None:
+        raise ValueError(f"build_library: expected the library of the first rank at {root}, found none; use one disk.")
     # An option that is younger than the library had its default.
     found = {**{name: value for name, value in OPTIONS.items() if name in settings}, **found}
     if _fingerprint(found) == _fingerprint(settings):  # whatever its weights are called

@@ -7,6 +7,7 @@ import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from .._team import RanksLostError
 from .index import Entry
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class TaskQueue:
     def claim(self) -> Iterator[int]:
         """Yield the numbers of tasks that are this rank's to do, until none is left."""
         while (number := self._store.add("claimed", 1) - 1) < self._tasks:
+            self._check_going()
             yield number
 
     def report(self, number: int, entry: Entry) -> None:
@@ -43,6 +45,7 @@ class TaskQueue:
         """Yield what came of every task, as the ranks say it, until all have or `stop` is set."""
         for position in range(self._tasks):
             while not self._store.check([f"report {position}"]):
+                self._check_going()
                 if stop.wait(_POLL_SECONDS):
                     return
             number, fields = json.loads(self._store.get(f"report {position}"))
@@ -55,4 +58,13 @@ class TaskQueue:
     def wait_closed(self) -> None:
         """Return once they have, however long that takes: collectives time out, and a task may take hours."""
         while not self._store.check(["closed"]):
+            self._check_going()
             threading.Event().wait(_POLL_SECONDS)
+
+    def give_up(self) -> None:
+        """Tell the others that this rank cannot go on."""
+        self._store.set("given up", "")
+
+    def _check_going(self) -> None:
+        if self._store.check(["given up"]):
+            raise RanksLostError("build_library: expected all ranks to go on, but one of them failed; see its error.")
