@@ -102,7 +102,9 @@ def full(folder: Path) -> None:
 
     if dist.get_rank() == 1:
         Embedding.save = fails
-    tasks = [as_task(Blobs(n=70 + t, noise=0.5 + t, seed=t), name=f"task{t}") for t in range(8)]
+    tasks = [
+        as_task(Blobs(n=70 + t, noise=0.5 + t, seed=t), name=f"task{t}") for t in range(40)
+    ]  # enough that the second has one
     try:
         build_library(tasks, folder / "library", small_probe(), process_group=dist.group.WORLD)
     except (RuntimeError, OSError) as error:
