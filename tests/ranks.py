@@ -95,16 +95,23 @@ def apart(folder: Path) -> None:
 
 
 def full(folder: Path) -> None:
-    """Share tasks; the second rank's disk is full."""
+    """Share tasks; the second rank's disk is full, and the first embeds nothing before that was noticed."""
+    store, embed_one = dist.group.WORLD.get_group_store(), library_build.fisher_embed
 
     def fails(*_):
+        store.set("full", "")
         raise OSError("no space")
+
+    def waits(task, *arguments, **options):
+        len(task)  # as fisher_embed does first: the check of the options ends here
+        store.wait(["full"])
+        return embed_one(task, *arguments, **options)
 
     if dist.get_rank() == 1:
         Embedding.save = fails
-    tasks = [
-        as_task(Blobs(n=70 + t, noise=0.5 + t, seed=t), name=f"task{t}") for t in range(40)
-    ]  # enough that the second has one
+    else:
+        library_build.fisher_embed = waits
+    tasks = [as_task(Blobs(n=70 + t, noise=0.5 + t, seed=t), name=f"task{t}") for t in range(8)]
     try:
         build_library(tasks, folder / "library", small_probe(), process_group=dist.group.WORLD)
     except (RuntimeError, OSError) as error:

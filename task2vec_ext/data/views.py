@@ -75,7 +75,7 @@ def hold_out(task: Task, share: float, *, seed: int = 0) -> tuple[Task, Task]:
         ValueError: If the share is impossible.
     """
     if not 0 < share < 1:
-        raise ValueError(f"split: expected a share between 0 and 1, got {share}.")
+        raise ValueError(f"hold_out: expected a share between 0 and 1, got {share}.")
     labels = _labels(task)
     first = draw(labels, round(share * len(labels)), seed)
     rest = torch.ones(len(labels), dtype=torch.bool)
