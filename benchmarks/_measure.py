@@ -26,7 +26,7 @@ def parser(description: str | None, *, repeats: int) -> argparse.ArgumentParser:
     """Return a parser with the options that every benchmark of speed has."""
     arguments = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments.add_argument("--size", type=int, default=224, help="side of the pictures, pixels")
+    arguments.add_argument("--size", type=int, default=224, help="side of the images, pixels")
     arguments.add_argument("--repeats", type=int, default=repeats, help="rounds of A B A B …")
     return arguments
 
@@ -37,11 +37,11 @@ def interleave(
     """Return the seconds of every run of every way, taken in turns (A B A B …), so that a slow spell hits all alike.
 
     Args:
-        ways: what to time; run once by the caller before, so that nothing here is a first time.
-        repeats: rounds.
-        device: waited for before the clock is read.
-        budget: seconds after which a way is left out of further rounds.
-        before: run before each of them, untimed (empties the caches, say).
+        ways: What to time; run once by the caller before, so that nothing here is a first time.
+        repeats: Rounds.
+        device: Waited for before the clock is read.
+        budget: Seconds after which a way is left out of further rounds.
+        before: Run before each of them, untimed (empties the caches, say).
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""The tasks of a meta-task, and which of their pictures are to learn from and which to be tested on."""
+"""The tasks of a meta-task, and which of their images are to learn from and which to be tested on."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from task2vec_ext.data.folder import Files
 
 @dataclass(frozen=True)
 class MetaTask:
-    """One task, its pictures parted: every task of the same pictures parts them alike.
+    """One task, its images parted: every task of the same images parts them alike.
 
     Args:
-        domain: what it is about; tasks of one domain may share pictures.
-        train: to learn from, for experts, classifiers and embeddings.
-        test: to measure errors on.
+        domain: What it is about; tasks of one domain may share images.
+        train: To learn from, for experts, classifiers and embeddings.
+        test: To measure errors on.
     """
 
     domain: str
@@ -36,21 +36,21 @@ class MetaTask:
 
 
 def part(domain: str, task: Task, share: float = 0.5) -> MetaTask:
-    """Return a task with its pictures parted by a hash of their files' names.
+    """Return a task with its images parted by a hash of their files' names.
 
-    So no expert has seen a picture that any task is tested on, though tasks share pictures. Classes of which one part
-    has no picture are left out of both.
+    So no expert has seen an image that any task is tested on, though tasks share images. Classes of which one part
+    has no image are left out of both.
 
     Args:
-        domain: of the task.
-        task: of picture files.
-        share: of the pictures that are to learn from, about.
+        domain: Of the task.
+        task: Of image files.
+        share: Of the images that are to learn from, about.
 
     Raises:
-        TypeError: The task's pictures are no files.
+        TypeError: If the task's images are no files.
     """
     if not isinstance(task.source, Files):
-        raise TypeError(f"part: expected a task of picture files, got {task.name!r}, whose pictures have no names.")
+        raise TypeError(f"part: expected a task of image files, got {task.name!r}, whose images have no names.")
     names = task.classes or tuple(map(str, range(int(read_labels(task).max()) + 1)))
     learns = torch.tensor([_hash(file) < share for file in task.source.names])
     labels = read_labels(task)
@@ -61,12 +61,12 @@ def part(domain: str, task: Task, share: float = 0.5) -> MetaTask:
 
 
 def largest(tasks: Iterable[MetaTask], per_domain: int, fewest: int = 0) -> list[MetaTask]:
-    """Return the tasks of most training pictures of each domain: a rule that knows no result.
+    """Return the tasks of most training images of each domain: a rule that knows no result.
 
     Args:
-        tasks: to choose from; of equally large ones the first.
-        per_domain: at most so many.
-        fewest: training pictures.
+        tasks: To choose from; of equally large ones the first.
+        per_domain: At most so many.
+        fewest: Training images.
     """
     by_domain: dict[str, list[MetaTask]] = defaultdict(list)
     for task in tasks:
@@ -76,7 +76,7 @@ def largest(tasks: Iterable[MetaTask], per_domain: int, fewest: int = 0) -> list
 
 
 def count(task: Task, samples: int) -> int:
-    """Return how many pictures to draw: `samples`, or two a class where there are many classes."""
+    """Return how many images to draw: `samples`, or two a class where there are many classes."""
     return max(samples, 2 * len(set(read_labels(task).tolist())))
 
 

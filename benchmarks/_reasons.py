@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from task2vec_ext import Embedding, cross_distances, relative_error
+from task2vec_ext.experts.errors import IMAGENET
+from task2vec_ext.experts.features import ExpertFeatures
+from task2vec_ext.experts.transfer import classifier_mistakes
 from task2vec_ext.selection import Distance, ErrorMatrix, TaskFacts
-from task2vec_ext.selection.errors import IMAGENET
 from task2vec_ext.selection.evaluate import Table, evaluate
-from task2vec_ext.selection.features import ExpertFeatures
 from task2vec_ext.selection.measures import spearman
-from task2vec_ext.selection.transfer import classifier_mistakes
 
 ALPHAS = (0.0, 0.05, 0.15, 0.3, 0.5, 1.0, 2.0)
 
@@ -29,11 +29,11 @@ def reasons(
     """Return figures about an error matrix and its table.
 
     Args:
-        errors: whole, without NaN.
-        tasks: what is known of them.
-        domains: of experts and tasks.
-        tests: pictures that the errors of a task were measured on.
-        table: of selectors with an "asym" and a "sym".
+        errors: Whole, without NaN.
+        tasks: What is known of them.
+        domains: Of experts and tasks.
+        tests: Images that the errors of a task were measured on.
+        table: Of selectors with an "asym" and a "sym".
     """
     names = [name for name in errors.experts if name != IMAGENET]
     ours = errors.select(experts=names)
@@ -46,7 +46,7 @@ def reasons(
     embeddings = _embeddings(tasks, ours.tasks)
     norms = torch.tensor([embedding.norm for embedding in embeddings])
     source_norms = torch.tensor([embedding.norm for embedding in _embeddings(tasks, ours.experts)])
-    pictures = torch.tensor([float(embedding.num_samples) for embedding in embeddings])
+    images = torch.tensor([float(embedding.num_samples) for embedding in embeddings])
     classes = torch.tensor([float(embedding.head.num_outputs) for embedding in embeddings])
     return {
         "best_expert_in_own_domain": _mean(
@@ -79,7 +79,7 @@ def reasons(
         "spearman": {
             "distance to t₀ and mean relative error of an expert": _correlation(pull, mean_error),
             "norm of an expert's task and its mean relative error": _correlation(source_norms, mean_error),
-            "norm and pictures of a task": _correlation(norms, pictures),
+            "norm and images of a task": _correlation(norms, images),
             "norm and classes of a task": _correlation(norms, classes),
             "norm and error of the probe on a task": _correlation(norms, errors.row(IMAGENET)),
         },
@@ -90,13 +90,13 @@ def reasons(
 def reliability(
     train: Mapping[str, ExpertFeatures], test: Mapping[str, ExpertFeatures], own: str, splits: int = 20
 ) -> tuple[float, float]:
-    """Return how well half of a task's test pictures tells how experts do on the other half.
+    """Return how well half of a task's test images tells how experts do on the other half.
 
     Args:
-        train: what the experts make of the pictures that classifiers are fitted to.
+        train: What the experts make of the images that classifiers are fitted to.
         test: … of those that errors are measured on.
-        own: the task's expert, left out.
-        splits: random halves.
+        own: The task's expert, left out.
+        splits: Random halves.
 
     Returns:
         Mean correlation of the experts' errors on the halves; and mean relative error, on the second half, of the
@@ -147,7 +147,7 @@ def _noise(errors: Tensor, tests: Tensor, draws: int = 200) -> float:
     """Return by how much the truly best expert seems worse than the seemingly best, were the errors the truth.
 
     Each error is drawn anew from a binomial distribution; those of one task are in truth measured on the same
-    pictures, which makes their differences surer: an upper bound.
+    images, which makes their differences surer: an upper bound.
     """
     generator = torch.Generator().manual_seed(0)
     truth = errors.nan_to_num(nan=1.0)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import task2vec_ext
-from task2vec_ext._atomic import atomic_path
+from task2vec_ext._util.atomic import atomic_path
 
 RESULTS = Path(os.environ.get("TASK2VEC_RESULTS") or Path(__file__).with_name("results"))
 

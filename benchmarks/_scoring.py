@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from task2vec_ext import Embedding
+from task2vec_ext.experts.errors import IMAGENET
+from task2vec_ext.experts.features import ExpertFeatures
 from task2vec_ext.selection import SELECTORS, Distance, ErrorMatrix, ExpertFacts, Model2Vec, Selector, TaskFacts
-from task2vec_ext.selection.errors import IMAGENET
 from task2vec_ext.selection.evaluate import Table, _without_own, evaluate
-from task2vec_ext.selection.features import ExpertFeatures
 
 FORMS = ("layers", "filters")
 PENALTIES = (0.1, 1.0, 10.0)
@@ -26,9 +26,9 @@ class Scored:
     """What came of it.
 
     Args:
-        chosen: α, kind and MODEL2VEC's options, by the first half.
-        first: table of all candidates, on the first half, each fitted to the others of it.
-        second: table of the chosen and of all other selectors, on the second half; what they learn, they learned from
+        chosen: Α, kind and MODEL2VEC's options, by the first half.
+        first: Table of all candidates, on the first half, each fitted to the others of it.
+        second: Table of the chosen and of all other selectors, on the second half; what they learn, they learned from
             the first.
     """
 
@@ -73,16 +73,16 @@ def facts(
     """Return what is known of tasks.
 
     Args:
-        names: of the tasks.
-        sizes: pictures of each.
-        embeddings: of each.
-        outputs: of (task, expert); the probe is the expert `IMAGENET`.
+        names: Of the tasks.
+        sizes: Images of each.
+        embeddings: Of each.
+        outputs: Of (task, expert); the probe is the expert `IMAGENET`.
     """
     return {
         name: TaskFacts(
             name,
             embedding=embeddings[name],
-            num_pictures=sizes[name],
+            num_images=sizes[name],
             mean_features=outputs(name, IMAGENET).features.mean(0),
             outputs=partial(outputs, name),
         )
@@ -99,9 +99,9 @@ def score(errors: ErrorMatrix, tasks: Mapping[str, TaskFacts], selectors: Sequen
     """Choose on the first half, report on the second.
 
     Args:
-        errors: of experts on tasks.
-        tasks: what is known of them.
-        selectors: of `SELECTORS`, besides what is chosen here; by default all.
+        errors: Of experts on tasks.
+        tasks: What is known of them.
+        selectors: Of `SELECTORS`, besides what is chosen here; by default all.
     """
     first, second = halves(errors)
     distances = [

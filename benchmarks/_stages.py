@@ -1,4 +1,4 @@
-"""Where `fisher_embed` spends its time: features, head, Fisher, and waiting for pictures."""
+"""Where `fisher_embed` spends its time: features, head, Fisher, and waiting for images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from unittest import mock
 
 import torch
 
-from task2vec_ext import _pictures, embed
+from task2vec_ext.embed import fisher_embed as embed
+from task2vec_ext.probe import feed as _images
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Stages:
     head: float = 0.0
     fisher: float = 0.0
     waiting: float = 0.0
-    """Part of features and Fisher: the device idles because the next pictures are not there yet."""
+    """Part of features and Fisher: the device idles because the next images are not there yet."""
 
     @property
     def total(self) -> float:
@@ -31,7 +32,7 @@ class Stages:
 
     @property
     def waiting_share(self) -> float:
-        """Share of the wall time in which the device waits for pictures."""
+        """Share of the wall time in which the device waits for images."""
         return self.waiting / self.total
 
 
@@ -68,9 +69,9 @@ def stages() -> Iterator[Stages]:
         finally:
             loaded.close()  # a generator
 
-    real_batches = _pictures.batches
+    real_batches = _images.batches
     with (
-        mock.patch.object(_pictures, "batches", waited_for),
+        mock.patch.object(_images, "batches", waited_for),
         mock.patch.object(embed, "fit_head", timed("head", embed.fit_head)),
         mock.patch.object(embed, "sum_fisher", timed("fisher", embed.sum_fisher)),
     ):

@@ -1,4 +1,4 @@
-"""One step of a probe on random pictures: the plain one, the Fisher pass, and the reference that both answer to."""
+"""One step of a probe on random images: the plain one, the Fisher pass, and the reference that both answer to."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from task2vec_ext import Probe, load_probe
 from task2vec_ext.data import Batch
-from task2vec_ext.embedding import Layer
-from task2vec_ext.fisher import Estimator, cotangents, per_sample_fisher
-from task2vec_ext.folding import fold
-from task2vec_ext.head import Head
-from task2vec_ext.reference import per_sample_grad_sq
+from task2vec_ext.fisher.head import Head
+from task2vec_ext.fisher.per_sample import Estimator, cotangents, per_sample_fisher
+from task2vec_ext.kernels.reference import per_sample_grad_sq
+from task2vec_ext.probe.folding import fold
+from task2vec_ext.probe.layers import Layer
 
 Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -41,7 +41,7 @@ class Setup:
     channels_last: bool = False
 
     def build(self) -> Step:
-        """Return the step: random weights and pictures, both of seed 0."""
+        """Return the step: random weights and images, both of seed 0."""
         set_precision(self.precision, self.device)
         probe = random_probe(self.arch)
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -66,7 +66,7 @@ class Setup:
 
 @dataclass(eq=False)
 class Step:
-    """A probe in eval mode, a head (the probe's own last layer) and a batch of pictures."""
+    """A probe in eval mode, a head (the probe's own last layer) and a batch of images."""
 
     probe: Probe
     layers: list[Layer]
@@ -91,7 +91,7 @@ class Step:
         return fold(self.probe, self.layers, self.batch.images[:1])
 
     def loss(self) -> Tensor:
-        """Return the cross-entropy to the labels, summed over the pictures."""
+        """Return the cross-entropy to the labels, summed over the images."""
         with self.context:
             return F.cross_entropy(self.probe.module(self.batch.images), self.batch.labels, reduction="sum")
 
@@ -110,13 +110,13 @@ class Step:
         with self.context:
             return per_sample_fisher(self.faster, self.layers, self.head, self.batch, estimator)
 
-    def errors(self, pictures: int = 2) -> dict[str, float]:
-        """Return the relative errors of `fisher` on the first few pictures to autograd, one picture at a time.
+    def errors(self, images: int = 2) -> dict[str, float]:
+        """Return the relative errors of `fisher` on the first few images to autograd, one image at a time.
 
         To autograd in the network's own arithmetic, which tells a wrong pass from a right one, and to float64, which
         tells what that arithmetic costs.
         """
-        few = Batch(*(part[:pictures] for part in self.batch))
+        few = Batch(*(part[:images] for part in self.batch))
         with self.context:
             ours = per_sample_fisher(self.faster, self.layers, self.head, few)
             alike = reference_fisher(self.probe, self.layers, self.head, few)
@@ -158,7 +158,7 @@ def random_probe(arch: str) -> Probe:
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
-    # Few small pictures are enough, and leave no large blocks behind for the memory's measurement to reuse.
+    # Few small images are enough, and leave no large blocks behind for the memory's measurement to reuse.
     with torch.no_grad():
         probe.module.train()(torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
     for norm, momentum in zip(norms, before, strict=True):

@@ -2,9 +2,9 @@
 
     python -m benchmarks.coverage --data DIR [--draws 200] [--refits 200]
 
-Every picture's Fisher is computed once, under the head of the full task. A draw takes N of them at random with
-replacement: independent pictures of a population whose mean is known, the full task (a draw without replacement would
-have less error than the interval is about). Second figure, "refitted": N pictures drawn without
+Every image's Fisher is computed once, under the head of the full task. A draw takes N of them at random with
+replacement: independent images of a population whose mean is known, the full task (a draw without replacement would
+have less error than the interval is about). Second figure, "refitted": N images drawn without
 replacement, the head fitted to them alone and the Fisher taken anew; the truth stays that of the full task under its
 own head, and the interval knows nothing of heads.
 
@@ -24,9 +24,9 @@ from torch import Tensor
 
 from benchmarks import _real, _rows
 from benchmarks._record import write_result
-from task2vec_ext._pairwise import sym_distances
-from task2vec_ext.head import DEFAULT_L2
+from task2vec_ext.fisher.head import DEFAULT_L2
 from task2vec_ext.jackknife import Estimate, Groups, estimate, group_sizes, halved, num_groups, side
+from task2vec_ext.kernels.pairwise import sym_distances
 
 TASKS = (
     "clothing10",
@@ -66,17 +66,17 @@ def main() -> None:
         found.append({"head": "fixed", **_count(track(pairs, f"N = {samples}"), truths, fixed, samples)})
         print(found[-1])
     if options.refits:
-        pictures = [_rows.read(task, net) for task in tasks]
+        images = [_rows.read(task, net) for task in tasks]
 
         def refitted(number: int, samples: int) -> Groups:
-            return _grouped(_rows.refitted(net, pictures[number], samples, l2, random))
+            return _grouped(_rows.refitted(net, images[number], samples, l2, random))
 
         each = -(-options.refits // len(tasks))
         pairs = [(i, j) for i, j in itertools.pairwise([*range(len(tasks)), 0]) for _ in range(each)]
         found.append({"head": "refitted", **_count(track(pairs, "refitted"), truths, refitted, options.refit_samples)})
         print(found[-1])
     result = {"probe": options.probe, "image_size": options.image_size, "estimator": "signed", "confidence": 0.95}
-    described = [{"name": task.name, "pictures": len(task)} for task in tasks]
+    described = [{"name": task.name, "images": len(task)} for task in tasks]
     print(write_result("coverage", {**result, "tasks": described, "rows": found}))
 
 

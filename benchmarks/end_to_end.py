@@ -1,8 +1,8 @@
-"""What does an embedding cost from call to return, in plain steps over the same pictures, and where does the time go?
+"""What does an embedding cost from call to return, in plain steps over the same images, and where does the time go?
 
-    python -m benchmarks.end_to_end [--arch resnet34] [--pictures 512] [--batch-size 32]
+    python -m benchmarks.end_to_end [--arch resnet34] [--images 512] [--batch-size 32]
 
-`fisher_embed` of preprocessed pictures in memory, everything included, against what no method can do without: one
+`fisher_embed` of preprocessed images in memory, everything included, against what no method can do without: one
 forward pass over them (to fit the head) and one plain forward and backward.
 """
 
@@ -24,7 +24,7 @@ from benchmarks._stages import Stages, stages
 from benchmarks._step import LIMIT, Setup, Step, reference_fisher, relative_error
 from task2vec_ext import Embedding, Probe, fisher_embed
 from task2vec_ext.data import Batch
-from task2vec_ext.head import fit_head
+from task2vec_ext.fisher.head import fit_head
 
 CLASSES = 10
 
@@ -33,23 +33,23 @@ def main() -> None:
     """Check, time, print, write."""
     arguments = parser(__doc__, repeats=3)
     arguments.add_argument("--arch", default="resnet34")
-    arguments.add_argument("--pictures", type=int, default=512)
+    arguments.add_argument("--images", type=int, default=512)
     arguments.add_argument("--batch-size", type=int, help="default: 32 on the CPU, 256 on a GPU")
     options = arguments.parse_args()
     batch_size = options.batch_size or (256 if options.device.startswith("cuda") else 32)
     # On a GPU as a user has it by default: cuDNN may use TF32.
     precision = "tf32" if options.device.startswith("cuda") else "fp32"
     result = measure(
-        Setup(options.arch, batch_size, options.size, options.device, precision), options.pictures, options.repeats
+        Setup(options.arch, batch_size, options.size, options.device, precision), options.images, options.repeats
     )
     report(result)
     print(write_result("end_to_end", result))
 
 
-def measure(setup: Setup, pictures: int, repeats: int) -> dict[str, Any]:
+def measure(setup: Setup, count: int, repeats: int) -> dict[str, Any]:
     """Return the time of both, their ratio, and the stages of ours."""
     step = replace(setup, channels_last=True).build()
-    images, labels = blobs(pictures, setup.size)
+    images, labels = blobs(count, setup.size)
     task = TensorDataset(images, labels)
 
     def embed(task: TensorDataset = task) -> Embedding:
@@ -73,7 +73,7 @@ def measure(setup: Setup, pictures: int, repeats: int) -> dict[str, Any]:
     seconds = interleave(ways, repeats, setup.device)
     return {
         "arch": setup.arch,
-        "pictures": pictures,
+        "images": count,
         "batch_size": setup.batch_size,
         "size": setup.size,
         "device": setup.device,
@@ -85,17 +85,17 @@ def measure(setup: Setup, pictures: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def blobs(pictures: int, size: int) -> tuple[Tensor, Tensor]:
-    """Return noisy pictures of one colour a class ``[N, 3, size, size]``, preprocessed, and their labels."""
+def blobs(count: int, size: int) -> tuple[Tensor, Tensor]:
+    """Return noisy images of one colour a class ``[N, 3, size, size]``, preprocessed, and their labels."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(pictures) % CLASSES
+    labels = torch.arange(count) % CLASSES
     colours = torch.randn(CLASSES, 3, 1, 1, generator=generator)
-    images = torch.randn(pictures, 3, size, size, generator=generator)
+    images = torch.randn(count, 3, size, size, generator=generator)
     return images.add_(colours[labels]), labels
 
 
 def plain_steps(step: Step, images: Tensor, labels: Tensor, batch_size: int) -> None:
-    """One forward pass over the pictures, then one plain forward and backward, channels-last: the faster layout."""
+    """One forward pass over the images, then one plain forward and backward, channels-last: the faster layout."""
     device = step.batch.images.device
     in_layout = images.to(memory_format=torch.channels_last)
     batches = list(zip(in_layout.split(batch_size), labels.split(batch_size), strict=True))
@@ -108,7 +108,7 @@ def plain_steps(step: Step, images: Tensor, labels: Tensor, batch_size: int) -> 
 
 
 def error_of(embedding: Embedding, probe: Probe, images: Tensor, labels: Tensor) -> float:
-    """Return an embedding's relative error to autograd, one picture at a time, with a head fitted alike."""
+    """Return an embedding's relative error to autograd, one image at a time, with a head fitted alike."""
     device = next(probe.module.parameters()).device
     batch = Batch(torch.arange(len(images)), images.to(device), labels.to(device))
     with torch.no_grad():
@@ -122,14 +122,14 @@ def report(result: dict[str, Any]) -> None:
     ours = result["seconds"]["fisher_embed"]["median"]
     parts = result["stages"]
     print_table(
-        f"{result['pictures']} pictures, {result['arch']}, {result['size']} px, batch {result['batch_size']}, "
+        f"{result['images']} images, {result['arch']}, {result['size']} px, batch {result['batch_size']}, "
         f"{result['device']}, error {result['relative_error']:.1e}",
         ["", "seconds", "÷ plain"],
         [
             ("plain: forward, then forward and backward", plain, 1.0),
             ("fisher_embed", ours, result["time_ratio"]["median"]),
             *[(f"  {name}", parts[name], parts[name] / plain) for name in ("features", "head", "fisher")],
-            ("  of these waiting for pictures", parts["waiting"], parts["waiting"] / plain),
+            ("  of these waiting for images", parts["waiting"], parts["waiting"] / plain),
         ],
     )
 

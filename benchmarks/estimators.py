@@ -13,7 +13,7 @@ from rich.progress import track
 from benchmarks import _real
 from benchmarks._record import write_result
 from task2vec_ext import cross_distances, fisher_embed
-from task2vec_ext.head import DEFAULT_L2
+from task2vec_ext.fisher.head import DEFAULT_L2
 
 
 def main() -> None:
@@ -31,14 +31,14 @@ def main() -> None:
     net = _real.probe(options)
     rows = []
     for l2 in options.l2:
-        # The draw of pictures and the head are those of seed 0 throughout: only the estimator's noise varies.
-        pictures = torch.utils.data.Subset(real.task, _indices(real.task, options.num_samples))
+        # The draw of images and the head are those of seed 0 throughout: only the estimator's noise varies.
+        images = torch.utils.data.Subset(real.task, _indices(real.task, options.num_samples))
         settings = {"head_l2": l2, "progress": False, "name": options.task}
-        exact = fisher_embed(pictures, net, estimator="exact", **settings)
+        exact = fisher_embed(images, net, estimator="exact", **settings)
         for estimator in ("signed", "sampled"):
             errors, distances = [], []
             for seed in track(range(options.seeds), f"l2 {l2:g}, {estimator}"):
-                other = fisher_embed(pictures, net, estimator=estimator, seed=seed, **settings)
+                other = fisher_embed(images, net, estimator=estimator, seed=seed, **settings)
                 errors.append(float((other.fisher - exact.fisher).norm() / exact.fisher.norm()))
                 distances.append(float(cross_distances([exact], [other])[0, 0]))
             rows.append(
@@ -54,7 +54,7 @@ def main() -> None:
             print(rows[-1])
     result = {
         "task": options.task,
-        "pictures": exact.num_samples,
+        "images": exact.num_samples,
         "seeds": options.seeds,
         "image_size": options.image_size,
     }

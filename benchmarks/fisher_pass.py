@@ -3,7 +3,7 @@
     python -m benchmarks.fisher_pass [--arch resnet34 resnet50 resnet18] [--batch-size 16] [--precision fp32]
 
 Plain is one forward and backward of the summed loss with every weight's gradient, in eval mode. Both are timed with
-contiguous and with channels-last pictures and weights; the faster of each counts.
+contiguous and with channels-last images and weights; the faster of each counts.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from benchmarks._measure import check, interleave, parser, peak_memory, print_table, ratio, say, seconds_of, summary
 from benchmarks._record import write_result
 from benchmarks._step import LIMIT, PRECISIONS, Setup, Step
-from task2vec_ext._geometry import conv_geometry
-from task2vec_ext._routes import Route, choose_route
-from task2vec_ext._watch import ConvUse
-from task2vec_ext.capture import _grad_sq, _Root
-from task2vec_ext.probe import frozen
+from task2vec_ext.fisher.capture import _grad_sq, _Root
+from task2vec_ext.kernels._geometry import conv_geometry
+from task2vec_ext.kernels._routes import Route, choose_route
+from task2vec_ext.probe.probe import frozen
+from task2vec_ext.probe.watch import ConvUse
 
 LAYOUTS = {"contiguous": False, "channels-last": True}
 
@@ -91,7 +91,7 @@ def fastest(seconds: Mapping[str, list[float]], kind: str) -> str:
 
 
 def build(setup: Setup, way: str) -> Callable[[], object]:
-    """Return one way's step, warmed up on one small picture: what a first call loads is not the step's memory."""
+    """Return one way's step, warmed up on one small image: what a first call loads is not the step's memory."""
     kind, layout = way.split()
     setup = replace(setup, channels_last=LAYOUTS[layout])
     getattr(replace(setup, batch_size=1, size=64).build(), kind)()

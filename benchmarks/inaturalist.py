@@ -1,9 +1,9 @@
-"""Does the loader keep the device busy? An embedding of iNaturalist 2018 pictures from disk, and who waits for whom.
+"""Does the loader keep the device busy? An embedding of iNaturalist 2018 images from disk, and who waits for whom.
 
     python -m benchmarks.inaturalist --root DIR [--split train2018] [--where order=Passeriformes] [--num-samples 512]
     python -m benchmarks.inaturalist --synthetic 256      # a stand-in of the same layout: needs no data
 
-DIR holds the data set as published: SPLIT.json (COCO style: images, annotations, categories), the pictures under the
+DIR holds the data set as published: SPLIT.json (COCO style: images, annotations, categories), the images under the
 names it gives (train_val2018/Aves/2761/….jpg) and, if --where needs more ranks than that file has, categories.json.
 """
 
@@ -33,7 +33,7 @@ from task2vec_ext import Preprocess, Probe, Task, as_task, fisher_embed
 from task2vec_ext.data import batches, draw
 
 LIMIT = 0.10
-"""Share of the wall time that the device may wait for pictures."""
+"""Share of the wall time that the device may wait for images."""
 
 
 def main() -> None:
@@ -44,8 +44,8 @@ def main() -> None:
     arguments.add_argument(
         "--where", metavar="RANK=NAME", help="only categories of which this holds: supercategory=Aves"
     )
-    arguments.add_argument("--synthetic", type=int, metavar="N", help="first write a stand-in of N pictures")
-    arguments.add_argument("--num-samples", type=int, default=256, help="pictures, drawn in proportion to the classes")
+    arguments.add_argument("--synthetic", type=int, metavar="N", help="first write a stand-in of N images")
+    arguments.add_argument("--num-samples", type=int, default=256, help="images, drawn in proportion to the classes")
     arguments.add_argument("--arch", default="resnet34")
     arguments.add_argument("--batch-size", type=int, help="default: 32 on the CPU, 256 on a GPU")
     arguments.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 16), help="processes that decode")
@@ -70,15 +70,15 @@ def inaturalist_task(root: Path, split: str, where: str | None = None) -> Task:
     """Return a split of iNaturalist 2018, or the part of it that one RANK=NAME names, as a task.
 
     Args:
-        root: folder that holds ``SPLIT.json`` and the pictures.
+        root: Folder that holds ``SPLIT.json`` and the images.
         split: ``train2018`` or ``val2018``.
-        where: for instance ``supercategory=Aves``, or any rank that ``categories.json`` gives (``order=…``).
+        where: For instance ``supercategory=Aves``, or any rank that ``categories.json`` gives (``order=…``).
 
     Returns:
-        One class for every category that has pictures, in the order of their ids.
+        One class for every category that has images, in the order of their ids.
 
     Raises:
-        ValueError: If the annotations or pictures are missing, or nothing is named by `where`.
+        ValueError: If the annotations or images are missing, or nothing is named by `where`.
     """
     file = root / f"{split}.json"
     if not file.is_file():
@@ -99,7 +99,7 @@ def inaturalist_task(root: Path, split: str, where: str | None = None) -> Task:
     pairs = [(files[a["image_id"]], a["category_id"]) for a in content["annotations"] if a["category_id"] in wanted]
     present = sorted({category for _, category in pairs})
     if not pairs:
-        raise ValueError(f"inaturalist: expected pictures of {where or 'any category'} in {file}, it lists none.")
+        raise ValueError(f"inaturalist: expected images of {where or 'any category'} in {file}, it lists none.")
     labels = {category: label for label, category in enumerate(present)}
     name = f"iNaturalist {split}" + (f" {where}" if where else "")
     return as_task([(root / file, labels[category]) for file, category in pairs], name=name)
@@ -118,15 +118,15 @@ def _chosen(categories: dict[int, dict[str, Any]], where: str | None) -> set[int
     return chosen
 
 
-def write_synthetic(root: Path, pictures: int, split: str = "train2018", *, side: int = 500, classes: int = 20) -> None:
+def write_synthetic(root: Path, count: int, split: str = "train2018", *, side: int = 500, classes: int = 20) -> None:
     """Write a stand-in of iNaturalist 2018's layout: JPEGs of about `side` pixels, class c with a share of 1/(c + 1).
 
     Args:
-        root: folder to write to.
-        pictures: how many.
-        split: name of the annotation file.
-        side: of the longer side, pixels; the published pictures have up to 800.
-        classes: at most so many, spread over three supercategories.
+        root: Folder to write to.
+        count: How many.
+        split: Name of the annotation file.
+        side: Of the longer side, pixels; the published images have up to 800.
+        classes: At most so many, spread over three supercategories.
 
     Raises:
         ValueError: If `root` already holds annotations of that name: they may be the real ones.
@@ -137,23 +137,23 @@ def write_synthetic(root: Path, pictures: int, split: str = "train2018", *, side
             f"inaturalist: expected an empty folder for the stand-in, found {file}; leave out --synthetic."
         )
     share = 1 / np.arange(1, classes + 1)
-    upto = np.ceil(np.cumsum(share) / share.sum() * pictures).astype(int)
+    upto = np.ceil(np.cumsum(share) / share.sum() * count).astype(int)
     supers = ("Aves", "Insecta", "Plantae")
     categories = [{"id": c, "name": f"species {c}", "supercategory": supers[c % 3]} for c in range(classes)]
     images, annotations = [], []
-    for number in range(pictures):
+    for number in range(count):
         c = int(np.searchsorted(upto, number, side="right"))
         name = f"train_val2018/{supers[c % 3]}/{c}/{number:032x}.jpg"
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        _picture(number, c, side).save(path, quality=90)
+        _image(number, c, side).save(path, quality=90)
         images.append({"id": number, "file_name": name})
         annotations.append({"id": number, "image_id": number, "category_id": c})
     content = {"images": images, "annotations": annotations, "categories": categories}
     file.write_text(json.dumps(content), encoding="utf-8")
 
 
-def _picture(number: int, label: int, side: int) -> Image.Image:
+def _image(number: int, label: int, side: int) -> Image.Image:
     """Noise at several scales, which costs a decoder what a photograph of this size does (about 100 kB at 500 px)."""
     random = np.random.default_rng([number, label])
     short = int(side * random.choice([0.67, 0.75, 1.0]))
@@ -167,7 +167,7 @@ def _picture(number: int, label: int, side: int) -> Image.Image:
 
 
 def measure(task: Task, options: argparse.Namespace) -> dict[str, Any]:
-    """Return pictures a second of decoding alone and of every stage, and the share in which the device waits."""
+    """Return images a second of decoding alone and of every stage, and the share in which the device waits."""
     probe = Probe(random_probe(options.arch).module, "fc", options.arch, "random", Preprocess().with_size(options.size))
     assert task.labels is not None  # a list of files states them
     indices = draw(task.labels, options.num_samples, 0)
@@ -187,21 +187,21 @@ def measure(task: Task, options: argparse.Namespace) -> dict[str, Any]:
                 progress=False,
             )
         clocks.append(clock)
-    pictures = embedding.num_samples
+    images = embedding.num_samples
     seconds = {name: median(asdict(clock)[name] for clock in clocks) for name in asdict(clocks[0])}
     return {
         "task": task.name,
         "synthetic": options.synthetic is not None,
-        "pictures": pictures,
+        "images": images,
         "classes": embedding.head.num_outputs,
         "workers": options.workers,
         "arch": options.arch,
         "size": options.size,
         "batch_size": options.batch_size,
         "device": options.device,
-        "decode_images_per_second": pictures / summary(decoding)["median"],
+        "decode_images_per_second": images / summary(decoding)["median"],
         "seconds": seconds,
-        "images_per_second": {name: pictures / seconds[name] for name in ("features", "head", "fisher")},
+        "images_per_second": {name: images / seconds[name] for name in ("features", "head", "fisher")},
         "waiting_share": median(clock.waiting_share for clock in clocks),
         "target": LIMIT,
     }
@@ -214,9 +214,7 @@ def check_same_batches(task: Task, indices: torch.Tensor, probe: Probe, workers:
         for n in (0, workers)
     )
     if not torch.equal(one, many):
-        raise SystemExit(
-            f"inaturalist: expected the same pictures from {workers} processes as from one; nothing timed."
-        )
+        raise SystemExit(f"inaturalist: expected the same images from {workers} processes as from one; nothing timed.")
 
 
 def _decode(task: Task, indices: torch.Tensor, probe: Probe, options: argparse.Namespace) -> float:
@@ -228,7 +226,7 @@ def _decode(task: Task, indices: torch.Tensor, probe: Probe, options: argparse.N
 
 
 def _few(task: Task) -> list[tuple[torch.Tensor, int]]:
-    """Four pictures in memory, of two classes."""
+    """Four images in memory, of two classes."""
     return [(task[i][0], i % 2) for i in range(min(4, len(task)))]
 
 
@@ -237,12 +235,12 @@ def report(result: dict[str, Any]) -> None:
     seconds, rate = result["seconds"], result["images_per_second"]
     total = seconds["features"] + seconds["head"] + seconds["fisher"]
     print_table(
-        f"{result['task']}: {result['pictures']} pictures of {result['classes']} classes, {result['arch']}, "
+        f"{result['task']}: {result['images']} images of {result['classes']} classes, {result['arch']}, "
         f"{result['workers']} decoding processes, {result['device']}",
         ["", "seconds", "images/s", "share of wall time"],
         [
             *[(name, seconds[name], rate[name], seconds[name] / total) for name in ("features", "head", "fisher")],
-            ("device waits for pictures", seconds["waiting"], None, result["waiting_share"]),
+            ("device waits for images", seconds["waiting"], None, result["waiting_share"]),
             ("decoding alone", None, result["decode_images_per_second"], None),
         ],
     )

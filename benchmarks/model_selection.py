@@ -5,7 +5,7 @@ r"""Which selector finds the best expert? Trains experts, measures every expert'
         --image-size 224 --recipe paper --experts-per-domain 25 --tasks-per-domain 25      # the paper's 50 × 50
 
 Everything lands in the work folder; killed and started again, it goes on. Experts and tasks are the largest of every
-domain. All pictures are parted once, by a hash of their names: half to learn from (experts, classifiers, embeddings),
+domain. All images are parted once, by a hash of their names: half to learn from (experts, classifiers, embeddings),
 half to be tested on.
 """
 
@@ -27,14 +27,14 @@ from benchmarks._reasons import reasons, reliability
 from benchmarks._record import RESULTS, hardware, write_result
 from benchmarks._scoring import facts, print_table, score
 from task2vec_ext import Embedding, Probe, fisher_embed, load_probe
-from task2vec_ext._tables import safe_name
+from task2vec_ext._util.tables import safe_name
 from task2vec_ext.data import tasks_from
-from task2vec_ext.expert import Expert, train_expert
-from task2vec_ext.recipe import RECIPES, RecipeName
+from task2vec_ext.experts.errors import IMAGENET, ErrorMatrix
+from task2vec_ext.experts.expert import Expert, train_expert
+from task2vec_ext.experts.features import ExpertFeatures, Extractor
+from task2vec_ext.experts.recipe import RECIPES, RecipeName
+from task2vec_ext.experts.transfer import transfer_errors
 from task2vec_ext.selection import SELECTORS
-from task2vec_ext.selection.errors import IMAGENET, ErrorMatrix
-from task2vec_ext.selection.features import ExpertFeatures, Extractor
-from task2vec_ext.selection.transfer import transfer_errors
 
 Outputs = Callable[[str, str], ExpertFeatures]
 
@@ -105,11 +105,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--experts-per-domain", type=int, default=3)
     parser.add_argument("--tasks-per-domain", type=int, default=5)
-    parser.add_argument("--fewest", type=int, default=85, help="training pictures of a target task")
-    parser.add_argument("--expert-samples", type=int, default=300, help="pictures an expert is trained on, at most")
-    parser.add_argument("--embedding-samples", type=int, default=200, help="pictures of a task's embedding, at most")
-    parser.add_argument("--train-samples", type=int, default=120, help="pictures a classifier is fitted to, at most")
-    parser.add_argument("--test-samples", type=int, default=160, help="pictures an error is measured on, at most")
+    parser.add_argument("--fewest", type=int, default=85, help="training images of a target task")
+    parser.add_argument("--expert-samples", type=int, default=300, help="images an expert is trained on, at most")
+    parser.add_argument("--embedding-samples", type=int, default=200, help="images of a task's embedding, at most")
+    parser.add_argument("--train-samples", type=int, default=120, help="images a classifier is fitted to, at most")
+    parser.add_argument("--test-samples", type=int, default=160, help="images an error is measured on, at most")
     parser.add_argument("--dtype", default="float32", help="of forward passes but the embeddings': bfloat16 is faster")
     parser.add_argument("--by", nargs="+", choices=SELECTORS, help="selectors to report; default: all")
     parser.add_argument("--name", default="model_selection", help="of the results' files")
@@ -155,7 +155,7 @@ def train(tasks: list[MetaTask], probe: Probe, options: argparse.Namespace) -> l
 
 
 def embed(tasks: list[MetaTask], probe: Probe, options: argparse.Namespace) -> dict[str, Embedding]:
-    """Return the embedding of every task's training pictures, by name."""
+    """Return the embedding of every task's training images, by name."""
     folder = options.work / "embeddings"
     folder.mkdir(exist_ok=True)
     found = {}
@@ -189,24 +189,24 @@ def transfer(experts: list[Expert], tasks: list[MetaTask], probe: Probe, options
 
 
 def outputs(extractor: Extractor, tasks: dict[str, MetaTask], options: argparse.Namespace) -> Outputs:
-    """Return what gives (task, expert) → features: of the pictures that classifiers were fitted to, no others."""
+    """Return what gives (task, expert) → features: of the images that classifiers were fitted to, no others."""
 
     def of(task: str, expert: str) -> ExpertFeatures:
-        pictures = tasks[task].train
-        return extractor(pictures, num_samples=count(pictures, options.train_samples), only=[expert])[expert]
+        images = tasks[task].train
+        return extractor(images, num_samples=count(images, options.train_samples), only=[expert])[expert]
 
     return of
 
 
 def reliabilities(extractor: Extractor, tasks: list[MetaTask], options: argparse.Namespace) -> dict[str, float]:
-    """Return how reliable errors on so few test pictures are: means over the tasks."""
+    """Return how reliable errors on so few test images are: means over the tasks."""
     found = []
     for task in tasks:
         train = extractor(task.train, num_samples=count(task.train, options.train_samples))
         test = extractor(task.test, num_samples=count(task.test, options.test_samples))
         found.append(reliability(train, test, task.name))
     agree, over = (mean(values) for values in zip(*found, strict=True))
-    # Spearman and Brown: of twice as many pictures.
+    # Spearman and Brown: of twice as many images.
     whole = 2 * agree / (1 + agree)
     return {"halves_correlate": agree, "reliability": whole, "best_of_one_half_on_the_other": over}
 

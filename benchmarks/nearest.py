@@ -1,10 +1,10 @@
 """How long does it take to find a task's nearest among very many, and how many of them does the shortlist find?
 
-python -m benchmarks.nearest --data DIR [--tasks 200000] [--queries 50] [--pictures 60] [--cache DIR]
+python -m benchmarks.nearest --data DIR [--tasks 200000] [--queries 50] [--images 60] [--cache DIR]
 
 The real tasks of --data are embedded first (`build_library`; --cache keeps them). Around them so many synthetic ones
 are drawn: the log-Fisher of a real task, up to half of the way to that of another, 10 % noise a filter (about the error
-of an embedding of a hundred pictures) and a scale; written to a temporary matrix. Queries are drawn in the same way.
+of an embedding of a hundred images) and a scale; written to a temporary matrix. Queries are drawn in the same way.
 Then, query by query: all rows compared (`_matrix.nearest`), and the faiss shortlist with its candidates compared. First
 it is checked that float32 rows give the distances of float64 ones.
 """
@@ -24,7 +24,7 @@ from benchmarks._measure import check, peak_memory, print_table, say, summary
 from benchmarks._real import parser, probe, real_tasks
 from benchmarks._record import write_result
 from task2vec_ext import build_library
-from task2vec_ext._pairwise import sym_distances
+from task2vec_ext.kernels.pairwise import sym_distances
 from task2vec_ext.library import shortlist as _shortlist
 from task2vec_ext.library.matrix import Matrix, nearest
 
@@ -39,7 +39,7 @@ def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.add_argument("--tasks", type=int, default=200_000)
     arguments.add_argument("--queries", type=int, default=50)
-    arguments.add_argument("--pictures", type=int, default=60, help="of each real task")
+    arguments.add_argument("--images", type=int, default=60, help="of each real task")
     arguments.add_argument("--candidates", type=int, nargs="+", default=[100, 300, _shortlist.CANDIDATES])
     arguments.add_argument("--cache", type=Path, help="folder that keeps the real tasks' library")
     options = arguments.parse_args()
@@ -60,10 +60,8 @@ def real_embeddings(options: Any, folder: Path) -> Tensor:
     """Return F of the real tasks, ``[T, K]``."""
     say("real tasks")
     tasks = [real.task for real in real_tasks(options.data)]
-    library = build_library(tasks, folder, probe(options), num_samples=options.pictures, error_bars=False)
-    done = [
-        entry.name for entry in library.entries() if entry.state == "done"
-    ]  # not tasks of more classes than pictures
+    library = build_library(tasks, folder, probe(options), num_samples=options.images, error_bars=False)
+    done = [entry.name for entry in library.entries() if entry.state == "done"]  # not tasks of more classes than images
     return torch.stack([library.embedding(name).fisher for name in done])
 
 

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from benchmarks._measure import check, interleave, parser, print_table, say, summary
 from benchmarks._record import write_result
 from benchmarks._step import PRECISIONS, Precision, random_probe, set_precision
-from task2vec_ext import filter_grad_sq, reference
-from task2vec_ext._geometry import ConvGeometry, conv_geometry
-from task2vec_ext._routes import ROUTES, available_routes, choose_route, route_cost
+from task2vec_ext import filter_grad_sq
+from task2vec_ext.kernels import reference
+from task2vec_ext.kernels._geometry import ConvGeometry, conv_geometry
+from task2vec_ext.kernels._routes import ROUTES, available_routes, choose_route, route_cost
 
 SKIP = 20
 """A route predicted to cost this many times the cheapest is not run: it would take most of the time."""
@@ -70,7 +71,7 @@ def measure(options: argparse.Namespace, precision: Precision) -> dict[str, Any]
 
 
 def convolutions(archs: list[str], size: int) -> Counter[ConvGeometry]:
-    """Return every distinct convolution of the networks, for one picture, and how many layers have it."""
+    """Return every distinct convolution of the networks, for one image, and how many layers have it."""
     found: Counter[ConvGeometry] = Counter()
 
     def count(module: nn.Conv2d, args: tuple[Tensor, ...], output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Per-sample squared gradients per filter, five ways: ours, torch.func, Opacus, BackPACK, and one picture at a time.
+"""Per-sample squared gradients per filter, five ways: ours, torch.func, Opacus, BackPACK, and one image at a time.
 
     pip install ".[bench]"
     python -m benchmarks.peers [--arch resnet34] [--batch-size 16]
@@ -101,7 +101,7 @@ def measure(setup: Setup, repeats: int, budget: float = 60, *, memory: bool = Tr
 
 
 def build(setup: Setup, name: str) -> Callable[[], object]:
-    """Return a way's step, warmed up on one small picture: what a first call loads is not the step's memory."""
+    """Return a way's step, warmed up on one small image: what a first call loads is not the step's memory."""
     WAYS[name](replace(setup, batch_size=1, size=64).build())()
     return WAYS[name](setup.build())
 
@@ -198,7 +198,7 @@ WAYS: dict[str, Callable[[Step], Callable[[], Any]]] = {
 
 
 def _freeze_others(step: Step) -> None:
-    # Of the pictures, which need no gradient: nothing a user of these packages could change.
+    # Of the images, which need no gradient: nothing a user of these packages could change.
     warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
     described = {id(weight) for weight in step.weights}
     for parameter in step.probe.module.parameters():

@@ -2,7 +2,7 @@
 
     python -m benchmarks.real_tasks --data DIR [--per-domain 6] [--num-samples 160]
 
-Domains of one task are left out of the figure (they have no neighbour to find). Tasks of one domain may share pictures.
+Domains of one task are left out of the figure (they have no neighbour to find). Tasks of one domain may share images.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from rich.progress import track
 from benchmarks import _real
 from benchmarks._record import RESULTS, hardware, write_result
 from task2vec_ext import Embedding, distance_matrix, fisher_embed
-from task2vec_ext._tables import nearest, safe_name
-from task2vec_ext.head import DEFAULT_L2
+from task2vec_ext._util.tables import nearest, safe_name
+from task2vec_ext.fisher.head import DEFAULT_L2
 from task2vec_ext.plot import plot_matrix, save_figure
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     """Embed, compare, write."""
     parser = _real.parser(__doc__ or "")
     parser.add_argument("--per-domain", type=int, default=6, help="tasks of each domain at most")
-    parser.add_argument("--num-samples", type=int, default=160, help="pictures of each task at most")
+    parser.add_argument("--num-samples", type=int, default=160, help="images of each task at most")
     parser.add_argument("--l2", type=float, default=DEFAULT_L2["lbfgs"], help="L2 penalty of the head")
     parser.add_argument("--estimator", default="signed")
     parser.add_argument(
@@ -43,7 +43,7 @@ def main() -> None:
         if file and file.exists():
             embeddings.append(Embedding.load(file))
             continue
-        # A few classes have fewer pictures than a proportional draw needs: at least two of each on average.
+        # A few classes have fewer images than a proportional draw needs: at least two of each on average.
         count = max(options.num_samples, 2 * (int(real.task.labels.max()) + 1))
         embedding = fisher_embed(
             real.task, net, estimator=options.estimator, num_samples=count, head_l2=options.l2, progress=False
@@ -60,7 +60,7 @@ def main() -> None:
         "image_size": options.image_size,
         "tasks": len(tasks),
         "domains": len(set(domains)),
-        "pictures": sum(embedding.num_samples for embedding in embeddings),
+        "images": sum(embedding.num_samples for embedding in embeddings),
         "l2": options.l2,
         "seconds": seconds,
         "head_nll_median": sorted(embedding.head.nll for embedding in embeddings)[len(embeddings) // 2],

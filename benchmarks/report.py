@@ -81,7 +81,7 @@ _RATIO = ("time_ratio", "median")
 _PASS: dict[str, Any] = {"batch_size": 16, "size": 224}
 _GPU_PASS: dict[str, Any] = {"batch_size": 256, "size": 224}
 _PEERS: dict[str, Any] = {"arch": "resnet34", "device": "cpu", **_PASS}
-_EMBED: dict[str, Any] = {"arch": "resnet34", "device": "cpu", "pictures": 512, "size": 224}
+_EMBED: dict[str, Any] = {"arch": "resnet34", "device": "cpu", "images": 512, "size": 224}
 _PHOTOS: dict[str, Any] = {"arch": "resnet34", "device": "cpu", "size": 224}
 
 
@@ -115,12 +115,10 @@ ROWS = [
     _faster("torch.func vmap(grad)", "vmap", 2.7),
     _faster("Opacus", "opacus", 3.7),
     _faster("BackPACK", "backpack", 12),
-    Row(
-        "`fisher_embed` of 512 pictures ÷ plain steps", "CPU", "end_to_end", _field(*_RATIO), "≤", 1.0, settings=_EMBED
-    ),
+    Row("`fisher_embed` of 512 images ÷ plain steps", "CPU", "end_to_end", _field(*_RATIO), "≤", 1.0, settings=_EMBED),
     Row("d_sym of all pairs, faster than NumPy", "CPU", "distances", _field(*_NUMPY_RATIO), "≥", 100, "{:.0f}×".format),
     Row("its peak memory", "CPU", "distances", _field(*_DISTANCE_BYTES), "≤", 300e6, lambda v: f"{v / 1e6:.0f} MB"),
-    Row("time waiting for pictures", "CPU", "inaturalist", _field("waiting_share"), "≤", 0.10, _PERCENT, _PHOTOS),
+    Row("time waiting for images", "CPU", "inaturalist", _field("waiting_share"), "≤", 0.10, _PERCENT, _PHOTOS),
     _noisy("CPU", "variational step ÷ plain step", "plain", 0.95),
     _noisy("CPU", "variational step ÷ the authors' two convolutions", "authors", 0.5),
     _gpu_pass("resnet34", "ResNet-34", "tf32"),

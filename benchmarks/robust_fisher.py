@@ -3,7 +3,7 @@
     python -m benchmarks.robust_fisher --data DIR [--task cub_order_charadriiformes] [--num-samples 75 300] [--epochs 6]
 
 Rank correlation (Spearman) over filters, per layer and over all, of the variational F after each epoch with the
-per-sample F of the same pictures and head (signed, mean of 4 seeds); and d_sym between the two.
+per-sample F of the same images and head (signed, mean of 4 seeds); and d_sym between the two.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from benchmarks._measure import print_table, say
 from benchmarks._record import write_result
 from task2vec_ext import Probe, Task, cross_distances
 from task2vec_ext.data import Batch, batches, draw
-from task2vec_ext.fisher import sum_fisher
-from task2vec_ext.folding import fold
-from task2vec_ext.head import Head, fit_head
-from task2vec_ext.variational import Variational, variational_epochs
+from task2vec_ext.fisher.head import Head, fit_head
+from task2vec_ext.fisher.per_sample import sum_fisher
+from task2vec_ext.fisher.variational import Variational, variational_epochs
+from task2vec_ext.probe.folding import fold
 
 SEEDS, BATCH = 4, 32
 
 
 def main() -> None:
-    """Fit once per number of pictures and kind of noise, compare after every epoch, print, write."""
+    """Fit once per number of images and kind of noise, compare after every epoch, print, write."""
     parser = _real.parser(__doc__ or "")
     parser.add_argument("--task", default="cub_order_charadriiformes")
     parser.add_argument("--num-samples", type=int, nargs="+", default=[75, 300])
@@ -63,7 +63,7 @@ def main() -> None:
 
 def compare(net: Probe, task: Task, count: int, settings: Variational) -> list[dict[str, Any]]:
     """Return one row an epoch."""
-    images, labels = pictures(net, task, count)
+    images, labels = read_images(net, task, count)
     layers = net.layers()
     faster = fold(net, layers, images[:1])
     with torch.no_grad():
@@ -77,12 +77,12 @@ def compare(net: Probe, task: Task, count: int, settings: Variational) -> list[d
 
     rows = []
     for epoch, robust in enumerate(variational_epochs(faster, layers, head, epochs(), count, settings), 1):
-        say(f"{settings.noise}, {count} pictures: epoch {epoch} of {settings.epochs}")
+        say(f"{settings.noise}, {count} images: epoch {epoch} of {settings.epochs}")
         by_layer = [_spearman(robust.fisher, expected, slice(each.start, each.stop)) for each in layers]
         rows.append(
             {
                 "noise": settings.noise,
-                "pictures": count,
+                "images": count,
                 "head_nll": head.nll,
                 "epoch": epoch,
                 "nll_under_noise": robust.nll[-1],
@@ -96,15 +96,15 @@ def compare(net: Probe, task: Task, count: int, settings: Variational) -> list[d
         )
     names = ("epoch", "spearman_all", "spearman_median", "norm_ratio", "zeros", "d_sym", "nll_under_noise")
     print_table(
-        f"{task.name}: {count} pictures, noise on {settings.noise}, head {head.nll:.3f} nats",
+        f"{task.name}: {count} images, noise on {settings.noise}, head {head.nll:.3f} nats",
         names,
         [[row[name] for name in names] for row in rows],
     )
     return rows
 
 
-def pictures(net: Probe, task: Task, count: int) -> tuple[Tensor, Tensor]:
-    """Return preprocessed pictures ``[N, 3, H, W]`` and their labels."""
+def read_images(net: Probe, task: Task, count: int) -> tuple[Tensor, Tensor]:
+    """Return preprocessed images ``[N, 3, H, W]`` and their labels."""
     assert task.labels is not None
     read = list(batches(task, draw(task.labels, count, seed=0), net.preprocess, batch_size=64))
     return torch.cat([batch.images for batch in read]), torch.cat([batch.labels for batch in read])

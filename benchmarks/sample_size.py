@@ -1,12 +1,12 @@
-"""How many pictures does an embedding need? Its relative error against pictures used, by estimator and confidence.
+"""How many images does an embedding need? Its relative error against images used, by estimator and confidence.
 
     python -m benchmarks.sample_size --data DIR [--tasks NAME …] [--l2 1e-1 1e-3]
 
 The head is fitted to the full task and held fixed; the truth is the exact Fisher of the full task. ``exact``,
-``signed`` and ``sampled`` are means of per-picture rows, computed once, over N pictures drawn with replacement.
-``batch_mean`` is the authors' released estimator: the squared gradient of the mean loss of 64 pictures with sampled
+``signed`` and ``sampled`` are means of per-image rows, computed once, over N images drawn with replacement.
+``batch_mean`` is the authors' released estimator: the squared gradient of the mean loss of 64 images with sampled
 labels, times 64, mean over N/64 batches, no batch used twice. A large ``--l2`` makes a soft head, a small one a
-confident head. Draws docs/how_many_pictures.png, too.
+confident head. Draws docs/how_many_images.png, too.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from benchmarks import _real, _rows
 from benchmarks._record import write_result
 from task2vec_ext import Probe, distance_matrix
 from task2vec_ext.data import Batch
-from task2vec_ext.fisher import Estimator
-from task2vec_ext.head import Head
+from task2vec_ext.fisher.head import Head
+from task2vec_ext.fisher.per_sample import Estimator
+from task2vec_ext.kernels.reference import authors_monte_carlo
 from task2vec_ext.losses import CrossEntropy
 from task2vec_ext.plot import save_figure
-from task2vec_ext.reference import authors_monte_carlo
 
 ESTIMATORS: tuple[Estimator, ...] = tuple(e for e in get_args(Estimator) if e in {"exact", "signed", "sampled"})
 BATCH = 64
-"""Pictures in a batch of the authors' released code."""
+"""Images in a batch of the authors' released code."""
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--batches", type=int, default=48, help="of the authors' estimator")
-    parser.add_argument("--figure", type=Path, default=Path(__file__).parents[1] / "docs" / "how_many_pictures.png")
+    parser.add_argument("--figure", type=Path, default=Path(__file__).parents[1] / "docs" / "how_many_images.png")
     parser.add_argument(
         "--cache", type=Path, default=Path(tempfile.gettempdir()) / "task2vec-rows", help="folder that keeps the rows"
     )
@@ -52,11 +52,11 @@ def main() -> None:
     net, found = _real.probe(options), []
     random = torch.Generator().manual_seed(0)
     for real in _real.real_tasks(options.data, only=options.tasks):
-        pictures = _rows.read(real.task, net)
+        images = _rows.read(real.task, net)
         for l2 in options.l2:
             rows = {e: _rows.rows(real.task, net, estimator=e, l2=l2, cache=options.cache) for e in ESTIMATORS}
             head, truth = rows["exact"].head, rows["exact"].fisher.double().mean(0)
-            squares = _batch_means(net, pictures, head, options.batches, random)
+            squares = _batch_means(net, images, head, options.batches, random)
             for name in (*ESTIMATORS, "batch_mean"):
                 curve = []
                 for samples in options.samples:
@@ -69,7 +69,7 @@ def main() -> None:
                         means = [pool[draw].double().mean(0) for draw in draws]
                     errors = [float((mean - truth).norm() / truth.norm()) for mean in means]
                     apart = [float(distance_matrix(torch.stack([mean, truth]))[0, 1]) for mean in means]
-                    curve.append({"pictures": samples, "relative_error": median(errors), "d_sym": median(apart)})
+                    curve.append({"images": samples, "relative_error": median(errors), "d_sym": median(apart)})
                 found.append(
                     {"task": real.task.name, "l2": l2, "head_nll": head.nll, "estimator": name, "curve": curve}
                 )
@@ -79,19 +79,19 @@ def main() -> None:
     _draw(found, options.probe, options.figure)
 
 
-def _batch_means(probe: Probe, pictures: Batch, head: Head, count: int, random: torch.Generator) -> Tensor:
+def _batch_means(probe: Probe, all_images: Batch, head: Head, count: int, random: torch.Generator) -> Tensor:
     """Return 64 times the squared gradient of the mean loss of random batches with sampled labels: ``[count, K]``."""
     network = torch.nn.Module()
     network.forward = lambda images: head.logits(probe.features(images))  # type: ignore[method-assign]  # one function, not worth a class
     weights = [probe.module.get_submodule(layer.name).weight for layer in probe.layers()]
     kept = []
     for number in track(range(count), "batch means"):
-        drawn = torch.randint(len(pictures.labels), (BATCH,), generator=random)
-        images = pictures.images[drawn]
+        drawn = torch.randint(len(all_images.labels), (BATCH,), generator=random)
+        images = all_images.images[drawn]
         with torch.no_grad():
-            # A number for every place in every batch: a picture that is drawn twice has two labels.
+            # A number for every place in every batch: an image that is drawn twice has two labels.
             labels = CrossEntropy().sample(
-                network(images), pictures.labels[drawn], torch.arange(BATCH) + number * BATCH, seed=0
+                network(images), all_images.labels[drawn], torch.arange(BATCH) + number * BATCH, seed=0
             )
         kept.append(torch.cat(authors_monte_carlo(network, images, labels, weights, BATCH)) * BATCH)
     return torch.stack(kept)
@@ -108,11 +108,11 @@ def _draw(found: list[dict], probe: str, path: Path) -> None:
     for ax, l2 in zip(axes[0], penalties, strict=True):
         for row in (row for row in found if row["l2"] == l2):
             first = row["task"] == tasks[0]
-            x, y = zip(*((c["pictures"], c["relative_error"]) for c in row["curve"]), strict=True)
+            x, y = zip(*((c["images"], c["relative_error"]) for c in row["curve"]), strict=True)
             style = {"color": colours[row["estimator"]], "linestyle": ("-", "--", ":")[tasks.index(row["task"]) % 3]}
             ax.loglog(x, y, marker=".", label=row["estimator"].replace("_", " ") if first else None, **style)
         nll = ", ".join(f"{row['head_nll']:.2f}" for row in found if row["l2"] == l2 and row["estimator"] == "exact")
-        ax.set(title=f"head NLL {nll}", xlabel="pictures")
+        ax.set(title=f"head NLL {nll}", xlabel="images")
         ax.grid(alpha=0.3, which="both")
     axes[0, 0].set_ylabel("relative error of the embedding")
     axes[0, -1].legend(fontsize=8)

@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from benchmarks._measure import check, interleave, parser, print_table, ratio, summary
 from benchmarks._record import write_result
 from benchmarks._step import PRECISIONS, Setup, Step
-from task2vec_ext import reference
-from task2vec_ext.noise import local_noise
-from task2vec_ext.probe import frozen
-from task2vec_ext.variational import Variational, _NoisyProbe
+from task2vec_ext.fisher.variational import Variational, _NoisyProbe
+from task2vec_ext.kernels import reference
+from task2vec_ext.kernels.noise import local_noise
+from task2vec_ext.probe.probe import frozen
 
 KAPPA = 1e-7
 

@@ -8,18 +8,19 @@ except ImportError as error:
         "it with 'pip install -e .' or run from another folder."
     ) from error
 
-from ._native import BuildInfo, Task2VecWarning, build_info
-from .batch_diversity import cross_diversity, diversity, embed_batches
+from ._util.warnings import Task2VecWarning
 from .data import Preprocess, Task, as_task
-from .distance import cross_distances, distance_matrix
-from .embed import fisher_embed
+from .distance.distance import cross_distances, distance_matrix
+from .distance.uncertainty import neighbour_ranks, norm_with_error, relative_error, with_error
+from .embed.diversity import cross_diversity, diversity, embed_batches
+from .embed.feature_cache import FeatureCache
+from .embed.fisher_embed import fisher_embed
 from .embedding import Embedding
-from .feature_cache import FeatureCache
 from .jackknife import Estimate
+from .kernels.filter_grad_sq import filter_grad_sq
+from .kernels.native import BuildInfo, build_info
 from .library import Library, build_library, embed_for
-from .ops import filter_grad_sq
-from .probe import Probe, load_probe
-from .uncertainty import neighbour_ranks, norm_with_error, relative_error, with_error
+from .probe.probe import Probe, load_probe
 
 __all__ = [
     "BuildInfo",

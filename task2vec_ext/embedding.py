@@ -9,17 +9,17 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from ._atomic import atomic_path
+from ._util.atomic import atomic_path
 from .jackknife import checked_group_means
+from .probe.layers import Layer, LayerKind
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
-LayerKind = Literal["conv", "linear", "batchnorm"]
 
 FORMAT_VERSION = 2  # of what older versions would misread; the tensor group_means they need not know
 _METADATA_KEY = "task2vec_ext"  # one key only: safetensors does not promise an order of several
@@ -27,26 +27,6 @@ _TENSORS = ("fisher", "prior", "group_means")
 _BLANK_DIGEST = "0" * 64
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
 _RENAMED = {"num_classes": "num_outputs", "accuracy": "score"}  # fields of the head in files of format 1
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The part of an embedding that belongs to one layer of the probe.
-
-    Args:
-        name: The module's name in the probe, e.g. ``"layer1.0.conv1"``; an attention's packed in-projection has its
-            module's and ``".in_proj"``.
-        kind: What the module is.
-        start: First index of its filters in the embedding.
-        stop: One past the last.
-        fan_in: Weights per filter, P = (C_in / groups)·kH·kW; 1 for BatchNorm.
-    """
-
-    name: str
-    kind: LayerKind
-    start: int
-    stop: int
-    fan_in: int
 
 
 @dataclass(frozen=True)
@@ -72,7 +52,7 @@ class HeadInfo:
         method: ``"lbfgs"``, ``"adam"``, …
         num_outputs: C classes or labels, or K numbers.
         score: How well it does, at most 1, in the measure that ``metric`` names.
-        nll: Mean negative log-likelihood in nats, of a picture's label, all of its known labels, or its standardised
+        nll: Mean negative log-likelihood in nats, of an image's label, all of its known labels, or its standardised
             numbers; of a labelled cell of the feature map for ``"dense"``.
         l2: Strength of the L2 penalty.
         class_balanced: Whether every class weighed the same.
@@ -110,8 +90,8 @@ class Embedding:
             where they were not kept, or are too few.
 
     Raises:
-        TypeError: A tensor is not a float64 tensor, or another field holds what JSON cannot.
-        ValueError: A shape or count is wrong, an entry negative or not finite, a gap between the layers.
+        TypeError: If a tensor is not a float64 tensor, or another field holds what JSON cannot.
+        ValueError: If a shape or count is wrong, an entry negative or not finite, a gap between the layers.
     """
 
     fisher: Tensor
@@ -172,7 +152,7 @@ class Embedding:
             A view of ``fisher``, ``[C_out]`` float64.
 
         Raises:
-            ValueError: There is no such layer.
+            ValueError: If there is no such layer.
         """
         for layer in self.layers:
             if layer.name == name:
@@ -202,7 +182,7 @@ class Embedding:
             path: The file, by custom ``*.safetensors``. Its folder must exist; an older file is replaced.
 
         Raises:
-            OSError: The file could not be written; an older file is untouched.
+            OSError: If the file could not be written; an older file is untouched.
         """
         digest = hashlib.sha256(self._encode(_BLANK_DIGEST)).hexdigest()
         with atomic_path(path) as temporary:
@@ -216,7 +196,7 @@ class Embedding:
             path: The file.
 
         Raises:
-            ValueError: There is no such file, it is not an embedding, it is damaged in any byte, or a newer
+            ValueError: If there is no such file, it is not an embedding, it is damaged in any byte, or a newer
                 version of this package wrote it.
         """
         record, raw = _read(Path(path))

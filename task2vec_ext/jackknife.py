@@ -1,22 +1,22 @@
-"""How sure is a number? The delete-a-group jackknife: leave a group of pictures out, see what changes.
+"""How sure is a number? The delete-a-group jackknife: leave a group of images out, see what changes.
 
-With θ of all N pictures, θ_(g) without the n_g of group g, w_g = n_g/N and G groups:
+With θ of all N images, θ_(g) without the n_g of group g, w_g = n_g/N and G groups:
 
 - pseudo-deviations d_g = (1/w_g − 1)·(θ − θ_(g)); for a mean, how far group g's own mean is from it
 - slope s = −Σ w_g·d_g: the bias, to first order in 1/N
 - variance = 1/G Σ (d_g + s)²·w_g/(1 − w_g); for a mean, without bias whatever the sizes of the groups
 
-Noise inflates distances, and at a hundred pictures not in proportion to 1/N: E θ ≈ θ_true + c/(N + b), which levels off
-as a bounded distance does. Half as many pictures raise it by a step h (mean over balanced halves of the groups), from
+Noise inflates distances, and at a hundred images not in proportion to 1/N: E θ ≈ θ_true + c/(N + b), which levels off
+as a bounded distance does. Half as many images raise it by a step h (mean over balanced halves of the groups), from
 which b follows: bias = s/(2 − s/h), and s itself where halving tells nothing more (h = s). What the second order adds
 to the first is a measure of what further ones would, so its square is part of the squared standard error; it falls as
 1/N².
 
-A statistic of several tasks has a sum over tasks for its slope and its variance: each task's pictures are an
-independent sample. Where two tasks share pictures their errors are alike and cancel in part in a distance, so that its
+A statistic of several tasks has a sum over tasks for its slope and its variance: each task's images are an
+independent sample. Where two tasks share images their errors are alike and cancel in part in a distance, so that its
 error is over-, not understated.
 
-All this is about a task as a source of pictures, of which those at hand are a random sample, under the head that was
+All this is about a task as a source of images, of which those at hand are a random sample, under the head that was
 fitted to them: how another head would change F is not in it.
 
 Source: Busing, Meijer, van der Leeden, Delete-m jackknife for unequal m, Statistics and Computing 9 (1999); degrees of
@@ -43,26 +43,26 @@ GROUPS = 32
 means are a megabyte at 8,512 filters. A power of two: see `half_samples`."""
 
 FEWEST_GROUPS = 8
-"""Fewer say nothing worth printing: eight pictures tell their own spread to a quarter at best."""
+"""Fewer say nothing worth printing: eight images tell their own spread to a quarter at best."""
 
 _STEEPEST = 1.75
-"""Largest s/h believed (2: no picture tells anything): the bias is four times its first order at most."""
+"""Largest s/h believed (2: no image tells anything): the bias is four times its first order at most."""
 
 
 class Groups(NamedTuple):
-    """A task's pictures, dealt in random order to G groups, one to each in turn like cards."""
+    """A task's images, dealt in random order to G groups, one to each in turn like cards."""
 
-    mean: Tensor  # [K] float64, over all pictures
+    mean: Tensor  # [K] float64, over all images
     means: Tensor  # [G, K] over each group's
-    sizes: Tensor  # [G] float64, pictures in each group
+    sizes: Tensor  # [G] float64, images in each group
 
     @classmethod
     def of(cls, embedding: Embedding, who: str) -> Groups:
         """Return an embedding's groups.
 
         Args:
-            embedding: one that kept them.
-            who: the public function, for the message.
+            embedding: One that kept them.
+            who: The public function, for the message.
 
         Returns:
             The groups.
@@ -73,7 +73,7 @@ class Groups(NamedTuple):
         if embedding.group_means is None:
             raise ValueError(
                 f"{who}: expected embeddings with error bars, got {embedding.name!r} (of {embedding.num_samples} "
-                f"pictures) without; embed it again with error_bars=True and {FEWEST_GROUPS} pictures or more."
+                f"images) without; embed it again with error_bars=True and {FEWEST_GROUPS} images or more."
             )
         sizes = group_sizes(embedding.num_samples, len(embedding.group_means))
         return cls(embedding.fisher, embedding.group_means, sizes)
@@ -92,7 +92,7 @@ class Groups(NamedTuple):
 
 
 def num_groups(samples: int) -> int:
-    """Return G: `GROUPS`, or the largest power of two that so few pictures fill."""
+    """Return G: `GROUPS`, or the largest power of two that so few images fill."""
     return min(GROUPS, 1 << max(samples.bit_length() - 1, 0))
 
 
@@ -129,7 +129,7 @@ def halved(groups: Sequence[Groups]) -> Iterator[list[Tensor]]:
 
 
 def group_sizes(samples: int, groups: int) -> Tensor:
-    """Return how many of `samples` pictures, dealt in turn like cards, each group has: ``[G]`` float64."""
+    """Return how many of `samples` images, dealt in turn like cards, each group has: ``[G]`` float64."""
     return (samples // groups + (torch.arange(groups) < samples % groups)).double()
 
 
@@ -138,7 +138,7 @@ def checked_group_means(value: Tensor, mean: Tensor, samples: int) -> Tensor:
 
     Args:
         value: ``[G, K]`` float32 on the CPU.
-        mean: the embedding, ``[K]``.
+        mean: The embedding, ``[K]``.
         samples: N.
 
     Returns:
@@ -146,7 +146,7 @@ def checked_group_means(value: Tensor, mean: Tensor, samples: int) -> Tensor:
 
     Raises:
         TypeError: If it is not a float32 tensor.
-        ValueError: If its shape is wrong or its mean over the pictures is not `mean`.
+        ValueError: If its shape is wrong or its mean over the images is not `mean`.
     """
     if not isinstance(value, Tensor) or value.dtype != torch.float32:
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -172,11 +172,11 @@ class Estimate:
     """A number, or a tensor of them, and how sure it is.
 
     Args:
-        value: θ as computed from all pictures, float64.
-        standard_error: of `value`, same shape and unit.
-        bias: how much `value` is expected to exceed the truth because the pictures are few, same shape and unit.
-        freedom: degrees of freedom of `standard_error`, same shape.
-        log: whether the error is better behaved in proportion: intervals are symmetric on the log scale.
+        value: Θ as computed from all images, float64.
+        standard_error: Of `value`, same shape and unit.
+        bias: How much `value` is expected to exceed the truth because the images are few, same shape and unit.
+        freedom: Degrees of freedom of `standard_error`, same shape.
+        log: Whether the error is better behaved in proportion: intervals are symmetric on the log scale.
     """
 
     value: Tensor
@@ -194,7 +194,7 @@ class Estimate:
         """Return the ends of the confidence interval, ``corrected ± t·standard_error`` (or that of the logarithm).
 
         Args:
-            confidence: how often such intervals hold the truth, in (0, 1).
+            confidence: How often such intervals hold the truth, in (0, 1).
 
         Returns:
             Lower and upper end, each of `value`'s shape.
@@ -212,7 +212,7 @@ class Estimate:
 
 
 class Side(NamedTuple):
-    """What one task's pictures contribute to a statistic's error."""
+    """What one task's images contribute to a statistic's error."""
 
     slope: Tensor
     variance: Tensor
@@ -223,9 +223,9 @@ def side(value: Tensor, without: Tensor, sizes: Tensor) -> Side:
     """Return one task's part in the error of a statistic.
 
     Args:
-        value: the statistic, of any shape.
-        without: the statistic without each of the task's groups, ``[G, *value.shape]``.
-        sizes: of the groups, ``[G]``.
+        value: The statistic, of any shape.
+        without: The statistic without each of the task's groups, ``[G, *value.shape]``.
+        sizes: Of the groups, ``[G]``.
 
     Returns:
         Slope, variance and degrees of freedom, each of `value`'s shape.
@@ -236,12 +236,12 @@ def side(value: Tensor, without: Tensor, sizes: Tensor) -> Side:
 
 
 def covariance(value: Tensor, without: Tensor, sizes: Tensor) -> Tensor:
-    """Return the covariance of several statistics that one task's pictures cause.
+    """Return the covariance of several statistics that one task's images cause.
 
     Args:
-        value: the statistics, ``[S]``.
-        without: the same without each of the task's groups, ``[G, S]``.
-        sizes: of the groups, ``[G]``.
+        value: The statistics, ``[S]``.
+        without: The same without each of the task's groups, ``[G, S]``.
+        sizes: Of the groups, ``[G]``.
 
     Returns:
         ``[S, S]``; its diagonal is `side`'s variance.
@@ -262,10 +262,10 @@ def estimate(value: Tensor, sides: Sequence[Side], of_halves: Tensor, *, log: bo
     """Return the jackknife's verdict on a statistic of one or several tasks.
 
     Args:
-        value: the statistic of all pictures, of any shape.
-        sides: every task's part.
-        of_halves: the statistic of half as many pictures, mean over `half_samples`; same shape.
-        log: see `Estimate`.
+        value: The statistic of all images, of any shape.
+        sides: Every task's part.
+        of_halves: The statistic of half as many images, mean over `half_samples`; same shape.
+        log: See `Estimate`.
 
     Returns:
         The statistic with its error.
@@ -283,8 +283,8 @@ def t_quantile(probability: float, freedom: Tensor) -> Tensor:
     """Return quantiles of Student's t by its expansion around the normal: to 1e-4 at 7 degrees of freedom.
 
     Args:
-        probability: in (0, 1).
-        freedom: degrees of freedom, of any shape.
+        probability: In (0, 1).
+        freedom: Degrees of freedom, of any shape.
 
     Returns:
         Of the same shape.

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from task2vec_ext import _geometry
-from task2vec_ext._geometry import ConvGeometry, conv_geometry
-from task2vec_ext._routes import available_routes
+from task2vec_ext.kernels import _geometry
+from task2vec_ext.kernels._geometry import ConvGeometry, conv_geometry
+from task2vec_ext.kernels._routes import available_routes
 
 
 @dataclass(frozen=True)

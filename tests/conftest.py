@@ -39,7 +39,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def real_data() -> Path:
-    """Folder of real pictures and weights (tests marked ``real_data``)."""
+    """Folder of real images and weights (tests marked ``real_data``)."""
     return Path(os.environ["TASK2VEC_REAL_DATA"])
 
 

@@ -5,12 +5,12 @@ import json
 from PIL import Image
 
 
-def picture(path, shade=0):
+def image(path, shade=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (4, 3), shade).save(path)
 
 
-SPECIES = [  # id, name, class, order, family, pictures
+SPECIES = [  # id, name, class, order, family, images
     (0, "Corvus corax", "Aves", "Passeriformes", "Corvidae", 3),
     (1, "Pica pica", "Aves", "Passeriformes", "Corvidae", 2),
     (2, "Parus major", "Aves", "Passeriformes", "Paridae", 1),
@@ -23,12 +23,12 @@ SPECIES = [  # id, name, class, order, family, pictures
 
 
 def inat2018(root, *, ranks=True, times=1):
-    """As published: annotations that hide the names, and the names and ranks apart; more pictures by `times`."""
+    """As published: annotations that hide the names, and the names and ranks apart; more images by `times`."""
     images, annotations = [], []
     for number, _, _, _, _, count in SPECIES:
         for i in range(count * times):
             name = f"train_val2018/Animalia/{number}/{i}.png"
-            picture(root / name, 10 * number + i)
+            image(root / name, 10 * number + i)
             images.append({"id": len(images), "file_name": name})
             annotations.append({"id": len(images), "image_id": len(images) - 1, "category_id": number})
     hidden = [{"id": s[0], "name": str(s[0]), "supercategory": "Animalia"} for s in SPECIES]
@@ -46,14 +46,14 @@ def inat2018(root, *, ranks=True, times=1):
     return root
 
 
-def cub(root, classes, pictures=2):
-    """As published, with two or more pictures of each class: the first for training."""
+def cub(root, classes, images=2):
+    """As published, with two or more images of each class: the first for training."""
     lines = {"images.txt": [], "image_class_labels.txt": [], "train_test_split.txt": []}
     for number in classes:
-        for i in range(pictures):
+        for i in range(images):
             index = len(lines["images.txt"]) + 1
             name = f"{number:03d}.Bird/{i}.png"
-            picture(root / "images" / name, number)
+            image(root / "images" / name, number)
             lines["images.txt"].append(f"{index} {name}")
             lines["image_class_labels.txt"].append(f"{index} {number}")
             lines["train_test_split.txt"].append(f"{index} {int(i == 0)}")

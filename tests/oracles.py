@@ -4,11 +4,11 @@ import torch
 from cases import assert_near
 from torch import nn
 
-from task2vec_ext import reference
 from task2vec_ext.data import Batch
-from task2vec_ext.fisher import check_per_sample, cotangents, per_sample_fisher
-from task2vec_ext.folding import fold
-from task2vec_ext.head import Head
+from task2vec_ext.fisher.head import Head
+from task2vec_ext.fisher.per_sample import check_per_sample, cotangents, per_sample_fisher
+from task2vec_ext.kernels import reference
+from task2vec_ext.probe.folding import fold
 
 N, SIDE = 3, 32
 

@@ -14,7 +14,7 @@ from task2vec_ext.library import build as library_build
 
 
 class Broken(Blobs):
-    """Three of its pictures cannot be read."""
+    """Three of its images cannot be read."""
 
     def __getitem__(self, index):
         if index in (3, 50, 51):
@@ -23,7 +23,7 @@ class Broken(Blobs):
 
 
 def embed(folder: Path) -> None:
-    """Share the pictures of tasks; save what each rank has."""
+    """Share the images of tasks; save what each rank has."""
     group, found = dist.group.WORLD, {}
     for name, task, options in (
         ("many", Blobs(n=150, seed=1), {}),
@@ -60,11 +60,11 @@ def library(folder: Path) -> None:
     assert built.status()["done"] == 6  # on every rank, when it returns
     library_build.fisher_embed = embed_one
     tasks.insert(3, as_task(Broken(n=150), name="broken"))
-    build_library(tasks, folder / "sharded", small_probe(), process_group=dist.group.WORLD, shard_pictures=True)
+    build_library(tasks, folder / "sharded", small_probe(), process_group=dist.group.WORLD, shard_images=True)
 
 
 def sharded(folder: Path) -> None:
-    """Share the pictures of tasks; the second rank is killed in the third task, the first time."""
+    """Share the images of tasks; the second rank is killed in the third task, the first time."""
     embed_one = library_build.fisher_embed
 
     def killed(task, *arguments, **options):
@@ -74,7 +74,7 @@ def sharded(folder: Path) -> None:
 
     library_build.fisher_embed = killed
     tasks = [as_task(Blobs(n=70 + t, noise=0.5 + t, seed=t), name=f"task{t}") for t in range(5)]
-    build_library(tasks, folder / "library", small_probe(), process_group=dist.group.WORLD, shard_pictures=True)
+    build_library(tasks, folder / "library", small_probe(), process_group=dist.group.WORLD, shard_images=True)
 
 
 def apart(folder: Path) -> None:
@@ -89,7 +89,7 @@ def apart(folder: Path) -> None:
     library_build.fisher_embed = failing
     tasks = [as_task(Blobs(n=70 + t, noise=0.5 + t, seed=t), name=f"task{t}") for t in range(4)]
     try:
-        build_library(tasks, folder / "library", small_probe(), process_group=dist.group.WORLD, shard_pictures=True)
+        build_library(tasks, folder / "library", small_probe(), process_group=dist.group.WORLD, shard_images=True)
     except RuntimeError as error:
         (folder / f"error-{dist.get_rank()}").write_text(str(error))
 

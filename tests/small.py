@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from task2vec_ext import Probe
-from task2vec_ext.tiny import TinyResNet
+from task2vec_ext.probe.tiny import TinyResNet
 
 
 def small_resnet(seed: int = 0) -> TinyResNet:
@@ -27,7 +27,7 @@ def small_probe(module: nn.Module | None = None, head: str = "fc") -> Probe:
 
 
 class Blobs(torch.utils.data.Dataset):
-    """Pictures of `classes` noisy colours, ``[3, side, side]`` float, already preprocessed."""
+    """Images of `classes` noisy colours, ``[3, side, side]`` float, already preprocessed."""
 
     def __init__(self, n: int = 24, classes: int = 3, side: int = 12, noise: float = 1.0, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from task2vec_ext.embedding import Embedding, HeadInfo, Layer, ProbeInfo
+from task2vec_ext.embedding import Embedding, HeadInfo, ProbeInfo
+from task2vec_ext.probe.layers import Layer
 from task2vec_ext.selection import Distance, ErrorMatrix, ExpertFacts, TaskFacts
 
 LAYERS = 4
@@ -37,7 +38,7 @@ def problem(
     hidden = bias * normal(E, LAYERS).abs().repeat_interleave(width, 1) * fisher.mean(0)
     names = tuple(f"task{t}" for t in range(T))
     tasks = {
-        name: TaskFacts(name, embedding(row, name), num_pictures=100 + t)
+        name: TaskFacts(name, embedding(row, name), num_images=100 + t)
         for t, (name, row) in enumerate(zip(names, fisher, strict=True))
     }
     experts = {name: ExpertFacts(name, tasks[name]) for name in names[:E]}

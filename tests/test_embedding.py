@@ -10,9 +10,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from task2vec_ext._atomic import atomic_path
-from task2vec_ext.comparable import check_comparable
-from task2vec_ext.embedding import Embedding, HeadInfo, Layer, ProbeInfo
+from task2vec_ext._util.atomic import atomic_path
+from task2vec_ext.distance.comparable import check_comparable
+from task2vec_ext.embedding import Embedding, HeadInfo, ProbeInfo
+from task2vec_ext.probe.layers import Layer
 
 LAYERS = (
     Layer("conv1", "conv", 0, 3, 27),

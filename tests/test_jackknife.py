@@ -18,7 +18,7 @@ from task2vec_ext.jackknife import (
 
 
 def groups_of(rows):
-    """Pictures dealt to groups in turn."""
+    """Images dealt to groups in turn."""
     count = num_groups(len(rows))
     means = torch.stack([rows[g::count].mean(0) for g in range(count)])
     return Groups(rows.mean(0), means.float(), group_sizes(len(rows), count))
@@ -61,7 +61,7 @@ def test_halves_are_halves_with_their_complements_and_balanced(groups):
     assert (apart == apart[0]).all()
 
 
-def test_one_picture_a_group_gives_the_textbook_standard_error_of_a_mean():
+def test_one_image_a_group_gives_the_textbook_standard_error_of_a_mean():
     rows = rows_of(16)
     found = jackknifed(lambda mean: mean, groups_of(rows))
     assert torch.allclose(found.standard_error, rows.std(0) / 4, rtol=1e-5)
@@ -86,7 +86,7 @@ def test_the_bias_of_a_square_is_the_means_variance():
 def test_a_bias_that_levels_off_is_removed_where_the_first_order_falls_short():
     """θ(N) = 0.3 + 4/(N + 20), the law that the correction assumes, in the limit of many groups."""
     n, groups = 100, 1000
-    law = lambda pictures: torch.tensor(0.3 + 4 / (pictures + 20), dtype=torch.float64)  # noqa: E731
+    law = lambda images: torch.tensor(0.3 + 4 / (images + 20), dtype=torch.float64)  # noqa: E731
     sizes = torch.full((groups,), n / groups, dtype=torch.float64)
     without = law(n - n / groups).expand(groups)
     found = estimate(law(n), [side(law(n), without, sizes)], law(n / 2))
@@ -129,7 +129,7 @@ def test_an_interval_on_the_log_scale_is_symmetric_in_proportion():
         Estimate(one, one, one, one).interval(95)
 
 
-def test_what_does_not_depend_on_the_pictures_has_no_error():
+def test_what_does_not_depend_on_the_images_has_no_error():
     found = jackknifed(lambda mean: mean.sum() * 0 + 1, groups_of(rows_of(40)))
     assert (found.standard_error, found.bias) == (0, 0)
     assert torch.isfinite(torch.stack(found.interval())).all()

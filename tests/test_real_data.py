@@ -1,4 +1,4 @@
-"""Real pictures and a real ImageNet network: what the figures in the README rest on, in small."""
+"""Real images and a real ImageNet network: what the figures in the README rest on, in small."""
 
 import json
 import statistics
@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from task2vec_ext import as_task, distance_matrix, fisher_embed, load_probe
-from task2vec_ext._tables import nearest
+from task2vec_ext._util.tables import nearest
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .._kinds import RULES, Pairs, Tasks, Vectors
+from ..distance.kinds import RULES, Pairs, Tasks, Vectors
 from ..jackknife import Estimate, Groups, estimate, halved, side
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .._kinds import SymKind
+    from ..distance.kinds import SymKind
     from ..embedding import Embedding
 
 _KEPT = 32
@@ -38,7 +38,7 @@ class Near(NamedTuple):
 
 
 class Resampled(NamedTuple):
-    """A task's Fisher from all of its pictures, without each group of them, and from halves of them.
+    """A task's Fisher from all of its images, without each group of them, and from halves of them.
 
     Args:
         sizes: Of the groups, ``[G]``.

@@ -1,4 +1,4 @@
-"""A few of a task's pictures on one small sheet."""
+"""A few of a task's images on one small sheet."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ if TYPE_CHECKING:
     from ..data import Task
 
 _COLUMNS, _ROWS = 3, 2
-_SIDE = 72  # pixels of a picture
+_SIDE = 72  # pixels of an image
 _QUALITY = 72  # of JPEG: about 8 KB a sheet
 
 
 def contact_sheet(task: Task) -> str | None:
-    """Return six pictures of a task, of as many classes as they can be, as the URL of one small picture.
+    """Return six images of a task, of as many classes as they can be, as the URL of one small image.
 
     Args:
-        task: Whose pictures can be read; the first of a class that can be read stands for it.
+        task: Whose images can be read; the first of a class that can be read stands for it.
 
     Returns:
-        ``data:image/jpeg;base64,…`` of 3×2 pictures, or None where none can be read.
+        ``data:image/jpeg;base64,…`` of 3×2 images, or None where none can be read.
     """
-    pictures = []
+    images = []
     for index in _chosen(task):
         try:
             pixels = to_rgb(task.item(index)[0])
-        except (ValueError, TypeError, OSError):  # one picture less; embedding told of it already
+        except (ValueError, TypeError, OSError):  # one image less; embedding told of it already
             continue
         image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-        pictures.append(ImageOps.fit(image, (_SIDE, _SIDE), Image.Resampling.LANCZOS))
-        if len(pictures) == _COLUMNS * _ROWS:
+        images.append(ImageOps.fit(image, (_SIDE, _SIDE), Image.Resampling.LANCZOS))
+        if len(images) == _COLUMNS * _ROWS:
             break
-    if not pictures:
+    if not images:
         return None
-    sheet = Image.new("RGB", (_COLUMNS * _SIDE, -(-len(pictures) // _COLUMNS) * _SIDE), "white")
-    for number, picture in enumerate(pictures):
-        sheet.paste(picture, (number % _COLUMNS * _SIDE, number // _COLUMNS * _SIDE))
+    sheet = Image.new("RGB", (_COLUMNS * _SIDE, -(-len(images) // _COLUMNS) * _SIDE), "white")
+    for number, image in enumerate(images):
+        sheet.paste(image, (number % _COLUMNS * _SIDE, number // _COLUMNS * _SIDE))
     file = io.BytesIO()
     sheet.save(file, "JPEG", quality=_QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _chosen(task: Task) -> list[int]:
-    """Pictures in the order of preference: one of each of six classes spread over all, then further ones in turn."""
+    """Images in the order of preference: one of each of six classes spread over all, then further ones in turn."""
     wanted = _COLUMNS * _ROWS
     if task.labels is None:
         return [i * len(task) // wanted for i in range(min(wanted, len(task)))]
@@ -57,5 +57,5 @@ def _chosen(task: Task) -> list[int]:
         by_class.setdefault(label, []).append(index)
     labels = sorted(by_class)
     spread = [labels[i * len(labels) // min(wanted, len(labels))] for i in range(min(wanted, len(labels)))]
-    rounds = max(2, -(-wanted // len(spread))) + 1  # some more, should pictures be broken
+    rounds = max(2, -(-wanted // len(spread))) + 1  # some more, should images be broken
     return [by_class[label][turn] for turn in range(rounds) for label in spread if turn < len(by_class[label])]

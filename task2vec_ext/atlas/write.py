@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .._atomic import atomic_path
-from ..comparable import check_comparable
-from ..distance import distance_matrix
+from .._util.atomic import atomic_path
+from ..distance.comparable import check_comparable
+from ..distance.distance import distance_matrix
 from ..plot import cluster_order, map_positions
 from ..plot._figure import looks
 from ..plot._labels import spread_order
@@ -26,8 +26,8 @@ from .neighbours import nearest_tasks
 from .sheets import contact_sheet
 
 if TYPE_CHECKING:
-    from .._kinds import SymKind
     from ..data import Task
+    from ..distance.kinds import SymKind
     from ..embedding import Embedding
 
 Experts = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -42,7 +42,7 @@ def write_atlas(
     embeddings: Sequence[Embedding],
     folder: str | os.PathLike[str],
     *,
-    pictures: Iterable[Task] = (),
+    images: Iterable[Task] = (),
     experts: Experts | None = None,
     kind: SymKind = "sym",
     k: int = 10,
@@ -55,7 +55,7 @@ def write_atlas(
         embeddings: One or more, comparable, of different names, none all zero. Their domains are those of
             ``recipe["task_metadata"]``.
         folder: Where ``index.html`` is put; made if it does not exist.
-        pictures: Tasks again, to take small pictures from; matched by name, those of no embedding are ignored.
+        images: Tasks again, to take small images from; matched by name, those of no embedding are ignored.
         experts: What selection found, or None.
         kind: Which distance.
         k: How many nearest tasks are listed, with their intervals.
@@ -66,9 +66,9 @@ def write_atlas(
         The page. It needs nothing but itself: no server, no network.
 
     Raises:
-        ValueError: There are no embeddings, two have one name, or they do not compare.
-        ImportError: scipy or scikit-learn is not installed.
-        OSError: The page could not be written.
+        ValueError: If there are no embeddings, two have one name, or they do not compare.
+        ImportError: If scipy or scikit-learn is not installed.
+        OSError: If the page could not be written.
 
     Note:
         Embeddings are read twice where they come from files; not more than a few are in memory with their group means.
@@ -89,7 +89,7 @@ def write_atlas(
     for index, near in nearest_tasks(embeddings, distances, k, kind, order):
         rows[index]["near"] = [[j, *map(_rounded, figures)] for j, *figures in near]
     by_name = dict(zip(names, rows, strict=True))
-    for task in pictures:
+    for task in images:
         if task.name in by_name:
             by_name[task.name]["sheet"] = contact_sheet(task)
     for name, found in (experts or {}).items():
@@ -130,7 +130,7 @@ def _row(embedding: Embedding) -> dict[str, Any]:
         "domain": None,
         "classes": None if embedding.classes is None else list(embedding.classes[:_MOST_CLASSES]),
         "outputs": embedding.head.num_outputs,
-        "pictures": embedding.num_samples,
+        "images": embedding.num_samples,
         "norm": [_rounded(norm.value), *bounds],
         "score": _rounded(embedding.head.score),
         "metric": embedding.head.metric,

@@ -1,4 +1,4 @@
-"""The command line: `tasks`, `library`, `pictures`, `expert`, `select` hold the commands, `options` what they share."""
+"""The command line: `tasks`, `library`, `images`, `expert`, `select` hold the commands, `options` what they share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from .expert import expert
 from .library import library, nearest
-from .pictures import atlas, plot
+from .plot import atlas, plot
 from .select import select
 from .tasks import demo, distances, embed, info
 
@@ -63,7 +63,7 @@ def _run() -> NoReturn:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from .._native import build_info
+        from ..kernels.native import build_info
 
         info = build_info()
         cuda = (

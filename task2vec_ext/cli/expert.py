@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .._terminal import console, print_table
-from ..head import HeadMethod
-from ..recipe import RecipeName
+from .._util.terminal import console, print_table
+from ..experts.recipe import RecipeName
+from ..fisher.head import HeadMethod
 from .options import Device, ImageSize, NumWorkers, ProbeName, Seed, Specs, Weights
 
 expert = typer.Typer(
@@ -24,10 +24,8 @@ def train(
     probe: ProbeName = "resnet34",
     weights: Weights = None,
     image_size: ImageSize = None,
-    recipe: Annotated[RecipeName, typer.Option(help="paper: 60 epochs; quick: for a few hundred pictures.")] = "paper",
-    num_samples: Annotated[
-        int | None, typer.Option(min=1, help="At most so many pictures a task; default: all.")
-    ] = None,
+    recipe: Annotated[RecipeName, typer.Option(help="paper: 60 epochs; quick: for a few hundred images.")] = "paper",
+    num_samples: Annotated[int | None, typer.Option(min=1, help="At most so many images a task; default: all.")] = None,
     embed: Annotated[bool, typer.Option(help="Keep the task's embedding beside the expert: selectors need it.")] = True,
     device: Device = None,
     num_workers: NumWorkers = 0,
@@ -38,9 +36,9 @@ def train(
     Can be killed at any time, and given again: it goes on after the last whole epoch.
     """
     from ..data import tasks_from
-    from ..embed import fisher_embed
-    from ..expert import train_expert
-    from ..probe import load_probe
+    from ..embed.fisher_embed import fisher_embed
+    from ..experts.expert import train_expert
+    from ..probe.probe import load_probe
 
     net = load_probe(probe, weights=weights, image_size=image_size)
     work: dict[str, Any] = {"device": device, "num_workers": num_workers, "seed": seed, "num_samples": num_samples}
@@ -65,8 +63,8 @@ def register(
 ) -> None:
     """Make any checkpoint an expert."""
     from ..embedding import Embedding
-    from ..expert import save_expert
-    from ..probe import load_probe
+    from ..experts.expert import save_expert
+    from ..probe.probe import load_probe
 
     known = None if embedding is None else Embedding.load(embedding)
     made = save_expert(load_probe(probe, weights=weights, image_size=image_size), output, name)
@@ -78,20 +76,20 @@ def register(
 @expert.command()
 def ls(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of experts.")]) -> None:
     """List the experts."""
-    from ..expert import experts_in
+    from ..experts.expert import experts_in
 
     rows = [
         (
             found.name,
             found.card.architecture,
             str(found.card.num_classes),
-            "" if found.card.num_pictures is None else f"{found.card.num_pictures:,}",
+            "" if found.card.num_images is None else f"{found.card.num_images:,}",
             f"{found.card.metrics['error']:.1%}" if "error" in found.card.metrics else "",
             "yes" if found.embedding_file.exists() else "no",
         )
         for found in experts_in(folder)
     ]
-    print_table(console(), ("expert", "architecture", "classes", "pictures", "held-out error", "embedding"), rows)
+    print_table(console(), ("expert", "architecture", "classes", "images", "held-out error", "embedding"), rows)
 
 
 @expert.command()
@@ -105,10 +103,10 @@ def transfer(
     weights: Weights = None,
     image_size: ImageSize = None,
     num_samples: Annotated[
-        int | None, typer.Option(min=1, help="Pictures of a task to learn from, at most; default: half of all.")
+        int | None, typer.Option(min=1, help="Images of a task to learn from, at most; default: half of all.")
     ] = None,
     num_test: Annotated[
-        int | None, typer.Option(min=1, help="Pictures to test on, at most; default: the other half.")
+        int | None, typer.Option(min=1, help="Images to test on, at most; default: the other half.")
     ] = None,
     method: Annotated[HeadMethod, typer.Option(help="How the classifier on frozen features is fitted.")] = "lbfgs",
     fine_tuning: Annotated[
@@ -124,10 +122,10 @@ def transfer(
     Can be killed at any time, and given again, with more tasks or experts, too: no error is measured twice.
     """
     from ..data import tasks_from
-    from ..expert import AnyExpert, experts_in
-    from ..probe import load_probe
-    from ..selection.errors import IMAGENET
-    from ..selection.transfer import transfer_errors
+    from ..experts.errors import IMAGENET
+    from ..experts.expert import AnyExpert, experts_in
+    from ..experts.transfer import transfer_errors
+    from ..probe.probe import load_probe
 
     rows: dict[str, AnyExpert] = {found.name: found for found in experts_in(experts)}
     if probe is not None:

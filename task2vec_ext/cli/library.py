@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from .._kinds import SymKind
-from .._terminal import console, print_table, printable
+from .._util.terminal import console, print_table, printable
+from ..distance.kinds import SymKind
 from .options import (
     BatchSize,
     Beta,
@@ -54,8 +54,8 @@ def build(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try those again that failed in an earlier build.")
     ] = False,
-    shard_pictures: Annotated[
-        bool, typer.Option("--shard-pictures", help="Processes share the pictures of one task, not the tasks.")
+    shard_images: Annotated[
+        bool, typer.Option("--shard-images", help="Processes share the images of one task, not the tasks.")
     ] = False,
 ) -> None:
     """Embed every task that is not in the library yet.
@@ -64,8 +64,8 @@ def build(
     stop the others; then the exit code is 1. Several processes share the work: torchrun --nproc-per-node=4 -m
     task2vec_ext library build …
     """
-    from .._team import Team, launched_ranks
     from ..data import tasks_from
+    from ..embed.team import Team, launched_ranks
     from ..library import build_library
 
     tasks = tasks_from(*specs)
@@ -89,7 +89,7 @@ def build(
             batch_size=batch_size,
             num_workers=num_workers,
             process_group=ranks,
-            shard_pictures=shard_pictures,
+            shard_images=shard_images,
             seed=seed,
             on_error="skip" if skip_unreadable else "raise",
         )
@@ -132,7 +132,7 @@ def ls(
     rows = [
         (
             entry.name,
-            f"{entry.pictures:,}",
+            f"{entry.images:,}",
             entry.state,
             "" if entry.num_outputs is None else str(entry.num_outputs),
             "" if entry.score is None else f"{entry.score:.1%}",
@@ -141,7 +141,7 @@ def ls(
         )
         for entry in entries
     ]
-    print_table(console(), ("task", "pictures", "state", "classes", "head", "norm", "seconds"), rows)
+    print_table(console(), ("task", "images", "state", "classes", "head", "norm", "seconds"), rows)
 
 
 @library.command()
@@ -169,13 +169,11 @@ def verify(folder: _Folder) -> None:
 def nearest(
     task: Annotated[
         str,
-        typer.Argument(
-            metavar="TASK", help="One of the library's, an embedding's file, or pictures: a folder or SPEC."
-        ),
+        typer.Argument(metavar="TASK", help="One of the library's, an embedding's file, or images: a folder or SPEC."),
     ],
     folder: Annotated[Path, typer.Option("--library", metavar="DIR", help="The library's folder.")],
     weights: Annotated[
-        str | None, typer.Option(help="For pictures: the probe's checkpoint, where the library was built with one.")
+        str | None, typer.Option(help="For images: the probe's checkpoint, where the library was built with one.")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
     kind: Annotated[SymKind, typer.Option(help="sym is the paper's d_sym; sym_scaled: scaled to unit mean.")] = "sym",

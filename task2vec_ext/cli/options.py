@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ..fisher import AnyEstimator
+from ..fisher.per_sample import AnyEstimator
+from ..fisher.variational import Noise
 from ..losses import LossName
-from ..variational import Noise
 
 Specs = Annotated[
     list[str],
@@ -23,21 +23,21 @@ Weights = Annotated[
     str | None,
     typer.Option(help="Checkpoint (.safetensors, .pth) or torchvision's name for its weights; default: ImageNet."),
 ]
-Loss = Annotated[LossName, typer.Option(help="What the labels are: a class a picture, several, numbers, masks.")]
+Loss = Annotated[LossName, typer.Option(help="What the labels are: a class an image, several, numbers, masks.")]
 Estimator = Annotated[
     AnyEstimator, typer.Option(help="How the expectation over labels is taken; variational: the robust Fisher.")
 ]
 Beta = Annotated[float | None, typer.Option(help="variational: weight of the KL term.")]
 NoiseOn = Annotated[Noise | None, typer.Option(help="variational: where the noise is; default: activations.")]
-Epochs = Annotated[int | None, typer.Option(help="variational: passes of 10,000 pictures.")]
-NumSamples = Annotated[int | None, typer.Option(min=1, help="At most so many pictures a task; default: all.")]
+Epochs = Annotated[int | None, typer.Option(help="variational: passes of 10,000 images.")]
+NumSamples = Annotated[int | None, typer.Option(min=1, help="At most so many images a task; default: all.")]
 ImageSize = Annotated[
     int | None, typer.Option(min=1, help="Crop in pixels; default: what the weights were trained with.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: CUDA where there is one.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
-NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]
+NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that decode images.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
 SkipUnreadable = Annotated[
-    bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read, and count them.")
+    bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and count them.")
 ]

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from .._terminal import console, print_table, printable
+from .._util.terminal import console, print_table, printable
 
 if TYPE_CHECKING:
     from ..embedding import Embedding
-    from ..expert import Expert
+    from ..experts.expert import Expert
     from ..selection import ErrorMatrix, ExpertFacts, TaskFacts
     from ..selection.evaluate import Interval, Table
 
@@ -79,19 +79,19 @@ def rank(
     weights: Annotated[
         str | None, typer.Option(help="Checkpoint of the probe that the experts' tasks were embedded with.")
     ] = None,
-    num_samples: Annotated[int | None, typer.Option(min=1, help="At most so many pictures; default: all.")] = None,
+    num_samples: Annotated[int | None, typer.Option(min=1, help="At most so many images; default: all.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: CUDA where there is one.")] = None,
-    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
     json: _Json = False,
 ) -> None:
     """Rank the experts for a task, best first, and say why (the default).
 
     asym, the default, compares the task's embedding with those of the experts' own tasks: the experts are not run, and
-    their number costs nothing. leep, nce, logme, h_score, knn and linear_probe run every expert on the task's pictures.
+    their number costs nothing. leep, nce, logme, h_score, knn and linear_probe run every expert on the task's images.
     asym_fitted and model2vec learn from --errors.
     """
-    from ..expert import experts_in
+    from ..experts.expert import experts_in
     from ..selection import SELECTORS, ExpertFacts, TaskFacts
     from ..selection.choose import choose
 
@@ -102,7 +102,7 @@ def rank(
         needs = "--errors" if by in _LEARNED else "no --errors"
         raise ValueError(f"select: expected {needs} with --by {by}; {', '.join(_LEARNED)} learn from errors.")
     facts = [
-        ExpertFacts(one.name, TaskFacts(one.name, None if by in _OUTPUTS else one.embedding, one.card.num_pictures))
+        ExpertFacts(one.name, TaskFacts(one.name, None if by in _OUTPUTS else one.embedding, one.card.num_images))
         for one in found
     ]
     work: dict[str, Any] = {"num_samples": num_samples, "device": device, "num_workers": num_workers, "seed": seed}
@@ -124,11 +124,11 @@ def rank(
             "–" if math.isnan(one.score) else f"{one.score:.4f}",
             *((f"{one.standard_error:.4f}", f"{one.best}–{one.worst}") if one.best else ("", "") if sure else ()),
             cards[one.name].architecture,
-            "" if cards[one.name].num_pictures is None else f"{cards[one.name].num_pictures:,}",
+            "" if cards[one.name].num_images is None else f"{cards[one.name].num_images:,}",
         )
         for place, one in enumerate(chosen.ranked, 1)
     ]
-    columns = ("", "expert", f"{by} score", *(("±", "place, 95 %") if sure else ()), "architecture", "pictures")
+    columns = ("", "expert", f"{by} score", *(("±", "place, 95 %") if sure else ()), "architecture", "images")
     print_table(console(), columns, rows)
     print(printable(chosen.why))
     if without := sum(math.isnan(one.score) for one in chosen.ranked):
@@ -144,7 +144,7 @@ def evaluate(
     experts: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Folder of the experts: on how many pictures each was trained, for largest_task."
+            metavar="DIR", help="Folder of the experts: on how many images each was trained, for largest_task."
         ),
     ] = None,
     by: Annotated[list[str] | None, typer.Option(help="Only this one; can be given again.")] = None,
@@ -159,7 +159,7 @@ def evaluate(
     """Score the ways to choose against an error matrix (task2vec expert transfer, or anyone's).
 
     Experts are called after their tasks; a task's own expert cannot be chosen for it. The row imagenet is the probe
-    without fine-tuning. Selectors that run the experts need pictures: benchmarks/model_selection.py has them.
+    without fine-tuning. Selectors that run the experts need images: benchmarks/model_selection.py has them.
     """
     from ..selection import SELECTORS, ErrorMatrix
     from ..selection.evaluate import evaluate as score
@@ -208,7 +208,7 @@ def _print_evaluation(table: Table) -> None:
     print(
         f"{len(table.tasks)} tasks, {len(table.experts)} experts; the best expert, a task's own excluded, has an error "
         f"of {float(table.optimum.mean()):.1%} on average. In brackets: {table.confidence:.0%} intervals over tasks; "
-        "passes: forward passes over a task's pictures."
+        "passes: forward passes over a task's images."
     )
     for what, names in (("not scored", table.left_out), ("no row", table.unable)):
         for name, reason in names.items():
@@ -223,7 +223,7 @@ def _with_interval(interval: Interval, unit: float, form: str) -> str:
 
 
 def _facts_of(spec: str, by: str, experts: list[Expert], weights: str | None, work: dict[str, Any]) -> TaskFacts:
-    """What the selector needs to know of the task: its embedding, or every expert's outputs on its pictures."""
+    """What the selector needs to know of the task: its embedding, or every expert's outputs on its images."""
     from ..data import tasks_from
     from ..embedding import Embedding
     from ..selection import TaskFacts
@@ -236,7 +236,7 @@ def _facts_of(spec: str, by: str, experts: list[Expert], weights: str | None, wo
         raise ValueError(f"select: expected one task, got {len(tasks.names)} from {spec}; name one.")
     (task,) = tasks
     if by in _OUTPUTS:
-        from ..selection.features import Extractor
+        from ..experts.features import Extractor
 
         extractor = Extractor(
             {one.name: one for one in experts}, device=work["device"], num_workers=work["num_workers"]
@@ -257,8 +257,8 @@ def _facts_of(spec: str, by: str, experts: list[Expert], weights: str | None, wo
 def _embed_alike(task: Any, like: Embedding, weights: str | None, work: dict[str, Any]) -> Embedding:
     """Return the task's embedding, made as another one was."""
     from ..data import Preprocess
-    from ..embed import fisher_embed
-    from ..probe import load_probe
+    from ..embed.fisher_embed import fisher_embed
+    from ..probe.probe import load_probe
 
     recipe: dict[str, Any] = like.recipe
     if recipe["estimator"] == "variational" or recipe.get("loss", {}).get("name") != "cross_entropy":
@@ -314,15 +314,15 @@ def _to_learn_from(
 
 def _carded(folder: Path, known: dict[str, TaskFacts]) -> dict[str, ExpertFacts]:
     """What the experts' cards say, and where they have no embedding the library."""
-    from ..expert import experts_in
+    from ..experts.expert import experts_in
     from ..selection import ExpertFacts, TaskFacts
 
     facts = {}
     for one in experts_in(folder):
         beside = known.get(one.name, TaskFacts(one.name))
-        pictures = one.card.num_pictures or beside.num_pictures
+        images = one.card.num_images or beside.num_images
         facts[one.name] = ExpertFacts(
-            one.name, replace(beside, embedding=beside.embedding or one.embedding, num_pictures=pictures)
+            one.name, replace(beside, embedding=beside.embedding or one.embedding, num_images=images)
         )
     return facts
 
@@ -336,12 +336,12 @@ def _embedded(folder: Path) -> dict[str, TaskFacts]:
     if (folder / "index.sqlite").exists():
         opened = Library(folder)
         done = [entry for entry in opened.entries() if entry.state == "done"]
-        return {entry.name: TaskFacts(entry.name, opened.embedding(entry.name), entry.pictures) for entry in done}
+        return {entry.name: TaskFacts(entry.name, opened.embedding(entry.name), entry.images) for entry in done}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"select: expected a library or embeddings in {folder}, found none.")
     found = [Embedding.load(file) for file in files]
-    # A draw of the pictures does not tell how many there were.
+    # A draw of the images does not tell how many there were.
     return {
         one.name: TaskFacts(one.name, one, one.num_samples if one.recipe.get("num_samples") is None else None)
         for one in found

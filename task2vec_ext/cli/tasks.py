@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .._kinds import DistanceKind
-from .._terminal import console as _console
-from .._terminal import print_table as _print_table
+from .._util.terminal import console as _console
+from .._util.terminal import print_table as _print_table
+from ..distance.kinds import DistanceKind
 from .options import (
     BatchSize,
     Beta,
@@ -37,11 +37,11 @@ _MATRIX_COLUMNS = 12  # tasks whose whole matrix is still readable in a terminal
 
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("task2vec-demo"),
-    seed: Annotated[int, typer.Option(help="Seed of pictures and embeddings.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of images and embeddings.")] = 0,
 ) -> None:
     """See it work: tasks made from real handwriting, photographs and drawings, embedded and compared.
 
-    Needs no network: the pictures come from scikit-learn and from a drawing program, the probe from this package.
+    Needs no network: the images come from scikit-learn and from a drawing program, the probe from this package.
     """
     from ..demo.run import run_demo
     from ..plot import check_installed
@@ -49,9 +49,9 @@ def demo(
     check_installed()
     _check_writable("demo", output)
     console = _console()
-    with console.status("drawing the pictures …") as status:
+    with console.status("drawing the images …") as status:
         result = run_demo(output, seed=seed, report=status.update)
-    from .._tables import nearest
+    from .._util.tables import nearest
 
     rows = [
         (
@@ -87,7 +87,7 @@ def embed(
     weights: Weights = None,
     pseudo_labels: Annotated[
         int | None,
-        typer.Option(min=2, help="Folders of unlabelled pictures: take so many k-means clusters for classes."),
+        typer.Option(min=2, help="Folders of unlabelled images: take so many k-means clusters for classes."),
     ] = None,
     loss: Loss = "cross_entropy",
     estimator: Estimator = "signed",
@@ -107,14 +107,14 @@ def embed(
 
     Interrupted work goes on where it stopped: tasks embedded before, with the same settings, are kept.
     """
-    from .._pictures import choose_device
-    from .._tables import safe_name
+    from .._util.tables import safe_name
     from ..data import Tasks, as_task, check_labels, tasks_from
-    from ..embed import fisher_embed
-    from ..feature_cache import FeatureCache
+    from ..embed.feature_cache import FeatureCache
+    from ..embed.fisher_embed import fisher_embed
+    from ..fisher.variational import variational_options
     from ..losses import PseudoLabels, as_loss
-    from ..probe import load_probe
-    from ..variational import variational_options
+    from ..probe.feed import choose_device
+    from ..probe.probe import load_probe
 
     options = variational_options(estimator, beta=beta, noise=noise, epochs=epochs)
     if pseudo_labels is not None and loss != "cross_entropy":
@@ -122,7 +122,7 @@ def embed(
     target = as_loss(loss) if pseudo_labels is None else PseudoLabels(num_clusters=pseudo_labels)
     if pseudo_labels is None:
         tasks = tasks_from(*specs)
-    else:  # folders of pictures alone
+    else:  # folders of images alone
         folders = [as_task(path, target=target.target) for path in specs]
         tasks = Tasks([task.name for task in folders], folders.__getitem__)
     files = [output / f"{safe_name(name)}.safetensors" for name in tasks.names]
@@ -185,7 +185,7 @@ def embed(
         )
         for e, file in zip(done, files, strict=True)
     ]
-    _print_table(console, ("task", "classes", "pictures", "skipped", "head", "norm", "file"), rows)
+    _print_table(console, ("task", "classes", "images", "skipped", "head", "norm", "file"), rows)
 
 
 def distances(
@@ -197,9 +197,9 @@ def distances(
     csv: Annotated[Path | None, typer.Option(help="Write the matrix to this CSV file.")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the clustered matrix to this file (.png, .svg, .pdf).")] = None,
 ) -> None:
-    """Compare embeddings: each task's nearest one, the matrix as CSV, the clustered matrix as a picture."""
-    from .._tables import nearest, write_matrix
-    from ..distance import distance_matrix
+    """Compare embeddings: each task's nearest one, the matrix as CSV, the clustered matrix as an image."""
+    from .._util.tables import nearest, write_matrix
+    from ..distance.distance import distance_matrix
     from ..embedding import Embedding
 
     files = sorted(folder.glob("*.safetensors"))
@@ -230,15 +230,15 @@ def distances(
         columns = ("task", "nearest task", "distance")
         rows = [(name, names[other], f"{distance:.4f}") for name, (other, distance) in zip(names, pairs, strict=True)]
     _print_table(console, columns, rows)
-    for what, path in (("matrix", csv), ("picture", png)):
+    for what, path in (("matrix", csv), ("image", png)):
         if path is not None:
             print(f"{what:>8}: {path}")
 
 
 def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding (.safetensors).")]) -> None:
     """Print what an embedding is and how it was made."""
+    from ..distance.uncertainty import norm_with_error, relative_error
     from ..embedding import Embedding
-    from ..uncertainty import norm_with_error, relative_error
 
     embedding = Embedding.load(file)
     print(embedding)
@@ -248,7 +248,7 @@ def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding
         sure = {"norm, 95 %": f"{low:.4g} to {high:.4g}", "relative error": f"{relative_error(embedding):.1%}"}
     rows = {
         "classes": ", ".join(embedding.classes) if embedding.classes else str(embedding.head.num_outputs),
-        "pictures": f"{embedding.num_samples:,} ({embedding.num_skipped} skipped)",
+        "images": f"{embedding.num_samples:,} ({embedding.num_skipped} skipped)",
         "norm": f"{embedding.norm:.6g} nats² per weight²",
         **sure,
         "probe": f"{embedding.probe.name} {embedding.probe.weights}, fingerprint {embedding.probe.fingerprint[:16]}",
@@ -266,7 +266,7 @@ def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding
 def _kept(file: Path, probe: Any, task: Any, settings: dict[str, Any]) -> Embedding:
     """Return the embedding of an earlier run if it is of this task with these settings, or raise."""
     from ..embedding import Embedding
-    from ..head import DEFAULT_L2
+    from ..fisher.head import DEFAULT_L2
 
     embedding = Embedding.load(file)
     wanted = {
@@ -289,7 +289,7 @@ def _kept(file: Path, probe: Any, task: Any, settings: dict[str, Any]) -> Embedd
     differences = [key for key, value in wanted.items() if found.get(key) != value]
     if not differences:
         return embedding
-    what = ", ".join("pictures" if key == "task_digest" else key for key in differences)
+    what = ", ".join("images" if key == "task_digest" else key for key in differences)
     raise ValueError(
         f"embed: {file} is there already, made with other settings ({what}); pass --overwrite, or another --output."
     )

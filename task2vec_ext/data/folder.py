@@ -1,4 +1,4 @@
-"""Pictures on disk: folders of class folders, and lists of files."""
+"""Images on disk: folders of class folders, and lists of files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHOWN = 5  # names in a message
 
 @dataclass(frozen=True)
 class Files:
-    """Labelled picture files, read when asked for.
+    """Labelled image files, read when asked for.
 
     Args:
         paths: Absolute paths: workers may run elsewhere.
@@ -40,7 +40,7 @@ class Files:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        """Return the RGB picture and its label."""
+        """Return the RGB image and its label."""
         return load_image(self.paths[index]), self.labels[index]
 
     def digest(self) -> str:
@@ -54,7 +54,7 @@ class Files:
 def _size(path: str) -> int | None:
     try:
         return os.path.getsize(path)
-    except OSError:  # a broken link: the picture is skipped or named when it is read, not here
+    except OSError:  # a broken link: the image is skipped or named when it is read, not here
         return None
 
 
@@ -82,11 +82,11 @@ def files_from_list(paths: Sequence[str | os.PathLike[str]], labels: Sequence[An
 
 
 def files_from_folder(root: Path) -> tuple[Files, tuple[str, ...]]:
-    """Return the pictures of a folder of class folders, and the classes' names.
+    """Return the images of a folder of class folders, and the classes' names.
 
     Args:
-        root: The folder. Its subfolders are the classes 0…C−1 in sorted order; pictures may lie deeper in
-            them. Names that start with a dot are skipped, and so are files that are not pictures by their
+        root: The folder. Its subfolders are the classes 0…C−1 in sorted order; images may lie deeper in
+            them. Names that start with a dot are skipped, and so are files that are not images by their
             extension and whatever lies beside the class folders. Links are followed, but a class does not
             enter a folder twice.
 
@@ -94,7 +94,7 @@ def files_from_folder(root: Path) -> tuple[Files, tuple[str, ...]]:
         The files in the order of their paths, and C names.
 
     Raises:
-        ValueError: If it is not a folder, has no class folders, or a class folder has no pictures.
+        ValueError: If it is not a folder, has no class folders, or a class folder has no images.
     """
     if not root.is_dir():
         got = "a file" if root.exists() else "nothing there"
@@ -110,20 +110,20 @@ def files_from_folder(root: Path) -> tuple[Files, tuple[str, ...]]:
     )
     if not classes:
         raise ValueError(_expected_layout(root))
-    found = [list(_pictures(root / name, set(above))) for name in classes]
-    empty = [name for name, pictures in zip(classes, found, strict=True) if not pictures]
+    found = [list(_images(root / name, set(above))) for name in classes]
+    empty = [name for name, images in zip(classes, found, strict=True) if not images]
     if empty:
         raise ValueError(
-            f"as_task: expected pictures in every class folder of {root}, got none in {_list(empty)}; "
-            f"add some or remove the folder (pictures end in {' '.join(sorted(EXTENSIONS))})."
+            f"as_task: expected images in every class folder of {root}, got none in {_list(empty)}; "
+            f"add some or remove the folder (images end in {' '.join(sorted(EXTENSIONS))})."
         )
-    names = tuple(f"{name}/{picture}" for name, pictures in zip(classes, found, strict=True) for picture in pictures)
-    labels = tuple(label for label, pictures in enumerate(found) for _ in pictures)
+    names = tuple(f"{name}/{image}" for name, images in zip(classes, found, strict=True) for image in images)
+    labels = tuple(label for label, images in enumerate(found) for _ in images)
     return Files(tuple(os.path.abspath(root / name) for name in names), labels, names), classes
 
 
 def unlabelled_files(root: Path) -> Files:
-    """Return all pictures below a folder, without labels.
+    """Return all images below a folder, without labels.
 
     Args:
         root: The folder; see `files_from_folder` for what is skipped.
@@ -132,16 +132,16 @@ def unlabelled_files(root: Path) -> Files:
         The files in the order of their paths.
 
     Raises:
-        ValueError: If it is not a folder, or holds no pictures.
+        ValueError: If it is not a folder, or holds no images.
     """
-    names = tuple(_pictures(root, set())) if root.is_dir() else ()
+    names = tuple(_images(root, set())) if root.is_dir() else ()
     if not names:
-        raise ValueError(f"as_task: expected a folder with pictures at {root}, got none; correct the path.")
+        raise ValueError(f"as_task: expected a folder with images at {root}, got none; correct the path.")
     return Files(tuple(os.path.abspath(root / name) for name in names), (None,) * len(names), names)
 
 
-def _pictures(folder: Path, seen: set[tuple[int, int]], prefix: str = "") -> Iterator[str]:
-    """Paths of all pictures below the folder, relative to it; ``seen`` ends loops of links."""
+def _images(folder: Path, seen: set[tuple[int, int]], prefix: str = "") -> Iterator[str]:
+    """Paths of all images below the folder, relative to it; ``seen`` ends loops of links."""
     if _identity(folder) in seen:
         return
     seen.add(_identity(folder))
@@ -150,7 +150,7 @@ def _pictures(folder: Path, seen: set[tuple[int, int]], prefix: str = "") -> Ite
         if name.startswith("."):
             continue
         if (folder / name).is_dir():
-            yield from _pictures(folder / name, seen, f"{prefix}{name}/")
+            yield from _images(folder / name, seen, f"{prefix}{name}/")
         elif os.path.splitext(name)[1].lower() in EXTENSIONS:
             yield prefix + name
 
@@ -161,10 +161,10 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _expected_layout(root: Path) -> str:
-    pictures = [name for name in sorted(os.listdir(root)) if os.path.splitext(name)[1].lower() in EXTENSIONS]
-    got = f"{len(pictures)} pictures and no folders" if pictures else "no folders"
+    images = [name for name in sorted(os.listdir(root)) if os.path.splitext(name)[1].lower() in EXTENSIONS]
+    got = f"{len(images)} images and no folders" if images else "no folders"
     return (
-        f"as_task: expected a folder for each class in {root}, got {got}; lay the pictures out as "
+        f"as_task: expected a folder for each class in {root}, got {got}; lay the images out as "
         f"{root.name}/cats/1.jpg, {root.name}/cats/2.jpg, {root.name}/dogs/1.jpg."
     )
 

@@ -1,4 +1,4 @@
-"""Pictures: any image becomes one RGB tensor."""
+"""Images: any image becomes one RGB tensor."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _ORIENTATIONS: dict[int, tuple[bool, tuple[int, ...]]] = {
     7: (True, (1, 2)),
     8: (True, (1,)),
 }
-_FLOAT_SLACK = 0.1  # a bicubic resize overshoots [0, 1] by less than this; a normalised picture by far more
+_FLOAT_SLACK = 0.1  # a bicubic resize overshoots [0, 1] by less than this; a normalised image by far more
 _MAX_16BIT = 65535
 
 
 def to_rgb(image: Image.Image | Tensor | np.ndarray[Any, Any]) -> Tensor:
-    """Return the picture as an RGB tensor, whatever it was stored as.
+    """Return the image as an RGB tensor, whatever it was stored as.
 
     - PIL images of every mode. Alpha is dropped, not composited, as torchvision's default loader does (a
       transparent pixel keeps the colour stored under it). 16-bit modes (``I;16*`` and ``I``) are divided by
@@ -39,13 +39,13 @@ def to_rgb(image: Image.Image | Tensor | np.ndarray[Any, Any]) -> Tensor:
       (0…65535); floats are in [0, 1], and the overshoot of a resize (up to 0.1) is clamped.
 
     Args:
-        image: The picture.
+        image: The image.
 
     Returns:
         ``[3, H, W]`` on the CPU: uint8 for 8-bit sources, else float32 in [0, 1].
 
     Raises:
-        TypeError: If it is not a picture, or has a type no picture has (complex, object).
+        TypeError: If it is not an image, or has a type no image has (complex, object).
         ValueError: If it has no pixels, the wrong shape, or values that are not finite or out of range.
     """
     if isinstance(image, Image.Image):
@@ -56,15 +56,15 @@ def to_rgb(image: Image.Image | Tensor | np.ndarray[Any, Any]) -> Tensor:
         return _from_planes(image.detach().cpu())
     raise TypeError(
         f"to_rgb: expected a PIL image, a tensor or an array, got {type(image).__name__}; "
-        "make the data set return one of these as its picture."
+        "make the data set return one of these as its image."
     )
 
 
 def load_image(path: str | os.PathLike[str]) -> Tensor:
-    """Return the picture in a file as an RGB tensor, decoded to the last byte.
+    """Return the image in a file as an RGB tensor, decoded to the last byte.
 
     Args:
-        path: The picture's file, in any format PIL reads.
+        path: The image's file, in any format PIL reads.
 
     Returns:
         ``[3, H, W]``: uint8, or float32 in [0, 1] for 16-bit and float files (see `to_rgb`).
@@ -77,15 +77,15 @@ def load_image(path: str | os.PathLike[str]) -> Tensor:
     if not os.path.isfile(where):
         links = "a link that leads to no file" if os.path.islink(where) else "no file"
         got = "a directory" if os.path.isdir(where) else links
-        raise ValueError(f"load_image: expected a picture at {where}, got {got}; correct the path.")
+        raise ValueError(f"load_image: expected an image at {where}, got {got}; correct the path.")
     try:
         with Image.open(where) as image:
             return to_rgb(image)
-    except MemoryError:  # the machine's fault, not the picture's
+    except MemoryError:  # the machine's fault, not the image's
         raise
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, … on damaged files
         raise ValueError(
-            f"load_image: expected a readable picture at {where}, got {_reason(where, error)}; mend or remove the file."
+            f"load_image: expected a readable image at {where}, got {_reason(where, error)}; mend or remove the file."
         ) from error
 
 
@@ -93,13 +93,13 @@ def _reason(path: str, error: Exception) -> str:
     if os.path.getsize(path) == 0:
         return "an empty file (zero bytes)"
     if isinstance(error, UnidentifiedImageError):
-        return "a file in no picture format that PIL knows"
+        return "a file in no image format that PIL knows"
     return f"{type(error).__name__}: {error}".rstrip(". ")
 
 
 def _from_pil(image: Image.Image) -> Tensor:
     if image.width == 0 or image.height == 0:
-        raise ValueError(f"to_rgb: expected a picture with pixels, got {image.width} × {image.height}; remove it.")
+        raise ValueError(f"to_rgb: expected an image with pixels, got {image.width} × {image.height}; remove it.")
     if image.mode == "I" or image.mode.startswith("I;16"):
         rgb = _three_planes(_from_16bit(_array_to_tensor(np.asarray(image))[None]))
     elif image.mode == "F":
@@ -127,7 +127,7 @@ def _to_rgb_mode(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # a damaged EXIF block must not cost a picture whose pixels are fine
+    except Exception:  # a damaged EXIF block must not cost an image whose pixels are fine
         return 1
 
 
@@ -154,11 +154,11 @@ def _from_planes(planes: Tensor) -> Tensor:
         planes = planes[None]
     if planes.ndim != 3 or planes.shape[0] not in (1, 3, 4):
         raise ValueError(
-            f"to_rgb: expected a picture [H, W] or [C, H, W] with C = 1, 3 or 4, got {list(planes.shape)}; "
+            f"to_rgb: expected an image [H, W] or [C, H, W] with C = 1, 3 or 4, got {list(planes.shape)}; "
             "permute or select its channels."
         )
     if planes.numel() == 0:
-        raise ValueError(f"to_rgb: expected a picture with pixels, got {list(planes.shape)}; remove it.")
+        raise ValueError(f"to_rgb: expected an image with pixels, got {list(planes.shape)}; remove it.")
     planes = planes[:3]
     if planes.is_complex():
         raise TypeError(
@@ -186,7 +186,7 @@ def _check_not_8bit(planes: Tensor) -> None:
     if 0 < highest <= 255:
         raise ValueError(
             f"to_rgb: expected {planes.dtype} pixels in 0…65535, got a highest value of {highest}, which "
-            "looks 8-bit; convert the picture to uint8 (or to uint16 if it is a dark 16-bit picture)."
+            "looks 8-bit; convert the image to uint8 (or to uint16 if it is a dark 16-bit image)."
         )
 
 
@@ -204,7 +204,7 @@ def _from_16bit(planes: Tensor) -> Tensor:
 def _from_float(planes: Tensor) -> Tensor:
     low, high = (float(v) for v in planes.aminmax())  # NaN comes through
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("to_rgb: expected finite pixels, got NaN or infinity; mend or remove the picture.")
+        raise ValueError("to_rgb: expected finite pixels, got NaN or infinity; mend or remove the image.")
     if low < -_FLOAT_SLACK or high > 1 + _FLOAT_SLACK:
         if low >= 0:
             advice = "divide by the highest possible value (255 for 8 bits), or convert it to uint8."

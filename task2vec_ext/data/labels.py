@@ -1,4 +1,4 @@
-"""Labels: what counts as one, whether a task's labels are whole, and which pictures to draw."""
+"""Labels: what counts as one, whether a task's labels are whole, and which images to draw."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def label_tensor(labels: Labels, *, who: str) -> Tensor:
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":
         labels = torch.from_numpy(labels.astype(np.int64))
     if isinstance(labels, (Tensor, np.ndarray)) and labels.ndim != 1:
-        raise ValueError(f"{who}: expected labels of shape [N], got {list(labels.shape)}; give one class a picture.")
+        raise ValueError(f"{who}: expected labels of shape [N], got {list(labels.shape)}; give one class an image.")
     if isinstance(labels, Tensor) and _is_integral(labels):
         return labels.detach().to("cpu", torch.int64)
     values = []
@@ -94,22 +94,22 @@ def check_labels(labels: Labels, *, who: str) -> int:
 
     Raises:
         TypeError: If a label is a string, a float or a bool; names its index and value.
-        ValueError: If there are no labels, a single class, a negative label, or labels that no picture has.
+        ValueError: If there are no labels, a single class, a negative label, or labels that no image has.
     """
     labels = label_tensor(labels, who=who)
     if len(labels) == 0:
-        raise ValueError(f"{who}: expected a task with pictures, got an empty one; check its path or filter.")
+        raise ValueError(f"{who}: expected a task with images, got an empty one; check its path or filter.")
     lowest = int(labels.min())
     if lowest < 0:
         index = int((labels < 0).nonzero()[0])
         raise ValueError(
             f"{who}: expected integer labels 0…C−1, got {int(labels[index])} at index {index}; "
-            "number the classes from 0, and leave out pictures that have none."
+            "number the classes from 0, and leave out images that have none."
         )
     present = torch.unique(labels).tolist()  # sorted
     if len(present) == 1:
         raise ValueError(
-            f"{who}: expected at least two classes, got one (every picture has label {present[0]}); "
+            f"{who}: expected at least two classes, got one (every image has label {present[0]}); "
             "a task needs something to tell apart."
         )
     num_classes = present[-1] + 1
@@ -117,7 +117,7 @@ def check_labels(labels: Labels, *, who: str) -> int:
     if num_missing:
         dots = ", …" if num_missing > _SHOWN else ""
         raise ValueError(
-            f"{who}: expected every label 0…{present[-1]} to occur, got no picture with "
+            f"{who}: expected every label 0…{present[-1]} to occur, got no image with "
             f"{', '.join(map(str, _first_missing(present)))}{dots} ({num_missing} missing); "
             "renumber the classes without gaps."
         )
@@ -134,15 +134,15 @@ def _first_missing(present: list[int]) -> list[int]:
 
 
 def draw(labels: Labels, num_samples: int | None, seed: int, *, balanced: bool = False) -> Tensor:
-    """Return which pictures to use: without replacement, in proportion to the classes or equally many of each.
+    """Return which images to use: without replacement, in proportion to the classes or equally many of each.
 
-    Every class gets at least one picture; the rest go by largest remainder. Which ones is decided by one
-    random order of all pictures: the same seed gives the same pictures on every machine, however the classes
+    Every class gets at least one image; the rest go by largest remainder. Which ones is decided by one
+    random order of all images: the same seed gives the same images on every machine, however the classes
     are numbered.
 
     Args:
         labels: ``[N]`` integers.
-        num_samples: Number of pictures; None or at least N takes all.
+        num_samples: Number of images; None or at least N takes all.
         seed: Seed of the random order.
         balanced: Equally many of each class; all of one that has fewer, and more of the others.
 
@@ -158,7 +158,7 @@ def draw(labels: Labels, num_samples: int | None, seed: int, *, balanced: bool =
     _, classes, counts = torch.unique(given, return_inverse=True, return_counts=True)
     if num_samples < len(counts):
         raise ValueError(
-            f"draw: expected num_samples of at least one picture for each of the {len(counts)} classes, "
+            f"draw: expected num_samples of at least one image for each of the {len(counts)} classes, "
             f"got {num_samples}; raise it or pass None."
         )
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))
@@ -166,7 +166,7 @@ def draw(labels: Labels, num_samples: int | None, seed: int, *, balanced: bool =
     start = counts.cumsum(0) - counts
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
-    # Equal remainders go to the class whose picture comes first, so that low numbers have no advantage.
+    # Equal remainders go to the class whose image comes first, so that low numbers have no advantage.
     divide = _level if balanced else _apportion
     quota = divide(counts.tolist(), num_samples, place[by_class[start]].tolist())
     rank = torch.arange(len(order)) - start[classes[by_class]]
@@ -177,7 +177,7 @@ def _apportion(counts: list[int], total: int, tie: list[int]) -> Tensor:
     """Divide ``total`` over classes in proportion to ``counts``, at least 1 each: int64 ``[C]``."""
     quota = [1] * len(counts)
     large = list(range(len(counts)))
-    # A class with a share below one picture gets one, which leaves less for the others: repeat until none is.
+    # A class with a share below one image gets one, which leaves less for the others: repeat until none is.
     while True:
         seats = total - (len(counts) - len(large))
         size = sum(counts[c] for c in large)

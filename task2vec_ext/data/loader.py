@@ -1,4 +1,4 @@
-"""Batches: a task's pictures decoded, preprocessed and checked, in order, in as many processes as wanted."""
+"""Batches: a task's images decoded, preprocessed and checked, in order, in as many processes as wanted."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ OnError = Literal["raise", "skip"]
 
 
 class Batch(NamedTuple):
-    """Some pictures of a task, ready for the probe.
+    """Some images of a task, ready for the probe.
 
     Attributes:
-        index: ``[B]`` int64, which pictures of the task.
+        index: ``[B]`` int64, which images of the task.
         images: ``[B, 3, H, W]`` float32.
         labels: ``[B]`` int64 classes, or what the task's target is: ``[B, …]``.
     """
@@ -32,11 +32,11 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that could not be used.
+    """An image that could not be used.
 
     Args:
-        index: Which picture of the task.
-        where: What messages call it: ``picture 12 (cats/a.jpg)``.
+        index: Which image of the task.
+        where: What messages call it: ``image 12 (cats/a.jpg)``.
         reason: What went wrong.
     """
 
@@ -48,9 +48,9 @@ class Failure:
 class _Chunk(NamedTuple):
     """What one batch comes back as from the process that reads it."""
 
-    batch: Batch | None  # None: no picture of it can be used
+    batch: Batch | None  # None: no image of it can be used
     failures: list[Failure]
-    error: Exception | None = None  # raised even where failures are skipped: not a picture's fault
+    error: Exception | None = None  # raised even where failures are skipped: not an image's fault
 
 
 def batches(
@@ -64,30 +64,30 @@ def batches(
     on_error: OnError = "raise",
     skipped: list[Failure] | None = None,
 ) -> Iterator[Batch]:
-    """Return an iterator over the pictures in the order of ``indices``.
+    """Return an iterator over the images in the order of ``indices``.
 
     Args:
         task: The task.
-        indices: ``[n]`` which of its pictures.
-        preprocess: Applied to every picture; None where the task gives the probe's inputs itself: float
+        indices: ``[n]`` which of its images.
+        preprocess: Applied to every image; None where the task gives the probe's inputs itself: float
             tensors ``[3, H, W]``, all of one size.
-        batch_size: Pictures in a batch; the last one, and one with skipped pictures, may have fewer.
+        batch_size: Images in a batch; the last one, and one with skipped images, may have fewer.
         num_workers: Processes that read; 0 reads in this one. The batches are the same, bit for bit.
         pin_memory: Whether to page-lock the batches for copies to a CUDA GPU; ignored where there is none.
-        on_error: Whether a picture that cannot be used raises or is left out.
-        skipped: Receives the `Failure` of every picture left out.
+        on_error: Whether an image that cannot be used raises or is left out.
+        skipped: Receives the `Failure` of every image left out.
 
     Returns:
-        An iterator. It holds at most ``batch_size · (2 · num_workers + 1)`` pictures at a time, leaves no
+        An iterator. It holds at most ``batch_size · (2 · num_workers + 1)`` images at a time, leaves no
         process behind however it ends, and leaves torch's global random state alone.
 
     Raises:
-        ValueError: If an argument is impossible (at once), or when a picture cannot be read, is not finite or
-            has a wrong shape (when its batch is due); names the picture and the reason.
-        TypeError: If an item of the task is not a pair of picture and label of the task's kind.
+        ValueError: If an argument is impossible (at once), or if an image cannot be read, is not finite or
+            has a wrong shape (when its batch is due); names the image and the reason.
+        TypeError: If an item of the task is not a pair of image and label of the task's kind.
 
     Note:
-        Pictures of different sizes without a ``preprocess``, a malformed task and lack of memory raise with
+        Images of different sizes without a ``preprocess``, a malformed task and lack of memory raise with
         ``on_error="skip"`` too: skipping would silently drop an arbitrary part of the task.
     """
     if batch_size < 1 or num_workers < 0:
@@ -108,7 +108,7 @@ def batches(
     return _settled(loader, task, on_error, skipped)
 
 
-def _checked_indices(indices: Tensor | Sequence[int], num_pictures: int) -> list[int]:
+def _checked_indices(indices: Tensor | Sequence[int], num_images: int) -> list[int]:
     wanted = torch.as_tensor(indices)
     if wanted.numel() == 0:
         return []
@@ -118,10 +118,10 @@ def _checked_indices(indices: Tensor | Sequence[int], num_pictures: int) -> list
             "turn a mask into indices with mask.nonzero()[:, 0]."
         )
     low, high = (int(v) for v in wanted.aminmax())
-    if low < 0 or high >= num_pictures:
+    if low < 0 or high >= num_images:
         raise ValueError(
-            f"batches: expected indices in 0…{num_pictures - 1}, got {low if low < 0 else high}; "
-            f"choose among the task's {num_pictures} pictures."
+            f"batches: expected indices in 0…{num_images - 1}, got {low if low < 0 else high}; "
+            f"choose among the task's {num_images} images."
         )
     return wanted.tolist()
 
@@ -135,7 +135,7 @@ def _settled(
         if chunk.failures and on_error == "raise":
             failure = chunk.failures[0]
             raise ValueError(
-                f"batches: expected usable pictures, got {failure.where}: {failure.reason} "
+                f"batches: expected usable images, got {failure.where}: {failure.reason} "
                 'Or pass on_error="skip" to go on without it.'
             )
         if chunk.error is not None:
@@ -196,7 +196,7 @@ class _Chunks(Dataset[_Chunk]):
         failures: list[Failure] = []
         for i in self.indices[start : start + self.batch_size]:
             try:
-                image, label = self._picture(i)
+                image, label = self._image(i)
             except TypeError as error:  # the data set's own are ValueErrors by now: see Task.item
                 return _Chunk(None, failures, TypeError(f"batches: {self.task.describe(i)}: {error}"))
             except MemoryError:
@@ -217,8 +217,8 @@ class _Chunks(Dataset[_Chunk]):
             return _Chunk(None, failures)
         return _Chunk(Batch(torch.tensor(index), torch.stack(images), torch.stack(labels)), failures)
 
-    def _picture(self, index: int) -> tuple[Tensor, Tensor]:
-        """The probe's input for one picture, float32 ``[3, H, W]``, and its label."""
+    def _image(self, index: int) -> tuple[Tensor, Tensor]:
+        """The probe's input for one image, float32 ``[3, H, W]``, and its label."""
         if self.preprocess is None:
             item, label = self.task.item(index)
             given = image = _as_input(item)
@@ -227,12 +227,12 @@ class _Chunks(Dataset[_Chunk]):
             image = self.preprocess(given)
         label = self.task.target.prepare(label, given, self.preprocess)
         if not torch.isfinite(image).all():
-            raise ValueError("batches: expected finite pixels, got NaN or infinity; mend or remove the picture.")
+            raise ValueError("batches: expected finite pixels, got NaN or infinity; mend or remove the image.")
         return image, label
 
 
 def _as_input(image: Any) -> Tensor:
-    """A picture that comes preprocessed, as float32 ``[3, H, W]``."""
+    """An image that comes preprocessed, as float32 ``[3, H, W]``."""
     if not isinstance(image, Tensor) or not image.is_floating_point():
         got = image.dtype if isinstance(image, Tensor) else type(image).__name__
         raise TypeError(
@@ -241,7 +241,7 @@ def _as_input(image: Any) -> Tensor:
         )
     if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
         raise ValueError(
-            f"batches: expected a picture [3, H, W] where preprocess is None, got {list(image.shape)}; "
+            f"batches: expected an image [3, H, W] where preprocess is None, got {list(image.shape)}; "
             "pass a Preprocess, or make the data set return what the probe takes."
         )
     return image.detach().to("cpu", torch.float32)
@@ -249,7 +249,7 @@ def _as_input(image: Any) -> Tensor:
 
 def _sizes_differ(task: Task, first: int, image: Tensor, second: int, other: Tensor) -> ValueError:
     return ValueError(
-        f"batches: expected pictures of one size where preprocess is None, got {list(image.shape)} for "
+        f"batches: expected images of one size where preprocess is None, got {list(image.shape)} for "
         f"{task.describe(first)} and {list(other.shape)} for {task.describe(second)}; "
         "resize them in the data set, or pass a Preprocess."
     )
@@ -258,7 +258,7 @@ def _sizes_differ(task: Task, first: int, image: Tensor, second: int, other: Ten
 def _targets_differ(task: Task, first: int, target: Tensor, second: int, other: Tensor) -> ValueError:
     return ValueError(
         f"batches: expected targets of one size, got {list(target.shape)} for {task.describe(first)} and "
-        f"{list(other.shape)} for {task.describe(second)}; give every picture the same."
+        f"{list(other.shape)} for {task.describe(second)}; give every image the same."
     )
 
 

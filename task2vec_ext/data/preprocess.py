@@ -13,19 +13,19 @@ from torch.nn import functional as F
 
 Interpolation = Literal["bilinear", "bicubic"]
 
-_MAX_ASPECT = 100  # longer : shorter side; beyond it the centre crop sees < 1 % of the picture
+_MAX_ASPECT = 100  # longer : shorter side; beyond it the centre crop sees < 1 % of the image
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a probe's weights expect of a picture: resize, centre crop, normalise.
+    """What a probe's weights expect of an image: resize, centre crop, normalise.
 
     Gives the same numbers as torchvision's ``ImageClassification`` preset does on tensors, its rounding of
-    8-bit pictures after the resize included.
+    8-bit images after the resize included.
 
     Args:
         resize: Length of the shorter side after the antialiased resize, pixels.
-        crop: Side of the centre crop, pixels; a smaller picture is padded with black.
+        crop: Side of the centre crop, pixels; a smaller image is padded with black.
         mean: Subtracted from the R, G and B planes, in units of [0, 1].
         std: Divides them afterwards.
         interpolation: Of the resize.
@@ -55,7 +55,7 @@ class Preprocess:
             )
 
     def __call__(self, rgb: Tensor) -> Tensor:
-        """Return the probe's input for one picture.
+        """Return the probe's input for one image.
 
         Args:
             rgb: ``[3, H, W]``, uint8 or float32 in [0, 1], as `to_rgb` gives it.
@@ -64,16 +64,14 @@ class Preprocess:
             ``[3, crop, crop]`` float32, contiguous.
 
         Raises:
-            TypeError: If the picture is neither uint8 nor float32.
+            TypeError: If the image is neither uint8 nor float32.
             ValueError: If it is not ``[3, H, W]``, or one side is more than 100 times the other: resizing the
-                shorter side would need gigabytes for a picture of which the crop shows less than 1 %.
+                shorter side would need gigabytes for an image of which the crop shows less than 1 %.
         """
         if rgb.ndim != 3 or rgb.shape[0] != 3 or rgb.numel() == 0:
-            raise ValueError(
-                f"Preprocess: expected a picture [3, H, W], got {list(rgb.shape)}; pass it through to_rgb."
-            )
+            raise ValueError(f"Preprocess: expected an image [3, H, W], got {list(rgb.shape)}; pass it through to_rgb.")
         if rgb.dtype not in (torch.uint8, torch.float32):
-            raise TypeError(f"Preprocess: expected uint8 or float32, got {rgb.dtype}; pass the picture through to_rgb.")
+            raise TypeError(f"Preprocess: expected uint8 or float32, got {rgb.dtype}; pass the image through to_rgb.")
         eight_bit = rgb.dtype == torch.uint8
         image = _crop_center(self._resize(rgb.to(torch.float32)), self.crop)
         if eight_bit:  # torchvision resizes to 8 bits: whole numbers again, and bicubic's overshoot cut
@@ -85,14 +83,14 @@ class Preprocess:
         """Return the classes of the pixels of the probe's input, each the nearest pixel's.
 
         Args:
-            mask: ``[H, W]`` integers, of a picture ``[3, H, W]``.
-            fill: The class of what lies outside the picture.
+            mask: ``[H, W]`` integers, of an image ``[3, H, W]``.
+            fill: The class of what lies outside the image.
 
         Returns:
             ``[crop, crop]`` of the same dtype.
 
         Raises:
-            ValueError: As for the picture.
+            ValueError: As for the image.
         """
         size = self._size(*mask.shape)
         nearest = F.interpolate(mask[None, None].double(), size=size, mode="nearest-exact")[0].to(mask.dtype)
@@ -110,7 +108,7 @@ class Preprocess:
         if long > _MAX_ASPECT * short:
             raise ValueError(
                 f"Preprocess: expected sides of at most 1:{_MAX_ASPECT}, got {width} × {height} pixels; "
-                "cut the picture first."
+                "cut the image first."
             )
         new_long = self.resize * long // short
         return (self.resize, new_long) if height <= width else (new_long, self.resize)

@@ -1,4 +1,4 @@
-"""Targets: what a task's items carry beside the picture, and how it is read."""
+"""Targets: what a task's items carry beside the image, and how it is read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Target(ABC):
     """Whether the data set's class names name the model's outputs."""
 
     def split(self, item: Any, where: str) -> tuple[Any, Any]:
-        """Return the picture and the target of an item.
+        """Return the image and the target of an item.
 
         Args:
             item: As the data set gives it.
@@ -38,19 +38,19 @@ class Target(ABC):
         """
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise TypeError(
-                f"Task: expected pairs of (picture, label), got {kind_of(item)} for {where}; "
+                f"Task: expected pairs of (image, label), got {kind_of(item)} for {where}; "
                 "wrap the data set so that its items are pairs."
             )
         return item[0], item[1]
 
     @abstractmethod
     def read(self, value: Any, *, who: str, where: str) -> Any:
-        """Return a picture's target: an int, or a tensor of one dtype.
+        """Return an image's target: an int, or a tensor of one dtype.
 
         Args:
             value: As the data set gives it.
             who: The caller, for messages.
-            where: What messages call the picture.
+            where: What messages call the image.
 
         Returns:
             The target.
@@ -61,22 +61,22 @@ class Target(ABC):
         """
 
     def prepare(self, target: Any, image: Tensor, preprocess: Preprocess | None) -> Tensor:
-        """Return the target of the probe's input, which `preprocess` makes of the picture.
+        """Return the target of the probe's input, which `preprocess` makes of the image.
 
         Args:
             target: As `read` returns it.
             image: ``[3, H, W]``, before `preprocess`.
-            preprocess: Applied to the picture, or None.
+            preprocess: Applied to the image, or None.
 
         Returns:
-            A tensor of the same shape for every picture of a task.
+            A tensor of the same shape for every image of a task.
         """
         return torch.as_tensor(target)
 
 
 @dataclass(frozen=True)
 class ClassLabel(Target):
-    """One class a picture: integers 0…C−1."""
+    """One class an image: integers 0…C−1."""
 
     def read(self, value: Any, *, who: str, where: str) -> int:
         label = as_label(value)
@@ -87,7 +87,7 @@ class ClassLabel(Target):
 
 @dataclass(frozen=True)
 class LabelSet(Target):
-    """Any number of labels a picture: float32 ``[C]`` of 0, 1 and NaN (not known).
+    """Any number of labels an image: float32 ``[C]`` of 0, 1 and NaN (not known).
 
     Tensors and arrays are multi-hot, −1 or NaN where nobody knows; lists, tuples and sets hold the indices of the
     labels that apply.
@@ -155,7 +155,7 @@ class Values(Target):
 
 @dataclass(frozen=True)
 class Mask(Target):
-    """A class for every pixel: integers ``[H, W]`` as large as the picture, or its file; int64, −1 where ignored.
+    """A class for every pixel: integers ``[H, W]`` as large as the image, or its file; int64, −1 where ignored.
 
     Args:
         ignore_index: The value of pixels that are not part of the task.
@@ -189,22 +189,22 @@ class Mask(Target):
         return mask.where(labelled, -1)
 
     def prepare(self, target: Tensor, image: Tensor, preprocess: Preprocess | None) -> Tensor:
-        """Return the mask as `preprocess` would see it: the nearest pixel's class, −1 outside the picture.
+        """Return the mask as `preprocess` would see it: the nearest pixel's class, −1 outside the image.
 
         Args:
             target: ``[H, W]``.
             image: ``[3, H, W]``, before `preprocess`.
-            preprocess: Applied to the picture, or None.
+            preprocess: Applied to the image, or None.
 
         Returns:
             ``[crop, crop]`` int64, or `target` without a preprocess.
 
         Raises:
-            ValueError: If mask and picture differ in size.
+            ValueError: If mask and image differ in size.
         """
         if target.shape != image.shape[1:]:
             raise ValueError(
-                f"Task: expected a mask as large as its picture, {list(image.shape[1:])}, got {list(target.shape)}; "
+                f"Task: expected a mask as large as its image, {list(image.shape[1:])}, got {list(target.shape)}; "
                 "apply the same crops, turns (EXIF) and sizes to both."
             )
         return target if preprocess is None else preprocess.mask(target, fill=-1)
@@ -212,7 +212,7 @@ class Mask(Target):
 
 @dataclass(frozen=True)
 class Unlabelled(Target):
-    """Nothing: items are pictures, or tuples that start with one, whose rest is not looked at."""
+    """Nothing: items are images, or tuples that start with one, whose rest is not looked at."""
 
     named = False
 

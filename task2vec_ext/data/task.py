@@ -25,10 +25,10 @@ class Task(Dataset[tuple[Tensor, Any]]):
     """A labelled data set seen as a problem to solve; `as_task` makes one from anything.
 
     Args:
-        source: Anything with ``len()`` whose items are pairs of (picture, label).
+        source: Anything with ``len()`` whose items are pairs of (image, label).
         name: What messages, tables and plots call the task.
         classes: The classes' names, if the source has them.
-        labels: ``[N]`` int64 class labels, or None where only reading the pictures tells.
+        labels: ``[N]`` int64 class labels, or None where only reading the images tells.
         target: What the items' second halves are; default: class labels.
         metadata: What else is known, JSON only; goes into the embedding's recipe. `task2vec_ext.data.sources` give
             ``domain``, ``rank`` and ``taxonomy`` (rank -> taxon) or ``attribute``.
@@ -56,30 +56,30 @@ class Task(Dataset[tuple[Tensor, Any]]):
         self.metadata: dict[str, Any] = json.loads(json.dumps(dict(metadata or {})))
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.source)
 
     def __repr__(self) -> str:
-        """Return one line: name, pictures, classes."""
+        """Return one line: name, images, classes."""
         classes = "" if self.classes is None else f", {len(self.classes)} classes"
-        return f"Task({self.name!r}, {len(self)} pictures{classes})"
+        return f"Task({self.name!r}, {len(self)} images{classes})"
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        """Return the picture as RGB ``[3, H, W]`` (see `to_rgb`), not preprocessed, and its label."""
+        """Return the image as RGB ``[3, H, W]`` (see `to_rgb`), not preprocessed, and its label."""
         image, label = self.item(index)
         return to_rgb(image), label
 
     def item(self, index: int) -> tuple[Any, Any]:
-        """Return a picture just as the source gives it, and its label, read as the task's target says.
+        """Return an image just as the source gives it, and its label, read as the task's target says.
 
         Args:
             index: Which, 0…N−1.
 
         Returns:
-            The source's own picture and the label.
+            The source's own image and the label.
 
         Raises:
-            ValueError: If the source fails on this picture (its own error is the cause), or its label is
+            ValueError: If the source fails on this image (its own error is the cause), or its label is
                 not the one that the source's list of labels states.
             TypeError: If the item is not a pair, or its label of another kind.
         """
@@ -100,15 +100,15 @@ class Task(Dataset[tuple[Tensor, Any]]):
         return image, label
 
     def digest(self) -> str | None:
-        """Return a hash of what the task consists of, without reading a picture.
+        """Return a hash of what the task consists of, without reading an image.
 
         Returns:
-            SHA-256 of the files' names, sizes and labels; None where the pictures are not files of known names.
+            SHA-256 of the files' names, sizes and labels; None where the images are not files of known names.
         """
         return self.source.digest() if isinstance(self.source, Files) else None
 
     def describe(self, index: int) -> str:
-        """Return what a message calls a picture: ``picture 12 (cats/a.jpg)``.
+        """Return what a message calls an image: ``image 12 (cats/a.jpg)``.
 
         Args:
             index: Which, 0…N−1.
@@ -117,7 +117,7 @@ class Task(Dataset[tuple[Tensor, Any]]):
             Its index, and its file where that is known.
         """
         file = _file_of(self.source, index)
-        return f"picture {index}" if file is None else f"picture {index} ({file})"
+        return f"image {index}" if file is None else f"image {index} ({file})"
 
 
 TaskSource = (
@@ -132,21 +132,21 @@ TaskSource = (
 
 
 def as_task(source: TaskSource, *, name: str | None = None, target: Target | None = None) -> Task:
-    """Return the task that a data set, a folder or a list describes. No picture is read.
+    """Return the task that a data set, a folder or a list describes. No image is read.
 
     Args:
-        source: One of
+        source: One of.
 
             - a `Task`, returned as it is;
-            - the path of a folder with one folder of pictures for each class, numbered in sorted order;
-            - a list of (path, label), or of (picture, label) with pictures in memory;
-            - a map-style data set of (picture, label). Its labels are found without reading pictures in
+            - the path of a folder with one folder of images for each class, numbered in sorted order;
+            - a list of (path, label), or of (image, label) with images in memory;
+            - a map-style data set of (image, label). Its labels are found without reading images in
               ``.targets``, ``.labels`` or ``._labels``, also through ``Subset`` and ``ConcatDataset``, unless
               a ``target_transform`` changes them.
 
-            Unlabelled tasks are also a folder or a list of pictures alone.
+            Unlabelled tasks are also a folder or a list of images alone.
         name: What to call the task; default: the folder's or the data set's own name.
-        target: What the labels are; default: a `Task`'s own, else classes. Others are read with the pictures.
+        target: What the labels are; default: a `Task`'s own, else classes. Others are read with the images.
 
     Returns:
         The task.
@@ -180,7 +180,7 @@ def as_task(source: TaskSource, *, name: str | None = None, target: Target | Non
 
 
 def read_labels(task: Task) -> Tensor:
-    """Return the labels of a task, by reading every picture once if nothing else tells.
+    """Return the labels of a task, by reading every image once if nothing else tells.
 
     Args:
         task: The task.
@@ -189,7 +189,7 @@ def read_labels(task: Task) -> Tensor:
         ``[N]`` int64.
 
     Raises:
-        ValueError: If a picture that has to be read cannot be; names it.
+        ValueError: If an image that has to be read cannot be; names it.
         TypeError: If an item is not a pair, or a label not an integer.
     """
     if task.labels is not None:
@@ -200,7 +200,7 @@ def read_labels(task: Task) -> Tensor:
             labels[index] = task.item(index)[1]
         except ValueError as error:
             raise ValueError(
-                f"read_labels: expected readable pictures, got {task.describe(index)}: {error}; mend or "
+                f"read_labels: expected readable images, got {task.describe(index)}: {error}; mend or "
                 "remove it, or give the data set a list of its labels, .targets."
             ) from error
     return labels
@@ -216,24 +216,24 @@ def _from_list(source: Sequence[Any], name: str, target: Target) -> Task:
                     f"as_task: expected a list of (path, label), got {kind_of(item)} at index {index}; "
                     "pair every path with its label."
                 )
-        pairs = [(picture, label) for picture, label in source]
+        pairs = [(image, label) for image, label in source]
     given, labels = [label for _, label in pairs], None
     if isinstance(target, ClassLabel):
         labels = label_tensor(given, who="as_task")
         given = labels.tolist()
     else:
-        for index, value in enumerate(given):  # found out now, not when its picture is due; files of masks wait
+        for index, value in enumerate(given):  # found out now, not when its image is due; files of masks wait
             if not isinstance(value, (str, os.PathLike)) or not isinstance(target, Mask):
                 target.read(value, who="as_task", where=f"index {index}")
-    first = [picture for picture, _ in pairs]
-    are_paths = [isinstance(picture, (str, os.PathLike)) for picture in first]
+    first = [image for image, _ in pairs]
+    are_paths = [isinstance(image, (str, os.PathLike)) for image in first]
     if all(are_paths):
         return Task(files_from_list(first, given), name=name, labels=labels, target=target)
-    for index, picture in enumerate(first):
-        if any(are_paths) or not isinstance(picture, (Image.Image, Tensor, np.ndarray)):
+    for index, image in enumerate(first):
+        if any(are_paths) or not isinstance(image, (Image.Image, Tensor, np.ndarray)):
             raise TypeError(
-                "as_task: expected either paths or pictures (PIL, tensor, array) in a list, got "
-                f"{kind_of(picture)} at index {index}; make them all of one kind."
+                "as_task: expected either paths or images (PIL, tensor, array) in a list, got "
+                f"{kind_of(image)} at index {index}; make them all of one kind."
             )
     return Task(source, name=name, labels=labels, target=target)
 
@@ -244,7 +244,7 @@ def _check_map_style(source: Any) -> None:
     elif isinstance(source, IterableDataset):
         advice = "pass a map-style data set, or read a finite one into a list first: list(data_set)"
     elif isinstance(source, (Mapping, set, frozenset, Tensor, np.ndarray)):
-        advice = "pass pairs of (picture, label), for instance TensorDataset(pictures, labels) or a list"
+        advice = "pass pairs of (image, label), for instance TensorDataset(images, labels) or a list"
     elif not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         advice = "give it __len__ and __getitem__, or read it into a list first: list(...)"
     else:
@@ -255,7 +255,7 @@ def _check_map_style(source: Any) -> None:
 
 
 def _labels_of(dataset: Any) -> Tensor | None:
-    """The labels of all items where the data set lists them, found without reading a picture."""
+    """The labels of all items where the data set lists them, found without reading an image."""
     if isinstance(dataset, Subset):
         inner = _labels_of(dataset.dataset)
         return None if inner is None else inner[torch.as_tensor(dataset.indices, dtype=torch.int64)]

@@ -1,4 +1,4 @@
-"""Views of tasks: parts, splits, unions, and other labels. No picture is read, none is copied."""
+"""Views of tasks: parts, splits, unions, and other labels. No image is read, none is copied."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .task import Task, read_labels
 
 
 def subset(task: Task, indices: Tensor | Sequence[int], *, name: str | None = None) -> Task:
-    """Return some of a task's pictures, with the labels they have.
+    """Return some of a task's images, with the labels they have.
 
     Args:
         task: The task.
-        indices: ``[n]`` which pictures, in the order wanted.
+        indices: ``[n]`` which images, in the order wanted.
         name: Of the view; default: the task's.
 
     Returns:
         The view.
 
     Raises:
-        ValueError: If the task has no such picture.
+        ValueError: If the task has no such image.
     """
     chosen = torch.as_tensor(indices, dtype=torch.int64)
     if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(task):
@@ -41,7 +41,7 @@ def split(task: Task, share: float, *, seed: int = 0) -> tuple[Task, Task]:
 
     Args:
         task: The task.
-        share: Of the pictures in the first part, in (0, 1); every class has at least one there.
+        share: Of the images in the first part, in (0, 1); every class has at least one there.
         seed: Of the random choice.
 
     Returns:
@@ -55,7 +55,7 @@ def split(task: Task, share: float, *, seed: int = 0) -> tuple[Task, Task]:
     if lacking:
         raise ValueError(
             f"split: expected every class in both parts of {task.name!r}, got none of class {min(lacking)} in the "
-            "second; lower the share, or leave out classes of few pictures (remap)."
+            "second; lower the share, or leave out classes of few images (remap)."
         )
     return one, two
 
@@ -65,7 +65,7 @@ def hold_out(task: Task, share: float, *, seed: int = 0) -> tuple[Task, Task]:
 
     Args:
         task: The task.
-        share: Of the pictures in the first part, in (0, 1); every class has at least one there.
+        share: Of the images in the first part, in (0, 1); every class has at least one there.
         seed: Of the random choice.
 
     Returns:
@@ -90,7 +90,7 @@ def remap(task: Task, classes: Mapping[str, str], *, name: str | None = None) ->
 
     Args:
         task: The task.
-        classes: Old class -> new class; pictures of classes that are not in it are left out. A task without class
+        classes: Old class -> new class; images of classes that are not in it are left out. A task without class
             names has the names "0", "1", ….
         name: Of the view; default: the task's.
 
@@ -134,7 +134,7 @@ def one_vs_rest(task: Task, positive: str, *, name: str | None = None) -> Task:
 
 
 def union(tasks: Sequence[Task], *, name: str) -> Task:
-    """Return all pictures of several tasks; classes of one name are one class.
+    """Return all images of several tasks; classes of one name are one class.
 
     Args:
         tasks: The tasks.
@@ -162,7 +162,7 @@ def union(tasks: Sequence[Task], *, name: str) -> Task:
 def _labels(task: Task) -> Tensor:
     if not isinstance(task.target, ClassLabel):
         raise TypeError(
-            f"views: expected tasks of one class a picture, got {task.name!r} of {type(task.target).__name__}; "
+            f"views: expected tasks of one class an image, got {task.name!r} of {type(task.target).__name__}; "
             "make the view of the data set before it becomes a task (torch.utils.data.Subset)."
         )
     return read_labels(task)
@@ -173,7 +173,7 @@ def _class_names(task: Task, labels: Tensor) -> tuple[str, ...]:
 
 
 def _view(tasks: Sequence[Task], indices: Tensor, labels: Tensor, classes: tuple[str, ...] | None, name: str) -> Task:
-    """Return the pictures at some places of the tasks put end to end, with these labels."""
+    """Return the images at some places of the tasks put end to end, with these labels."""
     metadata = {
         key: value for key, value in tasks[0].metadata.items() if all(task.metadata.get(key) == value for task in tasks)
     }

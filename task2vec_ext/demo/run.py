@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .._kinds import SymKind
-from .._tables import nearest, safe_name, write_matrix, write_table
+from .._util.tables import nearest, safe_name, write_matrix, write_table
 from ..atlas import write_atlas
 from ..data import Task
-from ..distance import distance_matrix
-from ..embed import fisher_embed
+from ..distance.distance import distance_matrix
+from ..distance.kinds import SymKind
+from ..embed.fisher_embed import fisher_embed
 from ..plot import plot_matrix, save_figure
-from ..probe import load_probe
+from ..probe.probe import load_probe
 from .tasks import DemoTask, demo_tasks
 
 if TYPE_CHECKING:
@@ -42,12 +42,12 @@ class DemoResult(NamedTuple):
 
 
 def run_demo(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lambda text: None) -> DemoResult:
-    """Embed the demo's tasks and write embeddings, table, distances, picture and atlas into `folder`.
+    """Embed the demo's tasks and write embeddings, table, distances, image and atlas into `folder`.
 
     Args:
-        folder: is made if it does not exist; files of an earlier demo are replaced.
-        seed: of the tasks' pictures and of the embeddings' noise.
-        report: called with a line of text whenever there is something to tell.
+        folder: Is made if it does not exist; files of an earlier demo are replaced.
+        seed: Of the tasks' images and of the embeddings' noise.
+        report: Called with a line of text whenever there is something to tell.
 
     Returns:
         Embeddings, distances and files.
@@ -55,7 +55,7 @@ def run_demo(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lam
     started = time.perf_counter()
     (folder / "embeddings").mkdir(parents=True, exist_ok=True)
     tasks = demo_tasks(seed)
-    report(f"{len(tasks)} tasks, {sum(map(len, tasks)):,} pictures")
+    report(f"{len(tasks)} tasks, {sum(map(len, tasks)):,} images")
     probe, embeddings = load_probe("tiny"), []
     sources = [
         Task(
@@ -78,12 +78,12 @@ def run_demo(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lam
         "embeddings": folder / "embeddings",
         "table": folder / "tasks.csv",
         "distances": folder / "distances.csv",
-        "picture": folder / "distances.png",
+        "image": folder / "distances.png",
         "atlas": folder / "atlas" / "index.html",
     }
     write_table(
         files["table"],
-        ("task", "family", "classes", "pictures", "head_accuracy", "head_nll", "norm", "nearest", "distance"),
+        ("task", "family", "classes", "images", "head_accuracy", "head_nll", "norm", "nearest", "distance"),
         [
             (
                 e.name,
@@ -103,7 +103,7 @@ def run_demo(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lam
     axes = plot_matrix(
         distances, names, groups=families, title="Distance between tasks (d_sym of unit-mean embeddings)"
     )
-    save_figure(axes, files["picture"])
+    save_figure(axes, files["image"])
     report("the atlas")
-    write_atlas(embeddings, folder / "atlas", pictures=sources, kind=DISTANCE, title="The demo's tasks", seed=seed)
+    write_atlas(embeddings, folder / "atlas", images=sources, kind=DISTANCE, title="The demo's tasks", seed=seed)
     return DemoResult(tasks, embeddings, distances, files, time.perf_counter() - started)

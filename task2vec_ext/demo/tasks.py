@@ -2,7 +2,7 @@
 
 Nothing is downloaded: the handwriting (1,797 digits of 8x8 pixels) and the photographs (a pagoda, a dahlia)
 ship with scikit-learn, the rest is drawn here. A *kind* ("digit 3", "roof", "moon") is one way of making
-pictures; a class is made of one kind or of several, so that tasks can ask different things of the same kinds.
+images; a class is made of one kind or of several, so that tasks can ask different things of the same kinds.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from torch.utils.data import Dataset
 
-from task2vec_ext.tiny import TINY_SIZE
+from task2vec_ext.probe.tiny import TINY_SIZE
 
 Family = Literal["handwriting", "photographs", "drawings", "textures"]
-Picture = NDArray[np.uint8]  # [TINY_SIZE, TINY_SIZE, 3]
+Pixels = NDArray[np.uint8]  # [TINY_SIZE, TINY_SIZE, 3]
 _Floats = NDArray[np.floating[Any]]
 
 
@@ -48,7 +48,7 @@ UNSEEN: dict[Family, tuple[str, ...]] = {
 """Kinds that the probe never saw in training; each family's task called "new …" is made of these alone."""
 
 TRAINING_DIGITS = 80
-"""The first so many of each trained digit are the probe's training pictures; the demo takes the others."""
+"""The first so many of each trained digit are the probe's training images; the demo takes the others."""
 
 
 def _sklearn_datasets() -> Any:
@@ -60,8 +60,8 @@ def _sklearn_datasets() -> Any:
     return datasets
 
 
-def _colour(ink: _Floats, rng: Generator, *, grain: float, pale_paper: bool = False) -> Picture:
-    """A picture in two random colours, light and dark, from the share of `ink` [H, W]; `grain` in levels."""
+def _colour(ink: _Floats, rng: Generator, *, grain: float, pale_paper: bool = False) -> Pixels:
+    """An image in two random colours, light and dark, from the share of `ink` [H, W]; `grain` in levels."""
     low, high = ((185, 10), (250, 100)) if pale_paper else ((10, 10), (245, 245))
     paper, pen = rng.uniform(low, high, (3, 2)).T
     while abs((paper - pen) @ (0.3, 0.59, 0.11)) < 80:  # less, and what is drawn drowns in its ground
@@ -80,7 +80,7 @@ def _digits() -> dict[str, _Floats]:
     return {f"digit {d}": data.images[data.target == d] / 16.0 for d in range(10)}
 
 
-def _write(digit: _Floats, rng: Generator, *, tilt: float = 0.0, bold: float = 0.0) -> Picture:
+def _write(digit: _Floats, rng: Generator, *, tilt: float = 0.0, bold: float = 0.0) -> Pixels:
     """A digit [8, 8] in ink on paper: enlarged smoothly, turned by `tilt` degrees; `bold` from -1 to 1."""
     side = int(rng.integers(36, 45))
     left, top = (int(v) for v in (TINY_SIZE - side) // 2 + rng.integers(-2, 3, 2))
@@ -123,7 +123,7 @@ def _photograph(name: str) -> Image.Image:
     return Image.fromarray(_sklearn_datasets().load_sample_image(name))
 
 
-def _patch(region: str, rng: Generator, *, edit: str = "none") -> Picture:
+def _patch(region: str, rng: Generator, *, edit: str = "none") -> Pixels:
     """A square of 28 to 48 pixels from a region, enlarged, mirrored or not, darker or not; edited."""
     name, boxes = _REGIONS[region]
     box = boxes[rng.integers(len(boxes))]
@@ -170,7 +170,7 @@ def _outlines() -> dict[str, _Floats]:
 _OUTLINES = _outlines()
 
 
-def _draw(kind: str, rng: Generator, *, hollow: bool = False, turn: float = 0.0) -> Picture:
+def _draw(kind: str, rng: Generator, *, hollow: bool = False, turn: float = 0.0) -> Pixels:
     """A shape, or dots, of random place and size; `turn` in degrees, clockwise, give or take 15."""
     fine = 3 * TINY_SIZE  # drawn three times as large and averaged down: smooth edges
     sheet = Image.new("L", (fine, fine))
@@ -228,7 +228,7 @@ _PATTERNS: dict[str, Callable[[_Floats, _Floats, Generator], _Floats]] = {  # in
 }
 
 
-def _texture(kind: str, rng: Generator, *, period: float | None = None, turn: float | None = None) -> Picture:
+def _texture(kind: str, rng: Generator, *, period: float | None = None, turn: float | None = None) -> Pixels:
     """A texture; its `period` in pixels and `turn` in degrees are the kind's own unless given."""
     first, last = kind.split()[0], kind.split()[-1]
     if last == "noise":
@@ -252,11 +252,11 @@ def _texture(kind: str, rng: Generator, *, period: float | None = None, turn: fl
 
 
 class Studio:
-    """Make pictures of any kind from one seed; no two of the demo's share a handwritten digit.
+    """Make images of any kind from one seed; no two of the demo's share a handwritten digit.
 
     Args:
-        seed: the same seed and the same calls give the same pictures.
-        training: deal the probe's training digits, again and again, instead of the demo's, each once.
+        seed: The same seed and the same calls give the same images.
+        training: Deal the probe's training digits, again and again, instead of the demo's, each once.
     """
 
     def __init__(self, seed: int, *, training: bool = False) -> None:  # noqa: D107 - the class says it
@@ -264,8 +264,8 @@ class Studio:
         self._training = training
         self._left: dict[str, list[int]] = {}
 
-    def picture(self, kind: str, **how: Any) -> Picture:
-        """A new picture of a kind in `TRAINED` or `UNSEEN`, with the options of its family."""
+    def image(self, kind: str, **how: Any) -> Pixels:
+        """A new image of a kind in `TRAINED` or `UNSEEN`, with the options of its family."""
         if kind.startswith("digit"):
             return _write(self._deal(kind), self._rng, **how)
         if kind in _REGIONS:
@@ -288,7 +288,7 @@ class Studio:
 
 @dataclass(frozen=True, eq=False)
 class DemoTask(Dataset[tuple[Image.Image, int]]):
-    """A small, balanced set of labelled pictures: a map-style torch dataset of (PIL image, label)."""
+    """A small, balanced set of labelled images: a map-style torch dataset of (PIL image, label)."""
 
     name: str
     family: Family
@@ -297,16 +297,16 @@ class DemoTask(Dataset[tuple[Image.Image, int]]):
     labels: NDArray[np.int64]  # [N]
 
     def __len__(self) -> int:
-        """Number of pictures N."""
+        """Number of images N."""
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """Picture and label of sample `index`."""
+        """Image and label of sample `index`."""
         return Image.fromarray(self.images[index]), int(self.labels[index])
 
     @property
     def targets(self) -> list[int]:
-        """All labels, without making the pictures."""
+        """All labels, without making the images."""
         return [int(label) for label in self.labels]
 
 
@@ -374,14 +374,14 @@ def demo_tasks(seed: int = 0, per_class: int | None = None) -> list[DemoTask]:
     """The demo's 25 tasks in four families, made anew: 2 to 6 classes each, balanced, in a random order.
 
     Args:
-        seed: the same seed and versions of numpy, pillow and scikit-learn give the same pictures, bit by bit.
-        per_class: pictures a class; by default 180 divided by the number of classes.
+        seed: The same seed and versions of numpy, pillow and scikit-learn give the same images, bit by bit.
+        per_class: Images a class; by default 180 divided by the number of classes.
 
     Returns:
-        The tasks, family by family. No two pictures share a handwritten digit; patches of photos may overlap.
+        The tasks, family by family. No two images share a handwritten digit; patches of photos may overlap.
 
     Raises:
-        ValueError: if `per_class` is not positive, or larger than the handwriting allows.
+        ValueError: If `per_class` is not positive, or larger than the handwriting allows.
     """
     if per_class is not None and per_class < 1:
         raise ValueError(f"demo_tasks: expected per_class >= 1, got {per_class}.")
@@ -389,7 +389,7 @@ def demo_tasks(seed: int = 0, per_class: int | None = None) -> list[DemoTask]:
     for family, recipes in _recipes().items():
         for name, classes in recipes.items():
             made = [
-                (studio.picture(kinds[i % len(kinds)], **how), label)
+                (studio.image(kinds[i % len(kinds)], **how), label)
                 for label, (kinds, how) in enumerate(classes.values())
                 for i in range(per_class or 180 // len(classes))
             ]

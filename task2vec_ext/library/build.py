@@ -15,15 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._pictures import choose_device
-from .._progress import library_progress
-from .._team import RanksLostError, Team
+from .._util.progress import library_progress
 from ..data import Preprocess, Task, as_task
-from ..embed import fisher_embed
+from ..embed.feature_cache import FeatureCache
+from ..embed.fisher_embed import fisher_embed
+from ..embed.team import RanksLostError, Team
 from ..embedding import Embedding
-from ..feature_cache import FeatureCache
 from ..losses import as_loss, loss_of
-from ..probe import Probe, load_probe
+from ..probe.feed import choose_device
+from ..probe.probe import Probe, load_probe
 from .index import Entry, lock
 from .library import Library, sha256_of
 from .settings import OF_PROBE, OF_WORK, OPTIONS, compare, create_or_compare, settings_of
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.distributed import ProcessGroup
 
-    from .._progress import Pass
+    from .._util.progress import Pass
     from ..data import TaskSource
 
 
@@ -48,7 +48,7 @@ def build_library(
     retry_failed: bool = False,
     progress: bool | None = None,
     process_group: ProcessGroup | None = None,
-    shard_pictures: bool = False,
+    shard_images: bool = False,
     **options: Any,
 ) -> Library:
     """Return a library with the embeddings of all tasks, after embedding those that are not in it yet.
@@ -65,7 +65,7 @@ def build_library(
         process_group: The ranks of this `torch.distributed` group, all of which call this with the same arguments and
             see the same folder, share the work: whoever is free takes the next task, the largest first. The first rank
             keeps the index and shows the progress.
-        shard_pictures: All ranks work on one task at a time and share its pictures: for few, large tasks.
+        shard_images: All ranks work on one task at a time and share its images: for few, large tasks.
         **options: Of `fisher_embed`: of the probe (``weights``, ``image_size``, …), of the estimate (``estimator``,
             ``num_samples``, ``seed``, …), the same for all tasks of a library; and of the work (``device``,
             ``batch_size``, ``num_workers``, ``on_error``, ``feature_cache``: default, one of 256 MiB), which may change
@@ -75,22 +75,22 @@ def build_library(
         The library.
 
     Raises:
-        ValueError: Two tasks have one name, a task has other pictures than when it was embedded, or the library was
-            built with another probe, other settings or in another format, or `shard_pictures` without a group. Before
+        ValueError: If two tasks have one name, a task has other images than when it was embedded, or the library was
+            built with another probe, other settings or in another format, or `shard_images` without a group. Before
             any work.
-        TypeError: `fisher_embed` has no such option.
-        RuntimeError: Another process is changing the library.
-        OSError: An embedding could not be written.
+        TypeError: If `fisher_embed` has no such option.
+        RuntimeError: If another process is changing the library.
+        OSError: If an embedding could not be written.
 
     Note:
-        Tasks whose pictures are not files of known names (`Task.digest` is None) are known by their name alone.
+        Tasks whose images are not files of known names (`Task.digest` is None) are known by their name alone.
     """
     unknown = sorted(options.keys() - (OPTIONS.keys() - {"name", "progress"}))
     if unknown:
         raise TypeError(f"build_library: expected options of fisher_embed, got {', '.join(unknown)}.")
-    if shard_pictures and process_group is None:
+    if shard_images and process_group is None:
         raise ValueError(
-            "build_library: expected a process_group with shard_pictures, got none; start several (torchrun)."
+            "build_library: expected a process_group with shard_images, got none; start several (torchrun)."
         )
     target = as_loss(options.get("loss", OPTIONS["loss"])).target
     named = [as_task(task, target=target) for task in tasks]
@@ -102,7 +102,7 @@ def build_library(
             "them (as_task(…, name=…), or the folders)."
         )
     net = load_probe(probe, **{name: options.pop(name) for name in OF_PROBE if name in options})
-    _check_options(net, {**options, "process_group": process_group if shard_pictures else None})
+    _check_options(net, {**options, "process_group": process_group if shard_images else None})
     settings = settings_of(net, options)
     options.setdefault("feature_cache", FeatureCache())
     options["device"] = choose_device(net.module, options.get("device"), owned=isinstance(probe, str))
@@ -122,19 +122,19 @@ def build_library(
         todo = [(named[number], entry) for number, entry in team.first(prepare)]
         team.attempt(lambda: compare(root, settings))
         library = Library(root)
-        pictures = sum(len(task) for task, _ in todo)
-        told = ending.enter_context(library_progress(len(todo), pictures, progress if team.rank == 0 else False))
+        images = sum(len(task) for task, _ in todo)
+        told = ending.enter_context(library_progress(len(todo), images, progress if team.rank == 0 else False))
 
         def record(number: int, entry: Entry) -> None:
             _record(library, entry)
             told.ended(len(todo[number][0]), entry)
 
-        if team.size > 1 and not shard_pictures:
+        if team.size > 1 and not shard_images:
             todo.sort(key=lambda pair: -len(pair[0]))
             builder = _Builder(library, net, Team(None), None, options)
             _share(team, todo, lambda task, entry: builder.embed(task, entry, told.of_pass), record)
         else:
-            builder = _Builder(library, net, team, process_group if shard_pictures else None, options)
+            builder = _Builder(library, net, team, process_group if shard_images else None, options)
             for number, (task, entry) in enumerate(todo):
                 embedded = builder.embed(task, entry, told.of_pass)
                 team.attempt(partial(record, number, embedded) if team.rank == 0 else _nothing)
@@ -152,18 +152,18 @@ def embed_for(
     """Return the embedding of a task that is not in a library, made as all of the library's were.
 
     Args:
-        library: whose settings are taken.
-        task: what `fisher_embed` takes.
-        probe: the library's; default: by the name that it has there.
-        weights: the file of its weights, where those are a file.
-        **work: of `fisher_embed`, how the work is done: ``device``, ``batch_size``, ``num_workers``, ``on_error``, …
+        library: Whose settings are taken.
+        task: What `fisher_embed` takes.
+        probe: The library's; default: by the name that it has there.
+        weights: The file of its weights, where those are a file.
+        **work: Of `fisher_embed`, how the work is done: ``device``, ``batch_size``, ``num_workers``, ``on_error``, …
 
     Returns:
         The embedding, for `Library.nearest`.
 
     Raises:
-        ValueError: That is not the library's probe.
-        TypeError: An option would change the embedding.
+        ValueError: If that is not the library's probe.
+        TypeError: If an option would change the embedding.
     """
     of_result = sorted(work.keys() - set(OF_WORK))
     if of_result:
@@ -214,7 +214,7 @@ def _todo(library: Library, tasks: Sequence[Task], retry_failed: bool) -> list[t
     changed = [task.name for task in done if known[task.name].digest != _digest(task)]
     if changed:
         raise ValueError(
-            "build_library: expected the pictures that were embedded, got others for "
+            "build_library: expected the images that were embedded, got others for "
             f"{', '.join(map(repr, changed))}; give them other names, or remove them first (task2vec library rm)."
         )
     known = library.index.add((task.name, len(task)) for task in tasks)
@@ -296,7 +296,7 @@ class _Builder(NamedTuple):
     probe: Probe
     team: Team
     group: ProcessGroup | None
-    """The ranks that share the pictures of each task."""
+    """The ranks that share the images of each task."""
     options: dict[str, Any]
 
     def embed(self, task: Task, entry: Entry, progress: Pass) -> Entry:
@@ -319,7 +319,7 @@ class _Builder(NamedTuple):
             return entry
         return replace(
             entry,
-            pictures=len(task),
+            images=len(task),
             state="done",
             digest=digest,
             sha256=sha256_of(file),
@@ -333,7 +333,7 @@ class _Builder(NamedTuple):
         )
 
     def _before(self, file: Path, task: Task) -> tuple[str | None, Embedding | None]:
-        """The pictures' digest; the embedding that a build wrote before it was killed, where there is one of them."""
+        """The images' digest; the embedding that a build wrote before it was killed, where there is one of them."""
         digest = task.digest()
         try:
             embedding = Embedding.load(file)

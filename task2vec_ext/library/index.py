@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from .._tables import file_name
+from .._util.tables import file_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -31,7 +31,7 @@ _COLUMNS = {
     "id": "INTEGER PRIMARY KEY AUTOINCREMENT",
     "name": "TEXT NOT NULL UNIQUE",
     "file": "TEXT NOT NULL UNIQUE",
-    "pictures": "INTEGER NOT NULL",
+    "images": "INTEGER NOT NULL",
     "state": "TEXT NOT NULL",
     "digest": "TEXT",
     "sha256": "TEXT",
@@ -52,26 +52,26 @@ class Entry:
     """What a library knows of one task.
 
     Args:
-        id: its number, from 1; never given to another task.
-        name: what people call it.
-        file: its embedding, in the library's folder ``embeddings``.
-        pictures: how many it has.
+        id: Its number, from 1; never given to another task.
+        name: What people call it.
+        file: Its embedding, in the library's folder ``embeddings``.
+        images: How many it has.
         state: ``"waiting"`` to be embedded, ``"done"`` or ``"failed"``.
-        digest: `Task.digest` of the pictures that were embedded.
-        sha256: of the file.
-        num_samples: pictures that the Fisher is the mean over.
-        num_skipped: pictures that could not be read.
+        digest: `Task.digest` of the images that were embedded.
+        sha256: Of the file.
+        num_samples: Images that the Fisher is the mean over.
+        num_skipped: Images that could not be read.
         num_outputs: C.
-        score: of the head, in [0, 1].
+        score: Of the head, in [0, 1].
         norm: ‖F‖₁, nats² per weight².
-        seconds: that embedding it took.
-        error: why it failed.
+        seconds: That embedding it took.
+        error: Why it failed.
     """
 
     id: int
     name: str
     file: str
-    pictures: int
+    images: int
     state: State
     digest: str | None = None
     sha256: str | None = None
@@ -89,7 +89,7 @@ class Index:
     """The table of a library's tasks, opened anew for every transaction: processes that are forked inherit nothing.
 
     Args:
-        path: the SQLite file.
+        path: The SQLite file.
     """
 
     path: Path
@@ -98,7 +98,7 @@ class Index:
         """Make an empty index.
 
         Args:
-            settings: what all embeddings are made with.
+            settings: What all embeddings are made with.
         """
         columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
         with self._transaction() as db:
@@ -110,7 +110,7 @@ class Index:
         """Return what all embeddings are made with, or None where no index was finished.
 
         Raises:
-            ValueError: A newer version of this package made the library.
+            ValueError: If a newer version of this package made the library.
         """
         if not self.path.is_file():
             return None
@@ -150,13 +150,13 @@ class Index:
         """Add tasks that wait to be embedded; those that are there already stay as they are.
 
         Args:
-            tasks: name and number of pictures of each.
+            tasks: Name and number of images of each.
 
         Returns:
             All tasks by name.
         """
-        columns = ("name", "file", "pictures", "state")
-        rows = [(name, file_name(name), pictures, "waiting") for name, pictures in tasks]
+        columns = ("name", "file", "images", "state")
+        rows = [(name, file_name(name), images, "waiting") for name, images in tasks]
         with self._transaction() as db:
             db.executemany(
                 f"INSERT OR IGNORE INTO tasks ({', '.join(columns)}) VALUES ({', '.join(_VALUES[c] for c in columns)})",
@@ -211,11 +211,11 @@ def lock(folder: Path) -> Iterator[None]:
     SQLite's lock: it ends with the process that holds it, however that ends, and is not handed down to its workers.
 
     Args:
-        folder: the library's.
+        folder: The library's.
 
     Raises:
-        LibraryBusyError: Another process holds it.
-        RuntimeError: It cannot be had at all.
+        LibraryBusyError: If another process holds it.
+        RuntimeError: If it cannot be had at all.
     """
     with ExitStack() as ending:
         try:

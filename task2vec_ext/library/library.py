@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from ..comparable import check_comparable
+from ..distance.comparable import check_comparable
 from ..embedding import Embedding
 from .index import Entry, Index, is_locked, lock
 from .matrix import Matrix, nearest
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
-    from .._kinds import SymKind
+    from ..distance.kinds import SymKind
 
 __all__ = ["Entry", "Library", "Neighbour"]
 
@@ -28,8 +28,8 @@ class Neighbour(NamedTuple):
     """A task near another.
 
     Attributes:
-        name: which.
-        distance: to it.
+        name: Which.
+        distance: To it.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Library:
     """The embeddings of many tasks in a folder; `build_library` makes and extends it.
 
     Args:
-        folder: where `build_library` put it.
+        folder: Where `build_library` put it.
 
     Raises:
-        ValueError: There is no library, or one of another format.
+        ValueError: If there is no library, or one of another format.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -86,7 +86,7 @@ class Library:
             name: The task's.
 
         Raises:
-            ValueError: The library has no such task, it is not embedded, or its file is damaged.
+            ValueError: If the library has no such task, it is not embedded, or its file is damaged.
         """
         entry = self._find(name)
         if entry.state != "done":
@@ -109,7 +109,7 @@ class Library:
             zero are near to none.
 
         Raises:
-            ValueError: There is no such task, nothing to compare it with, or the embedding was made in another way.
+            ValueError: If there is no such task, nothing to compare it with, or the embedding was made in another way.
 
         Note:
             Memory does not grow with the library: the matrix is read block by block.
@@ -137,8 +137,8 @@ class Library:
             names: Of the tasks.
 
         Raises:
-            ValueError: One is not in the library; nothing was removed.
-            RuntimeError: Another process is changing the library.
+            ValueError: If one is not in the library; nothing was removed.
+            RuntimeError: If another process is changing the library.
         """
         with lock(self.folder):
             for entry in [self._find(name) for name in names]:
@@ -150,7 +150,7 @@ class Library:
         """Return all that is wrong with the library, having read every byte of it; nothing in a sound one.
 
         Raises:
-            RuntimeError: Another process is changing the library.
+            RuntimeError: If another process is changing the library.
         """
         with lock(self.folder):
             damage = self.index.damage()

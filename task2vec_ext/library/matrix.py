@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from .._pairwise import sym_distances
+from ..kernels.pairwise import sym_distances
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from .._kinds import SymKind
+    from ..distance.kinds import SymKind
 
 _BLOCK_BYTES = 32 << 20
 """Of one float64 block of rows: large enough that its set-up costs nothing, small beside anything else in memory."""
@@ -29,7 +29,7 @@ class Matrix:
     disk sets it. Slots never written are holes in the file.
 
     Args:
-        path: the file.
+        path: The file.
         filters: K.
     """
 
@@ -43,7 +43,7 @@ class Matrix:
         """Write one row, on the disk when this returns.
 
         Args:
-            slot: which.
+            slot: Which.
             row: ``[K]``.
         """
         file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -90,10 +90,10 @@ def nearest(matrix: Matrix, queries: Tensor, slots: Tensor, k: int, kind: SymKin
     """Return the rows with the smallest d_sym to each query, all compared.
 
     Args:
-        matrix: the embeddings.
+        matrix: The embeddings.
         queries: ``[Q, K]`` float64, none all zero.
         slots: ``[n]`` int64, ascending: among which rows; none all zero.
-        k: how many; fewer where n is smaller.
+        k: How many; fewer where n is smaller.
         kind: ``"sym"``, or ``"sym_scaled"``: all scaled to unit mean.
 
     Returns:

@@ -6,18 +6,18 @@ import inspect
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ..comparable import setting_differences
-from ..embed import fisher_embed
-from ..head import head_l2
+from ..distance.comparable import setting_differences
+from ..embed.fisher_embed import fisher_embed
+from ..fisher.head import head_l2
+from ..fisher.variational import variational_options
 from ..losses import as_loss
-from ..variational import variational_options
 from .index import Index
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ..embedding import JSON
-    from ..probe import Probe
+    from ..probe.probe import Probe
 
 OPTIONS = {
     name: parameter.default
@@ -25,7 +25,7 @@ OPTIONS = {
     if parameter.kind is parameter.KEYWORD_ONLY
 }
 OF_PROBE = ("weights", "head", "preprocess", "image_size")
-# What may differ between the tasks of a library: where and how the work is done, and what to do about broken pictures.
+# What may differ between the tasks of a library: where and how the work is done, and what to do about broken images.
 OF_WORK = ("device", "batch_size", "num_workers", "on_error", "name", "progress", "process_group", "feature_cache")
 _OF_VARIATIONAL = ("recipe", "beta", "noise", "epochs", "epoch_samples")
 

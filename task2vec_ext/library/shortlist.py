@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._atomic import atomic_path
+from .._util.atomic import atomic_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,8 +40,8 @@ def shortlist(path: Path, matrix: Matrix, query: Tensor, slots: Tensor) -> Tenso
     """Return the slots worth comparing exactly with a query.
 
     Args:
-        path: the file that keeps the faiss index; made (anew) where more than `EXACT_UP_TO` slots are not in it.
-        matrix: the embeddings.
+        path: The file that keeps the faiss index; made (anew) where more than `EXACT_UP_TO` slots are not in it.
+        matrix: The embeddings.
         query: ``[K]`` float64.
         slots: ``[n]`` int64, ascending: among which.
 
@@ -80,7 +80,7 @@ def build(matrix: Matrix, slots: Tensor) -> Any:
     """Return a faiss index of rows, reduced to their principal components.
 
     Args:
-        matrix: the embeddings.
+        matrix: The embeddings.
         slots: ``[n]`` int64, ascending: which rows.
     """
     import faiss

@@ -7,7 +7,7 @@ import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from .._team import RanksLostError
+from ..embed.team import RanksLostError
 from .index import Entry
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ class TaskQueue:
     """Tasks in a store that all ranks reach: whoever is free takes the next.
 
     Args:
-        store: empty, or other ranks' of this queue.
-        tasks: how many there are.
+        store: Empty, or other ranks' of this queue.
+        tasks: How many there are.
     """
 
     def __init__(self, store: Store, tasks: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ._base import Loss, per_picture
+from ._base import Loss, per_image
 from .cross_entropy import CrossEntropy
 from .dense import Dense
 from .multilabel import MultiLabel
@@ -25,7 +25,7 @@ __all__ = [
     "Regression",
     "as_loss",
     "loss_of",
-    "per_picture",
+    "per_image",
 ]
 
 
@@ -33,7 +33,7 @@ def as_loss(loss: LossName | Loss) -> Loss:
     """Return the loss of a name, with its default options, or the loss itself.
 
     Args:
-        loss: a name, or a loss such as ``Regression(noise="residual")``.
+        loss: A name, or a loss such as ``Regression(noise="residual")``.
 
     Returns:
         The loss.
@@ -60,7 +60,7 @@ def loss_of(options: Mapping[str, Any]) -> Loss:
     """Return the loss that `Loss.options` described.
 
     Args:
-        options: its name, and the options that are not the default.
+        options: Its name, and the options that are not the default.
 
     Returns:
         The loss.

@@ -4,7 +4,7 @@ The Fisher asks a loss for one thing: a root A of the covariance of ``∂ log p(
 distribution, ``AAᵀ = E_y[∇ log p ∇ log pᵀ]``. Its columns are the exact cotangents; ``Aε`` with random signs ε has the
 same second moment from one backward pass.
 
-| loss | targets of a picture | p(y given x) | A |
+| loss | targets of an image | p(y given x) | A |
 |---|---|---|---|
 | `CrossEntropy` | a class | softmax | diag(√p) − p√pᵀ |
 | `MultiLabel` | any of C labels; missing ones allowed | C independent Bernoullis | diag(√(p(1−p))) |
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..data import Target
-    from ..probe import Probe
+    from ..probe.probe import Probe
 
 WHO = "fisher_embed"
 
@@ -44,7 +44,7 @@ WHO = "fisher_embed"
 class Loss(ABC):
     """What the targets are and how the model speaks of them. Stateless: a fit returns a new one.
 
-    Logits are ``[…, C]`` float64; the leading axes are pictures, and cells of a feature map where there are any.
+    Logits are ``[…, C]`` float64; the leading axes are images, and cells of a feature map where there are any.
     """
 
     name: ClassVar[str]
@@ -57,12 +57,12 @@ class Loss(ABC):
     head's fit. Between 0.25 (a head that knows nothing) and 0.002 the number of steps changes by a factor of two at
     most; this is in the middle."""
     max_passes: ClassVar[float] = math.inf
-    """Backward passes a picture that "exact" may take."""
+    """Backward passes an image that "exact" may take."""
 
     @property
     @abstractmethod
     def target(self) -> Target:
-        """How a picture's target is read from the data."""
+        """How an image's target is read from the data."""
 
     def options(self) -> dict[str, Any]:
         """Return the name and the options that are not the default, for the recipe."""
@@ -86,7 +86,7 @@ class Loss(ABC):
         Args:
             targets: ``[N, …]``, as read.
             features: ``[N, …, D]``.
-            seed: of random choices.
+            seed: Of random choices.
 
         Raises:
             ValueError: If they are no task.
@@ -126,8 +126,8 @@ class Loss(ABC):
 
         Args:
             logits: ``[B, …, C]``.
-            targets: which of them exist matters, not what they are.
-            noise: broadcasts with `logits`.
+            targets: Which of them exist matters, not what they are.
+            noise: Broadcasts with `logits`.
         """
 
     @abstractmethod
@@ -136,20 +136,20 @@ class Loss(ABC):
 
     @abstractmethod
     def sample(self, logits: Tensor, targets: Tensor, index: Tensor, seed: int) -> Tensor:
-        """Return targets drawn from the model, a function of (seed, picture) alone; `targets` as in `root`."""
+        """Return targets drawn from the model, a function of (seed, image) alone; `targets` as in `root`."""
 
 
 def _default(loss: Loss, key: str) -> Any:
     return next(field.default for field in fields(loss) if field.name == key)  # type: ignore[arg-type]  # as above
 
 
-def per_picture(index: Tensor, seed: int, draw: Callable[[np.random.Generator], np.ndarray[Any, Any]]) -> Tensor:
-    """Return random numbers picture by picture, each from a counter-based generator keyed by (seed, picture).
+def per_image(index: Tensor, seed: int, draw: Callable[[np.random.Generator], np.ndarray[Any, Any]]) -> Tensor:
+    """Return random numbers image by image, each from a counter-based generator keyed by (seed, image).
 
     Args:
-        index: ``[B]``, the pictures' numbers.
-        seed: of all of them.
-        draw: one picture's.
+        index: ``[B]``, the images' numbers.
+        seed: Of all of them.
+        draw: One image's.
 
     Returns:
         ``[B, …]``.
@@ -168,15 +168,15 @@ def check_some(targets: Tensor) -> None:
         ValueError: If N is 0.
     """
     if len(targets) == 0:
-        raise ValueError(f"{WHO}: expected a task with pictures, got an empty one; check its path or filter.")
+        raise ValueError(f"{WHO}: expected a task with images, got an empty one; check its path or filter.")
 
 
 def checked_numbers(values: Iterable[float] | None, what: str) -> tuple[float, ...] | None:
     """Return an option as a tuple of positive numbers, or None where it is not given.
 
     Args:
-        values: the option's value.
-        what: its name.
+        values: The option's value.
+        what: Its name.
 
     Returns:
         The tuple.
@@ -196,9 +196,9 @@ def check_lengths(values: tuple[float, ...] | None, num_outputs: int, what: str)
     """Raise unless an option has one number for every output.
 
     Args:
-        values: the option's value, or None where it is not given.
+        values: The option's value, or None where it is not given.
         num_outputs: C.
-        what: its name.
+        what: Its name.
 
     Raises:
         ValueError: If their number differs.
@@ -211,7 +211,7 @@ def check_smoothing(value: float) -> None:
     """Raise unless the option ``label_smoothing`` is in [0, 1).
 
     Args:
-        value: of the option.
+        value: Of the option.
 
     Raises:
         ValueError: If it is not.

@@ -1,4 +1,4 @@
-"""One class a picture."""
+"""One class an image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data import ClassLabel, check_labels
-from ._base import WHO, Loss, check_lengths, check_smoothing, checked_numbers, per_picture
+from ._base import WHO, Loss, check_lengths, check_smoothing, checked_numbers, per_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CrossEntropy(Loss):
-    """One class a picture: integers 0…C−1, each of which occurs.
+    """One class an image: integers 0…C−1, each of which occurs.
 
     Args:
-        class_weights: C positive numbers, what the classes' pictures weigh in the head's fit; only their ratios matter.
-        label_smoothing: s in [0, 1): the head is fitted to (1 − s)·e_y + s/C.
+        class_weights: C positive numbers, what the classes' images weigh in the head's fit; only their ratios matter.
+        label_smoothing: S in [0, 1): the head is fitted to (1 − s)·e_y + s/C.
     """
 
     name = "cross_entropy"
@@ -82,5 +82,5 @@ class CrossEntropy(Loss):
 
     def sample(self, logits: Tensor, targets: Tensor, index: Tensor, seed: int) -> Tensor:
         p = logits.double().softmax(-1)
-        uniform = per_picture(index, seed, lambda random: random.random((*logits.shape[1:-1], 1))).to(p)
+        uniform = per_image(index, seed, lambda random: random.random((*logits.shape[1:-1], 1))).to(p)
         return (p.cumsum(-1) < uniform).sum(-1).clamp(max=logits.shape[-1] - 1)

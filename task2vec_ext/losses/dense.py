@@ -14,34 +14,34 @@ from .cross_entropy import CrossEntropy
 
 if TYPE_CHECKING:
     from ..data import Target
-    from ..probe import Probe
+    from ..probe.probe import Probe
 
 
 @dataclass(frozen=True)
 class Dense(CrossEntropy):
     """A class for every pixel, predicted in every cell of the probe's last feature map by a 1×1 convolution.
 
-    A cell's label is that of the pixel under its centre. A picture is one observation of all its labelled cells,
-    independent given the picture: log p is their **sum**, so the Fisher is that of a distribution (a mean over cells
-    would be none's) and grows with the number of questions that a picture asks. Ignored pixels and the margin around a
-    picture ask nothing: they are left out of the fit and of the Fisher. The head is fitted to the mean over cells.
+    A cell's label is that of the pixel under its centre. An image is one observation of all its labelled cells,
+    independent given the image: log p is their **sum**, so the Fisher is that of a distribution (a mean over cells
+    would be none's) and grows with the number of questions that an image asks. Ignored pixels and the margin around a
+    image ask nothing: they are left out of the fit and of the Fisher. The head is fitted to the mean over cells.
 
     Classes that no cell shows are no part of the task: the others are numbered 0…C−1 in their order.
 
     Args:
         class_weights: C positive numbers, what the classes' cells weigh in the head's fit.
-        label_smoothing: see `CrossEntropy`.
-        ignore_index: the masks' value for pixels that are not labelled.
-        pool: name of the module whose **input** is the feature map ``[B, D, h, w]``: the probe's global pooling, or any
+        label_smoothing: See `CrossEntropy`.
+        ignore_index: The masks' value for pixels that are not labelled.
+        pool: Name of the module whose **input** is the feature map ``[B, D, h, w]``: the probe's global pooling, or any
             module for an earlier, finer map (``"layer4"``).
 
     Note:
         The features of all cells are kept, ``4·N·h·w·D`` bytes, and the fit takes about 32 bytes for each number of a
-        labelled cell. "exact" takes C·h·w backward passes a picture, and is refused above 1,024.
+        labelled cell. "exact" takes C·h·w backward passes an image, and is refused above 1,024.
     """
 
     name = "dense"
-    max_passes = 1024  # what "signed" needs for a thousand times as many pictures
+    max_passes = 1024  # what "signed" needs for a thousand times as many images
 
     ignore_index: int = 255
     pool: str = "avgpool"
@@ -64,7 +64,7 @@ class Dense(CrossEntropy):
             got = f"only class {int(present[0])}" if len(present) else "no labelled pixel"
             raise ValueError(
                 f"{WHO}: expected at least two classes in the cells of the feature map, {list(targets.shape[1:])} a "
-                f"picture, got {got}; check ignore_index (now {self.ignore_index}), or use larger pictures."
+                f"image, got {got}; check ignore_index (now {self.ignore_index}), or use larger images."
             )
         check_lengths(self.class_weights, len(present), "class_weights")
         return targets.masked_scatter(labelled, numbered), len(present)

@@ -1,4 +1,4 @@
-"""Any number of labels a picture, some of them not known."""
+"""Any number of labels an image, some of them not known."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data import LabelSet
-from ._base import WHO, Loss, check_lengths, check_smoothing, check_some, checked_numbers, per_picture
+from ._base import WHO, Loss, check_lengths, check_smoothing, check_some, checked_numbers, per_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MultiLabel(Loss):
-    """Any number of C labels a picture, each an independent Bernoulli variable.
+    """Any number of C labels an image, each an independent Bernoulli variable.
 
-    A label that nobody knows for a picture (−1 or NaN in a multi-hot tensor) is left out of the head's fit; the Fisher
-    is of the model's distribution over all C labels, for every picture: an unknown label is unobserved, not unmodelled.
-    Every label's head is what its known pictures alone would give.
+    A label that nobody knows for an image (−1 or NaN in a multi-hot tensor) is left out of the head's fit; the Fisher
+    is of the model's distribution over all C labels, for every image: an unknown label is unobserved, not unmodelled.
+    Every label's head is what its known images alone would give.
 
     Args:
         num_classes: C; needed where targets are lists of label indices.
         class_weights: C positive numbers, what the labels weigh in the head's fit.
-        label_smoothing: s in [0, 1): the head is fitted to (1 − s)·y + s/2.
+        label_smoothing: S in [0, 1): the head is fitted to (1 − s)·y + s/2.
     """
 
     name = "multilabel"
@@ -55,10 +55,10 @@ class MultiLabel(Loss):
         if constant.any():
             c = int(constant.nonzero()[0])
             known = targets[:, c][~targets[:, c].isnan()]
-            found = f"{int(known[0])} for every picture" if len(known) else "known for no picture"
+            found = f"{int(known[0])} for every image" if len(known) else "known for no image"
             raise ValueError(
-                f"{WHO}: expected every label to be 1 for some pictures and 0 for others, label {c} is {found} "
-                f"({int(constant.sum())} such of {len(constant)}); leave such labels out, or use more pictures."
+                f"{WHO}: expected every label to be 1 for some images and 0 for others, label {c} is {found} "
+                f"({int(constant.sum())} such of {len(constant)}); leave such labels out, or use more images."
             )
         return targets, targets.shape[1]
 
@@ -98,7 +98,7 @@ class MultiLabel(Loss):
 
     def sample(self, logits: Tensor, targets: Tensor, index: Tensor, seed: int) -> Tensor:
         p = logits.double().sigmoid()
-        return (per_picture(index, seed, lambda random: random.random(logits.shape[1:])).to(p) < p).to(p)
+        return (per_image(index, seed, lambda random: random.random(logits.shape[1:])).to(p) < p).to(p)
 
 
 def _average_precision(scores: Tensor, positive: Tensor) -> float:

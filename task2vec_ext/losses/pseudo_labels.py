@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PseudoLabels(CrossEntropy):
-    """Unlabelled pictures: the k-means clusters of the probe's features are the classes (scikit-learn, 10 starts).
+    """Unlabelled images: the k-means clusters of the probe's features are the classes (scikit-learn, 10 starts).
 
-    The head then tells clusters apart that the probe already separates: such an embedding describes the pictures as the
+    The head then tells clusters apart that the probe already separates: such an embedding describes the images as the
     probe sees them, and no question about them. It compares with others of pseudo-labels alone.
 
     Args:
-        num_clusters: k, at least 2 and at most the number of pictures.
-        class_weights: see `CrossEntropy`; clusters come in no order.
-        label_smoothing: see `CrossEntropy`.
+        num_clusters: K, at least 2 and at most the number of images.
+        class_weights: See `CrossEntropy`; clusters come in no order.
+        label_smoothing: See `CrossEntropy`.
 
     Raises:
         ImportError: If scikit-learn is not installed.
@@ -56,9 +56,9 @@ class PseudoLabels(CrossEntropy):
     def prepare(self, targets: Tensor, features: Tensor, seed: int) -> tuple[Tensor, int]:
         k = self.num_clusters
         if len(features) < k:
-            raise ValueError(f"{WHO}: expected at least {k} pictures for {k} clusters, got {len(features)}.")
+            raise ValueError(f"{WHO}: expected at least {k} images for {k} clusters, got {len(features)}.")
         if not torch.isfinite(features).all():
-            return targets, k  # the head's fit names the pictures
+            return targets, k  # the head's fit names the images
         from sklearn.cluster import KMeans
 
         means = KMeans(k, n_init=10, random_state=seed % 2**32)
@@ -67,6 +67,6 @@ class PseudoLabels(CrossEntropy):
             labels = torch.from_numpy(means.fit_predict(features.double().numpy())).long()
         if len(labels.unique()) < k:
             raise ValueError(
-                f"{WHO}: expected {k} clusters, got {len(labels.unique())} distinct pictures; use fewer clusters."
+                f"{WHO}: expected {k} clusters, got {len(labels.unique())} distinct images; use fewer clusters."
             )
         return labels, k

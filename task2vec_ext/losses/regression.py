@@ -1,4 +1,4 @@
-"""Real numbers for every picture."""
+"""Real numbers for every image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data import Values
-from ._base import WHO, Loss, check_lengths, check_some, checked_numbers, per_picture
+from ._base import WHO, Loss, check_lengths, check_some, checked_numbers, per_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Regression(Loss):
-    """K numbers a picture, Gaussian around the head's prediction.
+    """K numbers an image, Gaussian around the head's prediction.
 
     Targets are standardised over the task first, so that neither the fit nor the Fisher depends on their units. The
     Fisher needs the Gaussian's standard deviation σ_k, a modelling choice:
 
     - ``"spread"`` (default): as large as the target's own. Bounded, comparable between tasks; says how strongly the
       prediction, in units of the target's spread, depends on the probe.
-    - ``"residual"``: the head's root mean square error on the pictures it was fitted to (maximum likelihood). A target
-      that is predicted precisely weighs by 1/σ_k², without bound where there are more features than pictures.
+    - ``"residual"``: the head's root mean square error on the images it was fitted to (maximum likelihood). A target
+      that is predicted precisely weighs by 1/σ_k², without bound where there are more features than images.
 
     Args:
-        noise: one of these, or K standard deviations in units of the targets' spread.
+        noise: One of these, or K standard deviations in units of the targets' spread.
     """
 
     name = "regression"
@@ -62,7 +62,7 @@ class Regression(Loss):
         if constant.any():
             k = int(constant.nonzero()[0])
             raise ValueError(
-                f"{WHO}: expected targets that vary, target {k} is {float(targets[0, k]):g} for every picture "
+                f"{WHO}: expected targets that vary, target {k} is {float(targets[0, k]):g} for every image "
                 f"({int(constant.sum())} such of {len(constant)}); leave it out."
             )
         return centred / spread, targets.shape[1]
@@ -87,7 +87,7 @@ class Regression(Loss):
         if (error < 1e-6).any():
             raise ValueError(
                 f"{WHO}: expected a head that errs, its error is {float(error.min()):.1e} of the target's spread; pass "
-                "noise='spread', a larger head_l2 or more pictures."
+                "noise='spread', a larger head_l2 or more images."
             )
         return replace(self, noise=tuple(error.tolist()))
 
@@ -112,5 +112,5 @@ class Regression(Loss):
         return (logits.double() - targets) / self._sigma(logits).square()
 
     def sample(self, logits: Tensor, targets: Tensor, index: Tensor, seed: int) -> Tensor:
-        normal = per_picture(index, seed, lambda random: random.standard_normal(logits.shape[1:]))
+        normal = per_image(index, seed, lambda random: random.standard_normal(logits.shape[1:]))
         return logits.double() + self._sigma(logits) * normal.to(logits.device)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 import torch
 
-from .._atomic import atomic_path
+from .._util.atomic import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -139,7 +139,7 @@ def checked_distances(who: str, distances: Any, **per_task: Sequence[Any] | None
         ``[T, T]``.
 
     Raises:
-        ValueError: It is not square, empty or not finite, or something is not T long.
+        ValueError: If it is not square, empty or not finite, or something is not T long.
     """
     matrix = np.asarray(torch.as_tensor(distances, dtype=torch.float64, device="cpu").detach())
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
@@ -169,8 +169,8 @@ def save_figure(ax: Axes, path: str | os.PathLike[str]) -> None:
         path: A ``.png``, ``.svg`` or ``.pdf`` file in a folder that exists.
 
     Raises:
-        ValueError: Another suffix.
-        OSError: The file could not be written; an older one is untouched.
+        ValueError: If the file has another suffix.
+        OSError: If the file could not be written; an older one is untouched.
     """
     suffix = check_suffix(path)
     import matplotlib

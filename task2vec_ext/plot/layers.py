@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..comparable import check_comparable
-from ..uncertainty import with_error
+from ..distance.comparable import check_comparable
+from ..distance.uncertainty import with_error
 from ._figure import GROUP_COLOURS, legend, new_figure, printable, styled
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def plot_layers(embeddings: Sequence[Embedding], *, title: str | None = None, ax
         whose filters are dead has no point.
 
     Raises:
-        ValueError: There are none or more than eight, or they do not compare.
-        ImportError: matplotlib is not installed.
+        ValueError: If there are none or more than eight, or they do not compare.
+        ImportError: If matplotlib is not installed.
     """
     if not 1 <= len(embeddings) <= len(_MARKERS):
         raise ValueError(f"plot_layers: expected one to {len(_MARKERS)} embeddings, got {len(embeddings)}.")

@@ -28,7 +28,7 @@ def map_positions(distances: Any, method: MapMethod = "tsne", *, seed: int = 0) 
 
     Args:
         distances: ``[T, T]`` tensor or array; ½(D + Dᵀ) counts.
-        method: t-SNE, or UMAP (extra ``umap``), of the distances as they are. Both start from classical scaling, so
+        method: T-SNE, or UMAP (extra ``umap``), of the distances as they are. Both start from classical scaling, so
             that the map at large means something, too; fewer than 8 tasks stay where that puts them.
         seed: Of the method's random numbers.
 
@@ -36,8 +36,8 @@ def map_positions(distances: Any, method: MapMethod = "tsne", *, seed: int = 0) 
         ``[T, 2]`` float64, centred; the farthest is at distance 1. Only who is near whom means something.
 
     Raises:
-        ValueError: The matrix is not square, empty or not finite, or the method is unknown.
-        ImportError: scikit-learn or umap-learn is not installed.
+        ValueError: If the matrix is not square, empty or not finite, or the method is unknown.
+        ImportError: If scikit-learn or umap-learn is not installed.
 
     Note:
         Same input, same bits, on one machine and version of the library.
@@ -80,7 +80,7 @@ def plot_map(
 
     Raises:
         ValueError: As `map_positions`, or names or groups are not T.
-        ImportError: matplotlib, scikit-learn or umap-learn is not installed.
+        ImportError: If matplotlib, scikit-learn or umap-learn is not installed.
     """
     matrix = checked_distances("plot_map", distances, names=names, groups=groups)
     places = map_positions(matrix, method, seed=seed)

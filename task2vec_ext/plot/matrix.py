@@ -64,8 +64,8 @@ def plot_matrix(
         The axes; ``ax.figure`` is the figure. No global pyplot state is touched.
 
     Raises:
-        ValueError: The matrix is not square, empty or not finite, or the names or groups are not T.
-        ImportError: matplotlib or scipy is not installed.
+        ValueError: If the matrix is not square, empty or not finite, or the names or groups are not T.
+        ImportError: If matplotlib or scipy is not installed.
     """
     matrix = checked_distances("plot_matrix", distances, names=names, groups=groups)
     tree = _linkage(matrix)
@@ -100,7 +100,7 @@ def cluster_order(distances: Any) -> list[int]:
         A permutation of 0 … T−1 from average linkage with optimal leaf ordering; deterministic.
 
     Raises:
-        ImportError: scipy is not installed.
+        ImportError: If scipy is not installed.
     """
     tree = _linkage(checked_distances("cluster_order", distances))
     if tree is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..uncertainty import norm_with_error
+from ..distance.uncertainty import norm_with_error
 from ._figure import new_figure, styled
 from ._labels import write_names
 from .map import draw_points
@@ -63,8 +63,8 @@ def plot_norms(
         log scales where none is zero.
 
     Raises:
-        ValueError: There are no embeddings, or errors or groups are not T.
-        ImportError: matplotlib, or for the correlation scipy, is not installed.
+        ValueError: If there are no embeddings, or errors or groups are not T.
+        ImportError: If matplotlib, or for the correlation scipy, is not installed.
 
     Source:
         Achille et al., ICCV 2019, figure 2: norm against test error.

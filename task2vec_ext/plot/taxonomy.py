@@ -33,7 +33,7 @@ def read_taxonomy(file: str | os.PathLike[str]) -> tuple[tuple[str, ...], dict[s
         The ranks, and task -> lineages.
 
     Raises:
-        ValueError: The file is missing, has no column ``task``, or none besides.
+        ValueError: If the file is missing, has no column ``task``, or none besides.
     """
     where = Path(file)
     if not where.is_file():
@@ -67,7 +67,7 @@ def taxonomic_distances(lineages: Sequence[Lineages], ranks: Sequence[str]) -> n
         ``[T, T]`` float64, 0 on the diagonal.
 
     Raises:
-        ValueError: A task has no lineage with one of these ranks.
+        ValueError: If a task has no lineage with one of these ranks.
 
     Source:
         Achille et al., ICCV 2019, §5.
@@ -122,8 +122,8 @@ def plot_taxonomy(
         The axes with three lines: ``k nearest``, ``taxonomy's own order``, ``chance``.
 
     Raises:
-        ValueError: A matrix is not ``[T, T]`` or not finite, or T < 2.
-        ImportError: matplotlib is not installed.
+        ValueError: If a matrix is not ``[T, T]`` or not finite, or T < 2.
+        ImportError: If matplotlib is not installed.
 
     Source:
         Achille et al., ICCV 2019, figure 3.

@@ -1,8 +1,8 @@
 """Choosing the expert for a task: how it would have gone, by error matrix, and which one to take."""
 
+from ..experts.errors import IMAGENET, ErrorMatrix
 from .baselines import BASELINES, TRANSFERABILITY
 from .distances import Distance
-from .errors import IMAGENET, ErrorMatrix
 from .model2vec import Model2Vec
 from .selector import ExpertFacts, Selector, TaskFacts
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .errors import IMAGENET
+from ..experts.errors import IMAGENET
 from .selector import ExpertFacts, Outputs, Selector, TaskFacts, lacking, scores
 from .transferability import h_score, knn_accuracy, leep, logme, nce, probe_accuracy
 
@@ -53,17 +53,17 @@ class ImageNet(Selector):
 
 @dataclass(frozen=True)
 class LargestTask(Selector):
-    """Always the expert whose task had the most pictures. No passes.
+    """Always the expert whose task had the most images. No passes.
 
     On the error matrix of the paper's authors it beats ImageNet and d_sym: a table without it flatters.
     """
 
     name: str = "largest_task"
-    why: ClassVar[str] = "was trained on the task with the most pictures"
+    why: ClassVar[str] = "was trained on the task with the most images"
 
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
-        sizes = [None if expert.task is None else expert.task.num_pictures for expert in experts]
-        return scores(self, "a known number of pictures", task, sizes)
+        sizes = [None if expert.task is None else expert.task.num_images for expert in experts]
+        return scores(self, "a known number of images", task, sizes)
 
     def passes(self, num_experts: int) -> float:  # noqa: D102
         return 0
@@ -71,16 +71,16 @@ class LargestTask(Selector):
 
 @dataclass(frozen=True)
 class Domain(Selector):
-    """The expert whose task's pictures look most alike: cosine of the means of the probe's features. One pass.
+    """The expert whose task's images look most alike: cosine of the means of the probe's features. One pass.
 
-    Blind to labels: two tasks over the same pictures are one to it.
+    Blind to labels: two tasks over the same images are one to it.
 
     Source:
         Achille et al., 1902.03545 ("domain embedding").
     """
 
     name: str = "domain"
-    why: ClassVar[str] = "was trained on the pictures that look most alike"
+    why: ClassVar[str] = "was trained on the images that look most alike"
 
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
         own = task.mean_features
@@ -99,11 +99,11 @@ class Domain(Selector):
 
 @dataclass(frozen=True)
 class Transferability(Selector):
-    """A score of every expert's own outputs on the task's pictures: `transferability` has them. E passes.
+    """A score of every expert's own outputs on the task's images: `transferability` has them. E passes.
 
     Args:
-        name: of the score.
-        score: from an expert's outputs to a number, higher is better.
+        name: Of the score.
+        score: From an expert's outputs to a number, higher is better.
     """
 
     why: ClassVar[str] = "gives the outputs that go best with the task's labels"
@@ -111,7 +111,7 @@ class Transferability(Selector):
 
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
         if task.outputs is None:
-            raise lacking(self, "the experts' outputs on its pictures", task)
+            raise lacking(self, "the experts' outputs on its images", task)
         return torch.tensor([self.score(task.outputs(expert.name)) for expert in experts], dtype=torch.float64)
 
     def passes(self, num_experts: int) -> float:  # noqa: D102

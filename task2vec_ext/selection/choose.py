@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..distance import distance_matrix
-from ..uncertainty import neighbour_ranks
+from ..distance.distance import distance_matrix
+from ..distance.uncertainty import neighbour_ranks
 from .distances import PAPER_ALPHA, Distance, source_embeddings, task_embeddings
 from .selector import ExpertFacts, Selector, TaskFacts
 
@@ -19,11 +19,11 @@ class Ranked(NamedTuple):
     """An expert in its place.
 
     Args:
-        name: of the expert.
-        score: higher is better; NaN where the selector has none.
-        standard_error: of the score, from the pictures of both embeddings; None where it is not known.
-        best: the best place, from 1, that those pictures allow (95 %); None where it is not known.
-        worst: the worst.
+        name: Of the expert.
+        score: Higher is better; NaN where the selector has none.
+        standard_error: Of the score, from the images of both embeddings; None where it is not known.
+        best: The best place, from 1, that those images allow (95 %); None where it is not known.
+        worst: The worst.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Choice:
     """The experts in order.
 
     Args:
-        task: to be solved.
-        selector: that put them in order.
-        ranked: best first; those without a score last, equal scores by name.
-        why: one sentence.
+        task: To be solved.
+        selector: That put them in order.
+        ranked: Best first; those without a score last, equal scores by name.
+        why: One sentence.
     """
 
     task: str
@@ -57,15 +57,15 @@ def choose(task: TaskFacts, experts: Sequence[ExpertFacts], selector: Selector) 
     none.
 
     Args:
-        task: to be solved.
-        experts: to choose from.
-        selector: that scores them; fitted, where it learns.
+        task: To be solved.
+        experts: To choose from.
+        selector: That scores them; fitted, where it learns.
 
     Returns:
         The choice.
 
     Raises:
-        ValueError: there are no experts, or too little is known.
+        ValueError: If there are no experts, or too little is known.
     """
     if not experts:
         raise ValueError(f"choose: expected an expert to choose from for {task.name!r}, got none.")
@@ -116,6 +116,6 @@ def _why(ranked: Sequence[Ranked], selector: Selector) -> str:
         return f"{ahead}."
     rivals = [one.name for one in ranked[1:] if one.best == 1]
     if not rivals:
-        return f"{ahead}: more than the noise of the pictures."
+        return f"{ahead}: more than the noise of the images."
     others = rivals[0] if len(rivals) == 1 else f"any of {len(rivals)} others"
-    return f"{ahead}; with other pictures of the same kind it might be {others}."
+    return f"{ahead}; with other images of the same kind it might be {others}."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..distance import cross_distances
+from ..distance.distance import cross_distances
 from .measures import chosen_error
 from .selector import ExpertFacts, Selector, TaskFacts, lacking, unknown
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..embedding import Embedding
-    from .errors import ErrorMatrix
+    from ..experts.errors import ErrorMatrix
 
 PAPER_ALPHA = 0.15
 """Of the paper, for a ResNet-34 probe: what α is where nothing was learned, and among values that do equally well."""
@@ -35,9 +35,9 @@ class Distance(Selector):
     Fisher. The experts themselves are not run.
 
     Args:
-        name: of the selector.
-        kind: which distance; `task2vec_ext.distance` has the formulas.
-        alpha: weight of the distance to the trivial task; None: the one of `ALPHAS` whose choices have the least mean
+        name: Of the selector.
+        kind: Which distance; `task2vec_ext.distance` has the formulas.
+        alpha: Weight of the distance to the trivial task; None: the one of `ALPHAS` whose choices have the least mean
             relative increase of error on the tasks of `fit`, `PAPER_ALPHA` before that.
 
     Source:
@@ -87,11 +87,11 @@ def task_embeddings(selector: Selector, tasks: Sequence[TaskFacts]) -> list[Embe
     """Return the embeddings of tasks.
 
     Args:
-        selector: that needs them.
-        tasks: to be solved.
+        selector: That needs them.
+        tasks: To be solved.
 
     Raises:
-        ValueError: one has none.
+        ValueError: If one has none.
     """
     for task in tasks:
         if task.embedding is None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import IMAGENET, ErrorMatrix
+from ..experts.errors import IMAGENET, ErrorMatrix
 from .measures import chosen_error, hit_rate, spearman, weighted_tau
 from .selector import ExpertFacts, Selector, TaskFacts
 
@@ -21,9 +21,9 @@ class Interval(NamedTuple):
     """A mean over tasks and its bootstrap interval; NaN where no task has a value.
 
     Args:
-        value: the mean.
-        low: lower end.
-        high: upper end.
+        value: The mean.
+        low: Lower end.
+        high: Upper end.
     """
 
     value: float
@@ -36,11 +36,11 @@ class Row:
     """One selector's line of the table.
 
     Args:
-        selector: its name.
-        passes: forward passes over the task's pictures that choosing costs.
+        selector: Its name.
+        passes: Forward passes over the task's images that choosing costs.
         scores: ``[E, T]`` float64, higher is better; NaN for a task's own expert and where there is none.
         outcomes: ``[6, T]`` float64, the `MEASURES` of every task.
-        means: of every measure over the tasks, with interval.
+        means: Of every measure over the tasks, with interval.
     """
 
     selector: str
@@ -60,14 +60,14 @@ class Table:
     of scores and accuracies.
 
     Args:
-        rows: one for each selector.
+        rows: One for each selector.
         tasks: T that are scored.
         experts: E to choose from.
         optimum: ``[T]`` float64: least error on each task.
         draws: ``[B, T]`` int64: the bootstrap's samples of tasks, the same for every selector.
-        left_out: tasks that are not scored, and why.
-        unable: selectors without a row, and why.
-        confidence: of the intervals.
+        left_out: Tasks that are not scored, and why.
+        unable: Selectors without a row, and why.
+        confidence: Of the intervals.
     """
 
     rows: tuple[Row, ...]
@@ -83,10 +83,10 @@ class Table:
         """Return the row of a selector.
 
         Args:
-            selector: its name.
+            selector: Its name.
 
         Raises:
-            ValueError: it has none.
+            ValueError: If it has none.
         """
         for row in self.rows:
             if row.selector == selector:
@@ -102,12 +102,12 @@ class Table:
         drawn, and that is shared.
 
         Args:
-            selector: which.
-            other: less this one.
-            measure: of `MEASURES`.
+            selector: Which.
+            other: Less this one.
+            measure: Of `MEASURES`.
 
         Raises:
-            ValueError: there is no such row or measure.
+            ValueError: If there is no such row or measure.
         """
         if measure not in MEASURES:
             raise ValueError(f"Table.difference: expected one of {', '.join(MEASURES)}; got {measure!r}.")
@@ -154,25 +154,25 @@ def evaluate(
     name. What a selector learns, it learns from the other tasks' errors.
 
     Args:
-        errors: of experts on tasks; NaN where it was not measured.
-        selectors: whose names differ.
-        tasks: what is known of them, by name; also of tasks that only experts were trained on. A task that is absent is
+        errors: Of experts on tasks; NaN where it was not measured.
+        selectors: Whose names differ.
+        tasks: What is known of them, by name; also of tasks that only experts were trained on. A task that is absent is
             known by name alone.
-        experts: what is known of them, by name; default: each was trained on the task of its name.
-        folds: learned selectors are fitted for so many parts of the tasks, to the others; default: leave one out; 0: as
+        experts: What is known of them, by name; default: each was trained on the task of its name.
+        folds: Learned selectors are fitted for so many parts of the tasks, to the others; default: leave one out; 0: as
             they are given, fitted elsewhere.
-        draws: bootstrap samples of the tasks.
-        confidence: of the intervals.
-        seed: of the bootstrap.
+        draws: Bootstrap samples of the tasks.
+        confidence: Of the intervals.
+        seed: Of the bootstrap.
 
     Returns:
         The table. A selector that knows too little of a task has no row, and the table says why.
 
     Raises:
-        ValueError: no task has two experts to choose from, or an option is impossible.
+        ValueError: If no task has two experts to choose from, or an option is impossible.
 
     Note:
-        The bootstrap takes tasks to be independent. Where tasks share pictures or classes, intervals are too narrow.
+        The bootstrap takes tasks to be independent. Where tasks share images or classes, intervals are too narrow.
     """
     if draws < 1 or not 0 < confidence < 1 or (folds is not None and folds < 0):
         raise ValueError(

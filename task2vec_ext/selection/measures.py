@@ -33,7 +33,7 @@ def hit_rate(scores: Tensor, errors: Tensor, k: int) -> float:
     Args:
         scores: ``[E]``; NaN comes last.
         errors: ``[E]``; experts without one do not take part.
-        k: how many are proposed.
+        k: How many are proposed.
 
     Returns:
         0 or 1, or between where scores tie; NaN where nothing is scored.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..comparable import check_comparable
+from ..distance.comparable import check_comparable
 from .distances import EMBEDDING_PASSES, PAPER_ALPHA, Distance, source_embeddings, task_embeddings
 from .selector import ExpertFacts, Selector, TaskFacts, scores
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..embedding import Embedding
-    from .errors import ErrorMatrix
+    from ..experts.errors import ErrorMatrix
 
 _SOFTNESS = 0.5
 """Temperature of the soft targets, in standard deviations of a task's errors: an expert one deviation better than
@@ -42,14 +42,14 @@ class Model2Vec(Selector):
     Three passes, as for a `Distance`: the experts are not run.
 
     Args:
-        name: of the selector.
-        form: of b, in units of the tasks' mean Fisher: ``"layers"`` (a number for each layer: few enough to be learned
+        name: Of the selector.
+        form: Of b, in units of the tasks' mean Fisher: ``"layers"`` (a number for each layer: few enough to be learned
             from tens of tasks), ``"filters"`` (all free, as in the paper), or a rank: ``b = U·V``.
-        l2: strength of the penalty ``l2/2·Σ_i mean_k b_i[k]²``. On simulated errors (12 experts, embeddings of 30 real
-            tasks, noise as of 160 test pictures) 1 did as well as d_asym or better, with hidden b and without; 0.1 and
+        l2: Strength of the penalty ``l2/2·Σ_i mean_k b_i[k]²``. On simulated errors (12 experts, embeddings of 30 real
+            tasks, noise as of 160 test images) 1 did as well as d_asym or better, with hidden b and without; 0.1 and
             less did worse.
-        alpha: of d_asym.
-        models: m by expert, ``[K]`` float64, once they are learned.
+        alpha: Of d_asym.
+        models: M by expert, ``[K]`` float64, once they are learned.
 
     Source:
         Achille et al., 1902.03545; soft targets, penalty, scale and the forms of b are this project's.

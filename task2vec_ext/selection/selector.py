@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..embedding import Embedding
-    from .errors import ErrorMatrix
+    from ..experts.errors import ErrorMatrix
 
 
 class Outputs(Protocol):
-    """What an expert makes of a task's pictures."""
+    """What an expert makes of a task's images."""
 
     @property
     def features(self) -> Tensor:
@@ -39,16 +39,16 @@ class TaskFacts:
     """What is known of a task; a selector says which of it it needs.
 
     Args:
-        name: of the task.
-        embedding: of the task, by the one probe that all tasks were embedded with.
-        num_pictures: how many pictures it has.
-        mean_features: mean of the probe's features over its pictures, ``[D]``.
-        outputs: what the expert of a name makes of its pictures, computed when it is asked for.
+        name: Of the task.
+        embedding: Of the task, by the one probe that all tasks were embedded with.
+        num_images: How many images it has.
+        mean_features: Mean of the probe's features over its images, ``[D]``.
+        outputs: What the expert of a name makes of its images, computed when it is asked for.
     """
 
     name: str
     embedding: Embedding | None = None
-    num_pictures: int | None = None
+    num_images: int | None = None
     mean_features: Tensor | None = None
     outputs: Callable[[str], Outputs] | None = None
 
@@ -58,8 +58,8 @@ class ExpertFacts:
     """What is known of an expert.
 
     Args:
-        name: of the expert.
-        task: that it was trained on; None where that is not known, or where it is the probe itself.
+        name: Of the expert.
+        task: That it was trained on; None where that is not known, or where it is the probe itself.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Selector(ABC):
     """A way to choose the expert for a task without trying them all.
 
     Args:
-        name: as the command line and the table call it.
+        name: As the command line and the table call it.
     """
 
     name: str
@@ -83,19 +83,19 @@ class Selector(ABC):
         """Return a score for every expert: higher is better.
 
         Args:
-            task: to be solved.
+            task: To be solved.
             experts: E to choose from.
 
         Returns:
             ``[E]`` float64; NaN for an expert of which too little is known.
 
         Raises:
-            ValueError: too little is known of the task, or of every expert.
+            ValueError: If too little is known of the task, or of every expert.
         """
 
     @abstractmethod
     def passes(self, num_experts: int) -> float:
-        """Return what choosing costs: forward passes over the task's pictures.
+        """Return what choosing costs: forward passes over the task's images.
 
         Args:
             num_experts: E.
@@ -108,9 +108,9 @@ class Selector(ABC):
         """Return the selector, adapted to the errors of experts on other tasks where it learns from them.
 
         Args:
-            errors: of experts on tasks, without the task that is to be solved; an expert's own task is NaN.
-            tasks: by name; those of the matrix.
-            experts: by name; those of the matrix.
+            errors: Of experts on tasks, without the task that is to be solved; an expert's own task is NaN.
+            tasks: By name; those of the matrix.
+            experts: By name; those of the matrix.
 
         Returns:
             A selector; this one where it learns nothing.
@@ -122,13 +122,13 @@ def scores(selector: Selector, what: str, task: TaskFacts, values: Sequence[floa
     """Return scores as ``[E]`` float64, once one expert at least has any.
 
     Args:
-        selector: whose.
-        what: an expert needs, for the message.
-        task: to be solved.
-        values: one for each expert; None where the expert lacks it.
+        selector: Whose.
+        what: An expert needs, for the message.
+        task: To be solved.
+        values: One for each expert; None where the expert lacks it.
 
     Raises:
-        ValueError: none has.
+        ValueError: If none has.
     """
     if all(value is None for value in values):
         raise unknown(selector, what, task, len(values))
@@ -139,9 +139,9 @@ def lacking(selector: Selector, what: str, task: TaskFacts) -> ValueError:
     """Return the error of a task of which too little is known.
 
     Args:
-        selector: that needs it.
-        what: it needs.
-        task: which task.
+        selector: That needs it.
+        what: It needs.
+        task: Which task.
     """
     return ValueError(f"{selector.name}: expected task {task.name!r} with {what}, got it without.")
 
@@ -150,10 +150,10 @@ def unknown(selector: Selector, what: str, task: TaskFacts, num_experts: int) ->
     """Return the error of experts of all of which too little is known.
 
     Args:
-        selector: that chooses.
-        what: it needs of one at least.
-        task: for which.
-        num_experts: how many there are.
+        selector: That chooses.
+        what: It needs of one at least.
+        task: For which.
+        num_experts: How many there are.
     """
     return ValueError(
         f"{selector.name}: expected an expert with {what} to choose from for {task.name!r}, got none among "

@@ -1,7 +1,7 @@
-"""Transferability scores: how well an expert's outputs on a task's pictures go with its labels; higher is better.
+"""Transferability scores: how well an expert's outputs on a task's images go with its labels; higher is better.
 
-All take an expert's outputs on N labelled pictures of the task, so that choosing among E experts costs E forward passes
-over the pictures (a distance of embeddings: one network's passes, however many experts there are).
+All take an expert's outputs on N labelled images of the task, so that choosing among E experts costs E forward passes
+over the images (a distance of embeddings: one network's passes, however many experts there are).
 
 ================ =========================== ======================================= =================================
 score            of                          besides the forward pass                source
@@ -14,7 +14,7 @@ score            of                          besides the forward pass           
 `probe_accuracy` features                    a linear classifier for each fold       none: what most people would do
 ================ =========================== ======================================= =================================
 
-N pictures, D features, C classes of the task, C_s of the expert. In float64 throughout; same input, same bits.
+N images, D features, C classes of the task, C_s of the expert. In float64 throughout; same input, same bits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..head import fit_head
+from ..fisher.head import fit_head
 
 
 def leep(probabilities: Tensor, labels: Tensor) -> float:
@@ -32,14 +32,14 @@ def leep(probabilities: Tensor, labels: Tensor) -> float:
     θ is the expert's softmax over its own classes z, ``p(y|z) = Σ_n 1[y_n = y]·θ_n[z] / Σ_n θ_n[z]``.
 
     Args:
-        probabilities: θ, ``[N, C_s]``, rows that sum to 1.
+        probabilities: Θ, ``[N, C_s]``, rows that sum to 1.
         labels: ``[N]`` int64.
 
     Returns:
-        At most 0, nats a picture.
+        At most 0, nats an image.
 
     Raises:
-        ValueError: shapes do not fit, or there are no pictures.
+        ValueError: If shapes do not fit, or there are no images.
     """
     probabilities, labels = _checked("leep", probabilities, labels)
     joint = F.one_hot(labels).double().T @ probabilities  # [C, C_s]
@@ -51,14 +51,14 @@ def nce(source_labels: Tensor, labels: Tensor) -> float:
     """Return NCE, the negative conditional entropy ``−H(Y|Z)`` of the labels given the expert's own labels.
 
     Args:
-        source_labels: Z, ``[N]`` int64: the expert's most probable class of its own for each picture.
+        source_labels: Z, ``[N]`` int64: the expert's most probable class of its own for each image.
         labels: Y, ``[N]`` int64.
 
     Returns:
         At most 0, nats.
 
     Raises:
-        ValueError: shapes do not fit, or there are no pictures.
+        ValueError: If shapes do not fit, or there are no images.
     """
     one_hot, labels = _checked("nce", F.one_hot(source_labels), labels)
     joint = F.one_hot(labels).double().T @ one_hot / len(labels)  # [C, C_s]
@@ -71,14 +71,14 @@ def logme(features: Tensor, labels: Tensor) -> float:
     ``y_c ~ N(z·w, 1/β)``, ``w ~ N(0, 1/α)``; α and β maximise each class's evidence, by the fixed point of 2110.10545.
 
     Args:
-        features: z, ``[N, D]``.
+        features: Z, ``[N, D]``.
         labels: ``[N]`` int64.
 
     Returns:
-        Nats a picture, mean over classes.
+        Nats an image, mean over classes.
 
     Raises:
-        ValueError: shapes do not fit, or there are no pictures.
+        ValueError: If shapes do not fit, or there are no images.
 
     Note:
         A class whose labels the features give without any error has infinite evidence; β stops at 1e12 there.
@@ -121,15 +121,15 @@ def h_score(features: Tensor, labels: Tensor, *, shrinkage: float | None = None)
     unless N is many times D.
 
     Args:
-        features: z, ``[N, D]``.
+        features: Z, ``[N, D]``.
         labels: ``[N]`` int64.
-        shrinkage: s in [0, 1]; default: Ledoit and Wolf's, estimated from the features.
+        shrinkage: S in [0, 1]; default: Ledoit and Wolf's, estimated from the features.
 
     Returns:
         Not negative; below min(C − 1, D).
 
     Raises:
-        ValueError: shapes do not fit, there are no pictures, or s is not in [0, 1].
+        ValueError: If shapes do not fit, there are no images, or s is not in [0, 1].
 
     Source:
         Bao et al., An information-theoretic approach to transferability in task transfer learning, ICIP 2019; shrunk:
@@ -158,18 +158,18 @@ def h_score(features: Tensor, labels: Tensor, *, shrinkage: float | None = None)
 
 
 def knn_accuracy(features: Tensor, labels: Tensor, *, k: int = 5) -> float:
-    """Return the share of pictures that their k nearest others (Euclidean) label right, leaving each out in turn.
+    """Return the share of images that their k nearest others (Euclidean) label right, leaving each out in turn.
 
     Args:
-        features: z, ``[N, D]``.
+        features: Z, ``[N, D]``.
         labels: ``[N]`` int64.
-        k: how many others vote; all of them where there are fewer. Of classes with equally many votes the nearer wins.
+        k: How many others vote; all of them where there are fewer. Of classes with equally many votes the nearer wins.
 
     Returns:
         From 0 to 1.
 
     Raises:
-        ValueError: shapes do not fit, there is one picture or none, or k < 1.
+        ValueError: If shapes do not fit, there is one image or none, or k < 1.
     """
     z, labels = _checked("knn_accuracy", features, labels, least=2)
     if k < 1:
@@ -187,16 +187,16 @@ def probe_accuracy(features: Tensor, labels: Tensor, *, folds: int = 3, seed: in
     """Return the cross-validated accuracy of a linear classifier (`fit_head`, convex) on the features.
 
     Args:
-        features: z, ``[N, D]``.
+        features: Z, ``[N, D]``.
         labels: ``[N]`` int64.
-        folds: a classifier fitted to the others labels each part of the pictures; classes are dealt out evenly.
-        seed: of the deal.
+        folds: A classifier fitted to the others labels each part of the images; classes are dealt out evenly.
+        seed: Of the deal.
 
     Returns:
         From 0 to 1.
 
     Raises:
-        ValueError: shapes do not fit, there are fewer pictures than folds, or fewer than two folds.
+        ValueError: If shapes do not fit, there are fewer images than folds, or fewer than two folds.
     """
     z, labels = _checked("probe_accuracy", features, labels, least=max(folds, 2))
     if folds < 2:
@@ -222,7 +222,7 @@ def _checked(who: str, outputs: Tensor, labels: Tensor, least: int = 1) -> tuple
     """Return outputs ``[N, …]`` in float64 and labels, once they fit together."""
     if outputs.dim() != 2 or labels.dim() != 1 or len(outputs) != len(labels) or len(labels) < least:
         raise ValueError(
-            f"{who}: expected an expert's outputs [N, …] and labels [N] of N >= {least} pictures, got "
+            f"{who}: expected an expert's outputs [N, …] and labels [N] of N >= {least} images, got "
             f"{list(outputs.shape)} and {list(labels.shape)}."
         )
     outputs = outputs.detach().cpu().double()

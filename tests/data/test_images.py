@@ -94,7 +94,7 @@ def test_load_image_respects_exif_orientation(tmp_path, orientation, extension):
         assert torch.equal(load_image(path), _as_tensor(expected.convert("RGB")))
 
 
-def test_to_rgb_reads_a_picture_with_damaged_exif():
+def test_to_rgb_reads_an_image_with_damaged_exif():
     buffer = io.BytesIO()
     Image.fromarray(_colours()).save(buffer, "png", exif=b"Exif\0\0not a tiff header")
     assert to_rgb(Image.open(buffer)).shape == (3, H, W)
@@ -150,7 +150,7 @@ def test_to_rgb_scales_integers_as_16_bit(dtype):
 
 
 def test_to_rgb_refuses_8_bit_values_in_wide_integers_unless_they_say_16_bit():
-    with pytest.raises(ValueError, match="highest value of 255, which looks 8-bit; convert the picture to uint8"):
+    with pytest.raises(ValueError, match="highest value of 255, which looks 8-bit; convert the image to uint8"):
         to_rgb(torch.tensor([[0, 255]]))
     assert to_rgb(torch.tensor([[0, 255]]).to(torch.uint16)).max() == 255 / 65535
 
@@ -165,7 +165,7 @@ def test_to_rgb_refuses_pixels_that_are_not_finite(bad, kind):
         to_rgb(image)
 
 
-def test_to_rgb_clamps_the_overshoot_of_a_resize_and_refuses_normalised_pictures():
+def test_to_rgb_clamps_the_overshoot_of_a_resize_and_refuses_normalised_images():
     assert to_rgb(torch.tensor([[-0.05, 0.5, 1.05]]))[0].tolist() == [[0, 0.5, 1]]
     with pytest.raises(ValueError, match=r"from -2 to 2; it looks already normalised: pass preprocess=None"):
         to_rgb(torch.tensor([[-2.0, 2.0]]))
@@ -176,19 +176,19 @@ def test_to_rgb_clamps_the_overshoot_of_a_resize_and_refuses_normalised_pictures
     [torch.zeros(3, 0, 4), torch.zeros(0, 4), np.zeros((0, 4, 3), np.uint8), Image.new("RGB", (0, 3))],
     ids=["tensor", "grey", "array", "pil"],
 )
-def test_to_rgb_refuses_a_picture_without_pixels(image):
-    with pytest.raises(ValueError, match="expected a picture"):
+def test_to_rgb_refuses_an_image_without_pixels(image):
+    with pytest.raises(ValueError, match="expected an image"):
         to_rgb(image)
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, H, W), (H, W, 3), (1, 3, H, W)], ids=str)
 def test_to_rgb_refuses_tensors_of_other_shapes(shape):
-    with pytest.raises(ValueError, match=r"expected a picture \[H, W\] or \[C, H, W\]"):
+    with pytest.raises(ValueError, match=r"expected an image \[H, W\] or \[C, H, W\]"):
         to_rgb(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("image", ["a.jpg", None, {"image": 1}, np.array([["a"]]), torch.zeros(2, 2).cfloat()])
-def test_to_rgb_refuses_what_is_no_picture(image):
+def test_to_rgb_refuses_what_is_no_image(image):
     with pytest.raises(TypeError, match="to_rgb: expected"):
         to_rgb(image)
 
@@ -200,7 +200,7 @@ def _damaged(tmp_path, kind):
     if kind == "directory":
         path.mkdir()
     elif kind != "missing":
-        content = {"zero": b"", "truncated": buffer.getvalue()[:-500], "text": b"not a picture at all"}
+        content = {"zero": b"", "truncated": buffer.getvalue()[:-500], "text": b"not an image at all"}
         path.write_bytes(content.get(kind, buffer.getvalue()))
     return path
 
@@ -211,7 +211,7 @@ def _damaged(tmp_path, kind):
         ("missing", "no file"),
         ("directory", "a directory"),
         ("zero", "an empty file"),
-        ("text", "no picture format that PIL knows"),
+        ("text", "no image format that PIL knows"),
         ("truncated", "OSError: .*truncated"),
         ("bomb", "DecompressionBombError"),
     ],

@@ -22,12 +22,12 @@ def test_check_labels_counts_the_classes(labels):
 @pytest.mark.parametrize(
     ("labels", "error", "message"),
     [
-        ([], ValueError, "a task with pictures, got an empty one"),
-        ([3, 3], ValueError, r"at least two classes, got one \(every picture has label 3\)"),
+        ([], ValueError, "a task with images, got an empty one"),
+        ([3, 3], ValueError, r"at least two classes, got one \(every image has label 3\)"),
         ([0, 1, -1, -2], ValueError, "got -1 at index 2"),
-        ([0, 2, 4], ValueError, r"every label 0…4 to occur, got no picture with 1, 3 \(2 missing\)"),
-        ([9, 10], ValueError, r"got no picture with 0, 1, 2, 3, 4, … \(9 missing\)"),
-        ([0, 1, 10**12], ValueError, r"got no picture with 2, 3, 4, 5, 6, … \(999999999998 missing\)"),
+        ([0, 2, 4], ValueError, r"every label 0…4 to occur, got no image with 1, 3 \(2 missing\)"),
+        ([9, 10], ValueError, r"got no image with 0, 1, 2, 3, 4, … \(9 missing\)"),
+        ([0, 1, 10**12], ValueError, r"got no image with 2, 3, 4, 5, 6, … \(999999999998 missing\)"),
         ([0, "cat"], TypeError, r"got 'cat' \(str\) at index 1"),
         ([0, 1.0], TypeError, r"got 1.0 \(float\) at index 1"),
         ([0, True], TypeError, r"got True \(bool\) at index 1"),
@@ -112,7 +112,7 @@ def test_draw_is_decided_by_the_seed_and_not_by_the_numbering_of_the_classes():
     assert torch.equal(draw(labels, 33, 4), draw(renumbered, 33, 4))
 
 
-def test_draw_gives_every_picture_of_a_class_the_same_chance():
+def test_draw_gives_every_image_of_a_class_the_same_chance():
     labels = torch.tensor([0, 1] * 10)
     hits = torch.zeros(20)
     for seed in range(2000):
@@ -128,7 +128,7 @@ def test_draw_leaves_the_global_random_state_alone():
 
 
 @pytest.mark.parametrize("num_samples", [None, 3, 100])
-def test_draw_takes_all_pictures_of_a_small_task(num_samples):
+def test_draw_takes_all_images_of_a_small_task(num_samples):
     assert draw([1, 0, 1], num_samples, 0).tolist() == [0, 1, 2]
 
 

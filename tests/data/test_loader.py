@@ -16,7 +16,7 @@ SMALL = Preprocess(12, 10)
 
 @pytest.fixture
 def folder(tmp_path):
-    """Ten readable pictures of different sizes and modes in two classes."""
+    """Ten readable images of different sizes and modes in two classes."""
     generator = np.random.default_rng(0)
     root = tmp_path / "pets"
     for i in range(10):
@@ -44,7 +44,7 @@ class Given(Dataset):
 
 
 class Interrupting(Given):
-    """Ctrl-C during the second picture."""
+    """Ctrl-C during the second image."""
 
     def __getitem__(self, index):
         if index == 1:
@@ -61,7 +61,7 @@ class Dying(Given):
         return super().__getitem__(index)
 
 
-def _picture(value=0.5, size=4):
+def _image(value=0.5, size=4):
     return torch.full((3, size, size), value)
 
 
@@ -70,7 +70,7 @@ def _all(*args, **kwargs):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_are_the_pictures_in_the_order_asked_for(folder, num_workers):
+def test_batches_are_the_images_in_the_order_asked_for(folder, num_workers):
     task = as_task(folder)
     order = [9, 0, 3, 3, 7]
     got = _all(task, torch.tensor(order), SMALL, batch_size=2, num_workers=num_workers)
@@ -84,12 +84,12 @@ def test_batches_are_the_pictures_in_the_order_asked_for(folder, num_workers):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_batches_raise_a_clean_error_that_names_the_picture(folder, num_workers):
+def test_batches_raise_a_clean_error_that_names_the_image(folder, num_workers):
     (folder / "cats" / "3.png").write_bytes(b"")
     iterator = batches(as_task(folder), range(10), SMALL, batch_size=2, num_workers=num_workers)
     assert next(iterator).index.tolist() == [0, 1]
     with pytest.raises(
-        ValueError, match=r"^batches: expected usable pictures, got picture 3 \(cats/3.png\): .*zero"
+        ValueError, match=r"^batches: expected usable images, got image 3 \(cats/3.png\): .*zero"
     ) as caught:
         next(iterator)
     assert "worker" not in str(caught.value)
@@ -97,7 +97,7 @@ def test_batches_raise_a_clean_error_that_names_the_picture(folder, num_workers)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_skip_and_count_bad_pictures(folder, num_workers):
+def test_batches_skip_and_count_bad_images(folder, num_workers):
     for bad in ("cats/0.png", "cats/1.png", "dogs/8.png"):
         (folder / bad).write_bytes(b"bad")
     skipped = []
@@ -112,23 +112,23 @@ def test_batches_skip_and_count_bad_pictures(folder, num_workers):
     )
     assert [batch.index.tolist() for batch in got] == [[2, 3], [4, 5], [6, 7], [9]]
     assert [failure.index for failure in skipped] == [0, 1, 8]
-    assert skipped[2].where == "picture 8 (dogs/8.png)"
-    assert "no picture format" in skipped[2].reason
+    assert skipped[2].where == "image 8 (dogs/8.png)"
+    assert "no image format" in skipped[2].reason
 
 
 def test_batches_skip_without_a_list():
-    task = as_task(Given((_picture(float("nan")), 0), (_picture(), 1)))
+    task = as_task(Given((_image(float("nan")), 0), (_image(), 1)))
     assert [batch.index.tolist() for batch in batches(task, [0, 1], None, batch_size=2, on_error="skip")] == [[1]]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_batches_report_a_foreign_error_with_its_type(num_workers):
-    task = as_task(Given((_picture(), 0), KeyError("gone")))
-    with pytest.raises(ValueError, match=r"got picture 1: KeyError: 'gone'"):
+    task = as_task(Given((_image(), 0), KeyError("gone")))
+    with pytest.raises(ValueError, match=r"got image 1: KeyError: 'gone'"):
         _all(task, [0, 1], SMALL, batch_size=4, num_workers=num_workers)
     skipped = []
     _all(task, [0, 1], SMALL, batch_size=4, num_workers=num_workers, on_error="skip", skipped=skipped)
-    assert skipped == [Failure(1, "picture 1", "KeyError: 'gone'")]
+    assert skipped == [Failure(1, "image 1", "KeyError: 'gone'")]
 
 
 def test_batches_report_an_error_outside_of_the_data_set_with_its_type():
@@ -138,7 +138,7 @@ def test_batches_report_an_error_outside_of_the_data_set_with_its_type():
 
     image = Image.new("RGB", (2, 2))
     image.__class__ = Unreadable
-    with pytest.raises(ValueError, match="got picture 0: OSError: truncated"):
+    with pytest.raises(ValueError, match="got image 0: OSError: truncated"):
         _all(as_task(Given((image, 0))), [0], SMALL, batch_size=1)
 
 
@@ -147,25 +147,25 @@ def test_batches_report_an_error_outside_of_the_data_set_with_its_type():
 @pytest.mark.parametrize(
     ("item", "error", "message"),
     [
-        ((_picture(), "cat"), TypeError, "got 'cat'"),
-        (_picture(), TypeError, "expected pairs"),
+        ((_image(), "cat"), TypeError, "got 'cat'"),
+        (_image(), TypeError, "expected pairs"),
         (
             ({"image": 1}, 0),
             TypeError,
-            "picture 1: to_rgb: expected a PIL image, a tensor or an array, got dict",
+            "image 1: to_rgb: expected a PIL image, a tensor or an array, got dict",
         ),
-        (MemoryError(), MemoryError, "picture 1"),
+        (MemoryError(), MemoryError, "image 1"),
     ],
-    ids=["label", "pair", "picture", "memory"],
+    ids=["label", "pair", "image", "memory"],
 )
-def test_batches_never_skip_what_is_not_the_pictures_fault(item, error, message, num_workers, on_error):
-    task = as_task(Given((_picture(), 0), item))
+def test_batches_never_skip_what_is_not_the_images_fault(item, error, message, num_workers, on_error):
+    task = as_task(Given((_image(), 0), item))
     with pytest.raises(error, match=message):
         _all(task, [0, 1], SMALL, batch_size=4, num_workers=num_workers, on_error=on_error)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_batches_pass_preprocessed_pictures_through(dtype):
+def test_batches_pass_preprocessed_images_through(dtype):
     images = [torch.randn(3, 4, 5, dtype=torch.float64).to(dtype) * 3 for _ in range(3)]
     (batch,) = batches(as_task([(image, i) for i, image in enumerate(images)]), [2, 0], None, batch_size=8)
     assert torch.equal(batch.images, torch.stack([images[2], images[0]]).float())
@@ -178,8 +178,8 @@ def test_batches_pass_preprocessed_pictures_through(dtype):
         (Image.new("RGB", (4, 4)), TypeError, "got Image; pass a Preprocess"),
         (torch.zeros(1, 4, 4), ValueError, r"got \[1, 4, 4\]; pass a Preprocess"),
         (torch.zeros(4, 4), ValueError, r"got \[4, 4\]"),
-        (_picture(float("nan")), ValueError, "picture 0: .*got NaN or infinity"),
-        (_picture(-float("inf")), ValueError, "picture 0: .*got NaN or infinity"),
+        (_image(float("nan")), ValueError, "image 0: .*got NaN or infinity"),
+        (_image(-float("inf")), ValueError, "image 0: .*got NaN or infinity"),
     ],
     ids=["uint8", "pil", "grey", "plane", "nan", "inf"],
 )
@@ -190,9 +190,9 @@ def test_batches_refuse_what_is_not_preprocessed(image, error, message):
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_batches_refuse_preprocessed_pictures_of_different_sizes(batch_size, on_error):
-    task = as_task([(_picture(), 0), (_picture(), 1), (_picture(size=5), 1)])
-    with pytest.raises(ValueError, match=r"of one size .*\[3, 4, 4\] for picture 0 and \[3, 5, 5\] for picture 2"):
+def test_batches_refuse_preprocessed_images_of_different_sizes(batch_size, on_error):
+    task = as_task([(_image(), 0), (_image(), 1), (_image(size=5), 1)])
+    with pytest.raises(ValueError, match=r"of one size .*\[3, 4, 4\] for image 0 and \[3, 5, 5\] for image 2"):
         _all(task, [0, 1, 2], None, batch_size=batch_size, on_error=on_error)
 
 
@@ -209,7 +209,7 @@ def test_batches_refuse_preprocessed_pictures_of_different_sizes(batch_size, on_
     ],
     ids=str,
 )
-def test_batches_refuse_impossible_arguments_before_the_first_picture(arguments, error, message):
+def test_batches_refuse_impossible_arguments_before_the_first_image(arguments, error, message):
     task = as_task(Given(RuntimeError("read"), RuntimeError("read")))
     with pytest.raises(error, match=message):
         batches(**{"task": task, "indices": [0], "preprocess": SMALL, "batch_size": 2, **arguments})
@@ -217,12 +217,12 @@ def test_batches_refuse_impossible_arguments_before_the_first_picture(arguments,
 
 @pytest.mark.parametrize("indices", [[], range(0), torch.tensor([], dtype=torch.int64)])
 def test_batches_of_nothing_are_none(indices):
-    assert _all(as_task(Given((_picture(), 0))), indices, SMALL, batch_size=2, num_workers=1) == []
+    assert _all(as_task(Given((_image(), 0))), indices, SMALL, batch_size=2, num_workers=1) == []
 
 
 def test_batches_leave_the_global_random_state_alone():
     state = torch.get_rng_state()
-    _all(as_task(Given((_picture(), 0))), [0], SMALL, batch_size=2)
+    _all(as_task(Given((_image(), 0))), [0], SMALL, batch_size=2)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -232,8 +232,8 @@ def _started():
 
 @pytest.mark.parametrize("how", ["end", "close", "forgotten", "error", "interrupt in the loop"])
 def test_batches_leave_no_process_behind(how):
-    bad = (_picture(float("nan")), 0) if how == "error" else (_picture(), 0)
-    task = as_task([(_picture(), 0)] * 9 + [bad])
+    bad = (_image(float("nan")), 0) if how == "error" else (_image(), 0)
+    task = as_task([(_image(), 0)] * 9 + [bad])
     iterator = batches(task, range(10), None, batch_size=1, num_workers=2)
     next(iterator)
     assert len(_started()) == 2
@@ -245,7 +245,7 @@ def test_batches_leave_no_process_behind(how):
         del iterator
         gc.collect()
     elif how == "error":
-        with pytest.raises(ValueError, match="picture 9"):
+        with pytest.raises(ValueError, match="image 9"):
             list(iterator)
     else:
         with pytest.raises(KeyboardInterrupt):
@@ -254,14 +254,14 @@ def test_batches_leave_no_process_behind(how):
 
 
 def test_batches_let_an_interrupt_through():
-    iterator = batches(as_task(Interrupting((_picture(), 0), (_picture(), 1))), [0, 1], None, batch_size=1)
+    iterator = batches(as_task(Interrupting((_image(), 0), (_image(), 1))), [0, 1], None, batch_size=1)
     next(iterator)
     with pytest.raises(KeyboardInterrupt):
         next(iterator)
 
 
 def test_batches_say_what_to_do_when_a_process_dies():
-    iterator = batches(as_task(Dying((_picture(), 0), None)), [0, 1], None, batch_size=1, num_workers=2)
+    iterator = batches(as_task(Dying((_image(), 0), None)), [0, 1], None, batch_size=1, num_workers=2)
     with pytest.raises(RuntimeError, match=r"but one died .*pass a smaller num_workers, or 0") as caught:
         list(iterator)
     # The other one has ended too, although the traceback still holds the loader.

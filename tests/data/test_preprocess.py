@@ -6,7 +6,7 @@ import torch
 from task2vec_ext.data import Preprocess
 
 
-def _picture(height, width):
+def _image(height, width):
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(height))
 
 
@@ -30,7 +30,7 @@ def test_preprocess_equals_torchvisions_preset(resize, crop, dtype, interpolatio
     assert (preprocess.resize, preprocess.crop, preprocess.interpolation) == (resize, crop, interpolation)
     assert preprocess.std == (0.2, 0.3, 0.4)
     for height, width in [(96, 128), (301, 97), (40, 40), (33, 200), (1, 7)]:
-        rgb = _picture(height, width)
+        rgb = _image(height, width)
         rgb = rgb.float() / 255 if dtype == torch.float32 else rgb
         got = preprocess(rgb)
         assert got.shape == (3, crop, crop)
@@ -41,7 +41,7 @@ def test_preprocess_equals_torchvisions_preset(resize, crop, dtype, interpolatio
 
 
 def test_preprocess_returns_contiguous_memory_for_channels_last_too():
-    rgb = _picture(20, 20)
+    rgb = _image(20, 20)
     got = Preprocess(20, 20)(rgb.permute(1, 2, 0).contiguous().permute(2, 0, 1))
     assert got.is_contiguous()
     assert torch.equal(got, Preprocess(20, 20)(rgb))
@@ -54,7 +54,7 @@ def test_preprocess_leaves_its_input_alone():
     assert torch.equal(rgb, before)
 
 
-def test_preprocess_refuses_a_picture_too_long_to_resize():
+def test_preprocess_refuses_an_image_too_long_to_resize():
     assert Preprocess(8, 8)(torch.zeros(3, 2, 200)).shape == (3, 8, 8)
     with pytest.raises(ValueError, match=r"at most 1:100, got 201 × 2 pixels"):
         Preprocess(8, 8)(torch.zeros(3, 2, 201))

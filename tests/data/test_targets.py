@@ -61,12 +61,12 @@ def test_what_is_no_target_is_refused_and_named(target, value, error, message):
 
 
 def test_a_mask_goes_where_its_pixels_go():
-    """Regions of constant colour: the picture's colour and the mask's class agree wherever both are clear."""
+    """Regions of constant colour: the image's colour and the mask's class agree wherever both are clear."""
     mask = torch.zeros(30, 50, dtype=torch.int64)
     mask[8:25, 20:41] = 1
-    picture = (mask * 255).to(torch.uint8).expand(3, -1, -1)
+    image = (mask * 255).to(torch.uint8).expand(3, -1, -1)
     for preprocess in (Preprocess(24, 20, (0, 0, 0), (1, 1, 1)), Preprocess(60, 44, (0, 0, 0), (1, 1, 1))):
-        moved, image = preprocess.mask(mask, fill=-1), preprocess(picture)[0]
+        moved, image = preprocess.mask(mask, fill=-1), preprocess(image)[0]
         assert moved.shape == image.shape
         clear = (image < 0.02) | (image > 0.98)
         assert torch.equal(moved[clear], (image[clear] > 0.5).long())
@@ -74,7 +74,7 @@ def test_a_mask_goes_where_its_pixels_go():
     centres = Preprocess(2, 2).mask(torch.arange(36).reshape(6, 6), fill=-1)
     assert centres.tolist() == [[7, 10], [25, 28]]
     padded = Preprocess(10, 40).mask(mask, fill=-1)
-    assert (padded == -1).float().mean() == 1 - 10 * 16 / 40**2  # 10 × 16 pixels of picture
+    assert (padded == -1).float().mean() == 1 - 10 * 16 / 40**2  # 10 × 16 pixels of image
 
 
 class Pairs(Dataset):
@@ -96,9 +96,9 @@ def loaded(task, target, preprocess=None, **options):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_targets_are_batched_with_workers_and_failures_skipped(workers):
-    pictures = [torch.rand(3, 4, 4) for _ in range(5)]
+    images = [torch.rand(3, 4, 4) for _ in range(5)]
     skipped = []
-    task = Pairs(zip(pictures, [[1.0], [2.0], [nan], [4.0], [5.0]], strict=True))
+    task = Pairs(zip(images, [[1.0], [2.0], [nan], [4.0], [5.0]], strict=True))
     got = loaded(task, Values(), num_workers=workers, on_error="skip", skipped=skipped)
     assert torch.cat([batch.labels for batch in got]).tolist() == [[1], [2], [4], [5]]
     assert [failure.index for failure in skipped] == [2]
@@ -111,25 +111,23 @@ def test_targets_in_a_list_are_read_at_once():
 
 
 @pytest.mark.parametrize("second", [1, 2], ids=["in-one-batch", "between-batches"])
-def test_targets_of_different_lengths_name_both_pictures(second):
+def test_targets_of_different_lengths_name_both_images(second):
     task = [(torch.rand(3, 4, 4), [1.0] if i < second else [1.0, 2.0]) for i in range(4)]
-    with pytest.raises(
-        ValueError, match=rf"targets of one size, got \[1\] for picture 0 and \[2\] for picture {second}"
-    ):
+    with pytest.raises(ValueError, match=rf"targets of one size, got \[1\] for image 0 and \[2\] for image {second}"):
         loaded(task, Values())
 
 
-def test_masks_from_files_follow_the_preprocessing_and_must_fit_their_pictures(tmp_path):
+def test_masks_from_files_follow_the_preprocessing_and_must_fit_their_images(tmp_path):
     Image.new("RGB", (12, 8), (9, 9, 9)).save(tmp_path / "x.png")
     Image.fromarray(np.eye(8, 12, dtype=np.uint8)).save(tmp_path / "y.png")
     Image.new("L", (8, 12)).save(tmp_path / "turned.png")
     (batch,) = loaded([(tmp_path / "x.png", tmp_path / "y.png")], Mask(), Preprocess(8, 8))
     assert torch.equal(batch.labels[0], torch.eye(8, 12, dtype=torch.int64)[:, 2:10])
-    with pytest.raises(ValueError, match=r"a mask as large as its picture, \[8, 12\], got \[12, 8\]"):
+    with pytest.raises(ValueError, match=r"a mask as large as its image, \[8, 12\], got \[12, 8\]"):
         loaded([(tmp_path / "x.png", tmp_path / "turned.png")], Mask(), Preprocess(8, 8))
 
 
-def test_unlabelled_pictures_come_from_folders_lists_and_data_sets(tmp_path):
+def test_unlabelled_images_come_from_folders_lists_and_data_sets(tmp_path):
     for name in ("b.png", "deep/a.png", ".hidden.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("L", (4, 4), len(name)).save(tmp_path / name)
@@ -140,7 +138,7 @@ def test_unlabelled_pictures_come_from_folders_lists_and_data_sets(tmp_path):
     for source in (task, paths, [(path, "cat") for path in paths], tensors, [torch.rand(3, 4, 4)] * 2):
         other = as_task(source, target=Unlabelled())
         assert [other.item(i)[1] for i in range(len(other))] == [0, 0]
-    with pytest.raises(ValueError, match="expected a folder with pictures"):
+    with pytest.raises(ValueError, match="expected a folder with images"):
         as_task(tmp_path / "nowhere", target=Unlabelled())
 
 

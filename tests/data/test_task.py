@@ -28,12 +28,12 @@ def folder(tmp_path):
     _save(root / "cats" / ".hidden.png", 50)
     _save(root / ".hidden" / "a.png", 60)
     _save(root / "stray.png", 70)
-    (root / "dogs" / "notes.txt").write_text("no picture")
+    (root / "dogs" / "notes.txt").write_text("no image")
     return root
 
 
 class Counting(Dataset):
-    """Pictures of the index, and how many were read."""
+    """Images of the index, and how many were read."""
 
     def __init__(self, given, **attributes):
         self.given = given
@@ -65,8 +65,8 @@ def test_as_task_reads_a_folder_in_sorted_order(folder, kind):
         (20, 1),
     ]
     assert task[0][0].shape == (3, 3, 4)
-    assert task.describe(0) == "picture 0 (cats/deep/er/c.bmp)"
-    assert repr(task) == "Task('pets', 4 pictures, 2 classes)"
+    assert task.describe(0) == "image 0 (cats/deep/er/c.bmp)"
+    assert repr(task) == "Task('pets', 4 images, 2 classes)"
 
 
 def test_as_task_survives_links_in_circles(folder):
@@ -83,7 +83,7 @@ def test_as_task_follows_a_link_to_a_class_folder(folder, tmp_path):
     (folder / "eels").symlink_to(tmp_path / "elsewhere")
     task = as_task(folder)
     assert task.classes == ("cats", "dogs", "eels")
-    assert task.describe(4) == "picture 4 (eels/e.png)"
+    assert task.describe(4) == "image 4 (eels/e.png)"
 
 
 def test_as_task_stays_readable_after_a_change_of_directory(folder, tmp_path, monkeypatch):
@@ -91,24 +91,24 @@ def test_as_task_stays_readable_after_a_change_of_directory(folder, tmp_path, mo
     tasks = [as_task("pets"), as_task([("pets/dogs/b.png", 1), ("pets/cats/z.gif", 0)])]
     monkeypatch.chdir("/")
     assert tasks[0][3][0][0, 0, 0] == tasks[1][0][0][0, 0, 0] == 20
-    assert tasks[1].describe(0) == "picture 0 (pets/dogs/b.png)"
+    assert tasks[1].describe(0) == "image 0 (pets/dogs/b.png)"
 
 
 def test_as_task_names_empty_class_folders(folder):
     (folder / "birds").mkdir()
     (folder / "fish").mkdir()
     (folder / "fish" / "notes.txt").touch()
-    with pytest.raises(ValueError, match=r"expected pictures in every class folder of .*pets, got none in birds, fish"):
+    with pytest.raises(ValueError, match=r"expected images in every class folder of .*pets, got none in birds, fish"):
         as_task(folder)
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["a.png", "b.jpg"], r"got 2 pictures and no folders; .*flat/cats/1.jpg"),
+        (["a.png", "b.jpg"], r"got 2 images and no folders; .*flat/cats/1.jpg"),
         ([], r"got no folders; .*flat/cats/1.jpg"),
     ],
-    ids=["pictures", "empty"],
+    ids=["images", "empty"],
 )
 def test_as_task_shows_the_layout_it_expects(tmp_path, files, message):
     root = tmp_path / "flat"
@@ -167,7 +167,7 @@ def test_as_task_refuses_other_sources_and_says_what_to_do(source, message):
         as_task(source)
 
 
-def test_as_task_takes_a_list_of_pictures():
+def test_as_task_takes_a_list_of_images():
     task = as_task([(Image.new("L", (2, 2), 9), 1), (np.zeros((2, 2, 3), np.uint8), torch.tensor(0))])
     assert task.labels.tolist() == [1, 0]
     assert task[0][0].tolist() == [[[9, 9], [9, 9]]] * 3
@@ -182,7 +182,7 @@ def test_as_task_returns_a_task_as_it_is_or_under_another_name():
 
 @pytest.mark.parametrize("attribute", ["targets", "labels", "_labels"])
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor], ids=["list", "array", "tensor"])
-def test_as_task_finds_labels_without_reading_pictures(attribute, kind):
+def test_as_task_finds_labels_without_reading_images(attribute, kind):
     dataset = Counting([1, 0, 2, 2], **{attribute: kind([1, 0, 2, 2])}, classes=["x", "y", "z"])
     task = as_task(dataset)
     assert task.labels.tolist() == [1, 0, 2, 2]
@@ -223,7 +223,7 @@ def test_as_task_finds_the_labels_of_a_tensor_dataset():
 def test_as_task_takes_no_other_tensor_of_a_tensor_dataset_for_labels():
     task = as_task(TensorDataset(torch.zeros(3, 3, 2, 2)))
     assert task.labels is None
-    with pytest.raises(TypeError, match="got tuple of length 1 for picture 0"):
+    with pytest.raises(TypeError, match="got tuple of length 1 for image 0"):
         read_labels(task)
 
 
@@ -236,18 +236,18 @@ def test_read_labels_reads_every_item_once_and_only_if_needed():
     assert listed.read == 0
 
 
-def test_read_labels_names_the_picture_it_cannot_read():
+def test_read_labels_names_the_image_it_cannot_read():
     class Broken(Counting):
         def __getitem__(self, index):
             return super().__getitem__(index) if index else {}["gone"]
 
-    with pytest.raises(ValueError, match="got picture 0: KeyError: 'gone'; mend or remove"):
+    with pytest.raises(ValueError, match="got image 0: KeyError: 'gone'; mend or remove"):
         read_labels(as_task(Broken([0, 1])))
 
 
 @pytest.mark.parametrize("label", ["cat", 1.0, True, None, torch.tensor([1])], ids=repr)
 def test_task_refuses_an_item_whose_label_is_no_integer(label):
-    with pytest.raises(TypeError, match=r"Task: expected integer labels .* at picture 1"):
+    with pytest.raises(TypeError, match=r"Task: expected integer labels .* at image 1"):
         as_task(Counting([0, label]))[1]
 
 
@@ -256,12 +256,12 @@ def test_task_refuses_an_item_that_is_no_pair():
         def __getitem__(self, index):
             return (*super().__getitem__(index), "extra")
 
-    with pytest.raises(TypeError, match=r"expected pairs of \(picture, label\), got tuple of length 3 for picture 1"):
+    with pytest.raises(TypeError, match=r"expected pairs of \(image, label\), got tuple of length 3 for image 1"):
         as_task(Triples([0, 1]))[1]
 
 
 def test_task_refuses_an_item_that_contradicts_the_listed_labels():
-    with pytest.raises(ValueError, match="expected label 0 as listed by the data set, got 1 for picture 1"):
+    with pytest.raises(ValueError, match="expected label 0 as listed by the data set, got 1 for image 1"):
         as_task(Counting([0, 1], targets=[0, 0]))[1]
 
 
@@ -289,10 +289,10 @@ def test_describe_finds_the_file_through_wrappers(folder):
     images = ImageFolder(folder, allow_empty=True)
     task = as_task(folder)
     wrapped = as_task(ConcatDataset([Subset(task, [3, 2]), images]))
-    assert wrapped.describe(0) == "picture 0 (dogs/b.png)"
-    assert wrapped.describe(2) == f"picture 2 ({images.samples[0][0]})"
+    assert wrapped.describe(0) == "image 0 (dogs/b.png)"
+    assert wrapped.describe(2) == f"image 2 ({images.samples[0][0]})"
     assert wrapped.labels.tolist()[:2] == [1, 1]
-    assert as_task(Counting([0, 1])).describe(1) == "picture 1"
+    assert as_task(Counting([0, 1])).describe(1) == "image 1"
 
 
 def test_as_task_agrees_with_torchvisions_image_folder(folder):

@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 import torch
-from layouts import picture
+from layouts import image
 from PIL import Image
 
 from task2vec_ext import as_task
@@ -12,11 +12,11 @@ from task2vec_ext.data.folder import Files
 
 @pytest.fixture
 def pets(tmp_path):
-    """Picture i has shade i; cats 0-3, dogs 4-6, owls 7-9."""
+    """Image i has shade i; cats 0-3, dogs 4-6, owls 7-9."""
     shade = 0
     for name, count in (("cats", 4), ("dogs", 3), ("owls", 3)):
         for i in range(count):
-            picture(tmp_path / "pets" / name / f"{i}.png", shade)
+            image(tmp_path / "pets" / name / f"{i}.png", shade)
             shade += 1
     return as_task(tmp_path / "pets")
 
@@ -35,7 +35,7 @@ def shades(task):
 
 
 @pytest.mark.parametrize("which", ["pets", "held"])
-def test_a_subset_has_its_pictures_in_order(request, which):
+def test_a_subset_has_its_images_in_order(request, which):
     view = subset(request.getfixturevalue(which), [9, 0, 5], name="some")
     assert view.name == "some"
     assert shades(view) == [9, 0, 5]
@@ -100,10 +100,10 @@ def test_views_of_files_are_files(pets, held):
     assert isinstance(view.source, Files)
     assert view.digest() != pets.digest()
     assert subset(pets, range(10)).digest() == pets.digest()
-    assert view.describe(1) == "picture 1 (dogs/0.png)"
+    assert view.describe(1) == "image 1 (dogs/0.png)"
     mixed = union([held, subset(pets, [4])], name="mixed")
     assert mixed.digest() is None
-    assert mixed.describe(10) == "picture 10 (dogs/0.png)"
+    assert mixed.describe(10) == "image 10 (dogs/0.png)"
 
 
 def test_views_nest_and_can_be_pickled(pets, held):
@@ -123,5 +123,5 @@ def test_a_view_keeps_what_all_its_tasks_know_alike(pets, held):
 def test_views_are_of_classes_only(held):
     vectors = as_task([(held.source[0][0], [0.5, 1.0])], target=Values())
     for view in (lambda: subset(vectors, [0]), lambda: union([held, vectors], name="x")):
-        with pytest.raises(TypeError, match="views: expected tasks of one class a picture, got 'list' of Values"):
+        with pytest.raises(TypeError, match="views: expected tasks of one class an image, got 'list' of Values"):
             view()

@@ -14,7 +14,7 @@ from task2vec_ext.selection.choose import choose
 
 
 def noisy(spread: float, tasks: int = 4) -> list[TaskFacts]:
-    """Tasks whose embeddings are means of 32 groups of pictures that differ by `spread`."""
+    """Tasks whose embeddings are means of 32 groups of images that differ by `spread`."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for t in range(tasks):
@@ -22,7 +22,7 @@ def noisy(spread: float, tasks: int = 4) -> list[TaskFacts]:
         groups = centre * (spread * torch.randn(32, 40, generator=generator)).exp()
         mean = groups.double().mean(0)
         facts = dataclasses.replace(embedding(mean, f"t{t}"), num_samples=32, group_means=groups)
-        found.append(TaskFacts(f"t{t}", facts, num_pictures=32))
+        found.append(TaskFacts(f"t{t}", facts, num_images=32))
     return found
 
 
@@ -49,8 +49,8 @@ def test_the_sentence_says_how_sure_the_order_is():
         *tasks, target = noisy(spread)
         return choose(target, [ExpertFacts(task.name, task) for task in tasks], SELECTORS["asym"]).why
 
-    assert why(0.01).endswith(": more than the noise of the pictures.")
-    assert re.search(r"; with other pictures of the same kind it might be (t\d|any of \d others)\.$", why(2.0))
+    assert why(0.01).endswith(": more than the noise of the images.")
+    assert re.search(r"; with other images of the same kind it might be (t\d|any of \d others)\.$", why(2.0))
 
 
 def test_ties_one_expert_and_none():

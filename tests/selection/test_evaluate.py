@@ -24,7 +24,7 @@ def by_hand() -> tuple[ErrorMatrix, dict[str, TaskFacts]]:
         [0.20, 0.10, 0.01, 0.05],  # c
         [0.40, 0.30, 0.10, NAN],  # imagenet
     ]
-    tasks = {name: TaskFacts(name, num_pictures=n) for name, n in (("a", 900), ("b", 50), ("c", 60), ("d", 9))}
+    tasks = {name: TaskFacts(name, num_images=n) for name, n in (("a", 900), ("b", 50), ("c", 60), ("d", 9))}
     return ErrorMatrix(
         torch.tensor(errors, dtype=torch.float64), ("a", "b", "c", IMAGENET), ("a", "b", "c", "d")
     ), tasks
@@ -58,7 +58,7 @@ def test_the_table_is_what_is_counted_by_hand():
     assert math.isnan(means["chance"]["spearman"].value)
     assert means["imagenet"]["increase"].value == pytest.approx((1 + 2 - 0.5) / 3)  # below 0: better than any expert
     assert math.isnan(means["imagenet"]["top1"].value)
-    # a is the largest; on its own task c is, of 60 pictures.
+    # a is the largest; on its own task c is, of 60 images.
     assert means["largest_task"]["increase"].value == pytest.approx((0 + 1 + 1) / 3)
     assert means["largest_task"]["top1"].value == pytest.approx((1 + 0 + 0 + 1) / 4)
     assert means["largest_task"]["top3"].value == 1
@@ -167,5 +167,5 @@ def test_wrong_options_are_named():
         evaluate(errors, [Chance()], tasks).row("asym")
     with pytest.raises(ValueError, match="expected one of increase"):
         evaluate(errors, [Chance()], tasks).difference("chance", "chance", "accuracy")
-    known = {name: ExpertFacts(name, TaskFacts(name, num_pictures=1)) for name in errors.experts}
+    known = {name: ExpertFacts(name, TaskFacts(name, num_images=1)) for name in errors.experts}
     assert evaluate(errors, [LargestTask()], tasks, known).row("largest_task").means["top3"].value == 1

@@ -52,7 +52,7 @@ def test_transferability_prefers_the_expert_whose_features_separate(name):
     assert scores.argmin() == 0
 
 
-def test_distance_is_the_distance_s_negative_and_domain_sees_pictures_alone():
+def test_distance_is_the_distance_s_negative_and_domain_sees_images_alone():
     _, tasks, experts = problem()
     task, candidates = tasks["task9"], list(experts.values())
     sources = [tasks[name].embedding for name in experts]

@@ -38,7 +38,7 @@ def test_nce_is_minus_scikit_learn_s_conditional_entropy():
     assert nce(labels, labels) == pytest.approx(0, abs=EXACT)
 
 
-@pytest.mark.parametrize(("N", "D"), [(60, 7), (20, 30)], ids=["more-pictures", "more-features"])
+@pytest.mark.parametrize(("N", "D"), [(60, 7), (20, 30)], ids=["more-images", "more-features"])
 def test_logme_is_the_best_marginal_likelihood(N, D):
     optimize, stats = pytest.importorskip("scipy.optimize"), pytest.importorskip("scipy.stats")
     z, labels = outputs(N, D)
@@ -59,7 +59,7 @@ def test_logme_is_the_best_marginal_likelihood(N, D):
     assert logme(z, labels) == pytest.approx(expected, abs=1e-5)  # both stop near the top, which is flat
 
 
-@pytest.mark.parametrize(("N", "D"), [(60, 7), (20, 30)], ids=["more-pictures", "more-features"])
+@pytest.mark.parametrize(("N", "D"), [(60, 7), (20, 30)], ids=["more-images", "more-features"])
 def test_h_score_is_its_definition_with_scikit_learn_s_shrinkage(N, D):
     covariance = pytest.importorskip("sklearn.covariance")
     z, labels = outputs(N, D)
@@ -94,7 +94,7 @@ def test_knn_accuracy_is_scikit_learn_s_leaving_one_out(k):
 def test_probe_accuracy_is_held_out():
     z, labels = outputs(N=90, D=4, apart=8.0)
     assert probe_accuracy(z, labels) == 1.0
-    random, labels = outputs(N=120, D=200, C=2, apart=0.0)  # a classifier fits these pictures without error
+    random, labels = outputs(N=120, D=200, C=2, apart=0.0)  # a classifier fits these images without error
     # Held out it guesses: 0.5 ± four standard errors.
     assert abs(probe_accuracy(random, labels) - 0.5) < 4 * 0.5 / math.sqrt(120)
 
@@ -115,7 +115,7 @@ def test_degenerate_outputs_are_handled_or_refused():
     assert leep(torch.tensor([[1.0, 0.0]]).expand(4, 2), labels) == pytest.approx(-math.log(2))  # a class never seen
     assert knn_accuracy(torch.eye(4)[:2], labels[:2], k=9) == 0
     for score in (leep, logme, h_score, knn_accuracy):
-        with pytest.raises(ValueError, match=r"N >= [12] pictures, got \[3, 2\] and \[4\]"):
+        with pytest.raises(ValueError, match=r"N >= [12] images, got \[3, 2\] and \[4\]"):
             score(torch.ones(3, 2), labels)
         with pytest.raises(ValueError, match="finite outputs"):
             score(torch.full((4, 2), torch.nan), labels)

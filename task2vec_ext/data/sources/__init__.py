@@ -11,7 +11,7 @@
 | ``torchvision:NAME`` | a data set of torchvision: 1 |
 | ``hf:NAME`` | a data set of the Hugging Face hub: 1 |
 
-Every task knows its labels before a picture is read, can be pickled, and says in its ``metadata`` what it is about.
+Every task knows its labels before an image is read, can be pickled, and says in its ``metadata`` what it is about.
 """
 
 from .cub import bird_taxonomy, cub

@@ -17,7 +17,7 @@ _SPLITS = {"train": "1", "test": "0"}
 
 
 def cub(
-    root: str | os.PathLike[str], *, level: str = "", split: str = "all", min_classes: int = 2, min_pictures: int = 1
+    root: str | os.PathLike[str], *, level: str = "", split: str = "all", min_classes: int = 2, min_images: int = 1
 ) -> Tasks:
     """Return the tasks of CUB-200-2011: to tell the species of one order or family apart.
 
@@ -27,7 +27,7 @@ def cub(
             of the 200 species), and Passeriformes family by family.
         split: ``train``, ``test`` (of ``train_test_split.txt``) or ``all``.
         min_classes: Taxa with fewer species are left out.
-        min_pictures: Species with fewer pictures are left out.
+        min_images: Species with fewer images are left out.
 
     Returns:
         The tasks, 10 orders and 13 families by default (the paper, by a taxonomy it does not print, has 10 and 15).
@@ -45,12 +45,12 @@ def cub(
     if split not in ("all", *_SPLITS):
         raise ValueError(f"cub: expected split to be train, test or all, got {split!r}.")
     taxonomy = bird_taxonomy()
-    birds = Collection("cub", "CUB-200-2011", _ORIGIN, where, _pictures(where, split, len(taxonomy)), taxonomy)
+    birds = Collection("cub", "CUB-200-2011", _ORIGIN, where, _images(where, split, len(taxonomy)), taxonomy)
     if level:
-        return birds.tasks(birds.groups(level, min_classes=min_classes, min_pictures=min_pictures))
+        return birds.tasks(birds.groups(level, min_classes=min_classes, min_images=min_images))
     mixture = {
-        **birds.groups("order", min_classes=min_classes, min_pictures=min_pictures),
-        **birds.groups("family", min_classes=min_classes, min_pictures=min_pictures),
+        **birds.groups("order", min_classes=min_classes, min_images=min_images),
+        **birds.groups("family", min_classes=min_classes, min_images=min_images),
     }
     return birds.tasks(
         {
@@ -61,25 +61,23 @@ def cub(
     )
 
 
-def _pictures(root: Path, split: str, classes: int) -> dict[int, list[str]]:
-    """Return class -> its pictures, of the three lists."""
+def _images(root: Path, split: str, classes: int) -> dict[int, list[str]]:
+    """Return class -> its images, of the three lists."""
     lists = ["images.txt", "image_class_labels.txt", *([] if split == "all" else ["train_test_split.txt"])]
     expect("cub", root, lists, _ORIGIN)
     names, labels, *splits = (_pairs(root / name) for name in lists)
     for name, pairs in zip(lists[1:], (labels, *splits), strict=True):
         if pairs.keys() != names.keys():
-            raise ValueError(
-                f"cub: expected {name} in {root} to list the pictures of images.txt, got others; {_AGAIN}."
-            )
+            raise ValueError(f"cub: expected {name} in {root} to list the images of images.txt, got others; {_AGAIN}.")
     strangers = sorted(set(labels.values()) - {str(number) for number in range(1, classes + 1)})
     if strangers:
         raise ValueError(
             f"cub: expected classes 1…{classes} in {root / lists[1]}, got {', '.join(strangers[:5])}; {_AGAIN}."
         )
     files: dict[int, list[str]] = defaultdict(list)
-    for picture, name in names.items():
-        if split == "all" or splits[0][picture] == _SPLITS[split]:
-            files[int(labels[picture])].append(f"images/{name}")
+    for image, name in names.items():
+        if split == "all" or splits[0][image] == _SPLITS[split]:
+            files[int(labels[image])].append(f"images/{name}")
     return files
 
 

@@ -22,21 +22,21 @@ def inaturalist(
     level: str = "order",
     split: str = "train",
     min_classes: int = 2,
-    min_pictures: int = 1,
+    min_images: int = 1,
     tasks: str = "",
 ) -> Tasks:
     """Return the tasks of one year's competition: one for each taxon of a rank, to tell its species apart.
 
     Args:
         year: 2017, 2018, 2019 or 2021.
-        root: Folder of the data set, as published (``train2018.json``, the pictures under the names it gives, and
+        root: Folder of the data set, as published (``train2018.json``, the images under the names it gives, and
             ``categories.json`` where that was published apart: it has the ranks) or as torchvision's `INaturalist`
             lays it out (``root/2018``, ``root/2021_train``; of 2018 and 2019 with ``categories.json`` for the ranks).
         level: Rank: ``order``, ``family``, ``class``, …; without ``categories.json`` 2017 to 2019 only tell
             ``supercategory``.
         split: ``train``, ``val`` or, of 2021, ``train_mini``; ``all`` in torchvision's layout of 2017 to 2019.
         min_classes: Taxa with fewer species are left out.
-        min_pictures: Species with fewer pictures are left out.
+        min_images: Species with fewer images are left out.
         tasks: JSON file of ``[{"name": taxon, "species_ids": [category, …]}, …]``: these tasks, in this order, such as
             the authors' ``support_files/inat2018/tasks.json``.
 
@@ -75,7 +75,7 @@ def inaturalist(
     if published:
         categories.update(_categories(read_json(who, published[0])))
     collection = Collection(who, f"iNaturalist {year}", _ORIGIN, base, files, categories)
-    groups = collection.groups(level, min_classes=min_classes, min_pictures=min_pictures)
+    groups = collection.groups(level, min_classes=min_classes, min_images=min_images)
     return collection.tasks(_listed(who, Path(tasks), level, groups) if tasks else groups)
 
 

@@ -15,11 +15,11 @@ from ..task import Task
 
 
 class Tasks(Sequence[Task]):
-    """Tasks that are made when asked for: a thousand of them cost their names and one index of the pictures.
+    """Tasks that are made when asked for: a thousand of them cost their names and one index of the images.
 
     Args:
         names: One for each task, all different.
-        make: Makes the task at an index; reads no picture.
+        make: Makes the task at an index; reads no image.
 
     Raises:
         ValueError: If two tasks have one name; says which.

@@ -50,7 +50,7 @@ def torchvision(name: str, **options: Any) -> Tasks:
     return Tasks([task.name], lambda _: task)
 
 
-_PARTS = ("split", "train", "version", "image_set")  # arguments that choose pictures, by their names in torchvision
+_PARTS = ("split", "train", "version", "image_set")  # arguments that choose images, by their names in torchvision
 
 
 def hugging_face(
@@ -63,7 +63,7 @@ def hugging_face(
         split: Such as ``train`` or ``train[:10%]``.
         config: Which of its configurations; default: its own default.
         revision: Branch, tag or commit; default: the newest.
-        image: Column of the pictures; default: the first one of type ``Image``.
+        image: Column of the images; default: the first one of type ``Image``.
         label: Column of the labels; default: the first one of type ``ClassLabel``.
 
     Returns:
@@ -90,26 +90,26 @@ def hugging_face(
             f"hf: expected the data set {name!r}, split {split!r}, got {type(error).__name__}: {error}"
         ) from error
     features = rows.features
-    picture = image or next((key for key, kind in features.items() if isinstance(kind, datasets.Image)), "")
+    image = image or next((key for key, kind in features.items() if isinstance(kind, datasets.Image)), "")
     target = label or next((key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)), "")
-    if picture not in features or target not in features:
+    if image not in features or target not in features:
         raise ValueError(
-            f"hf: expected a column of pictures and one of labels in {name!r}, got "
+            f"hf: expected a column of images and one of labels in {name!r}, got "
             f"{', '.join(f'{key} ({type(kind).__name__})' for key, kind in features.items())}; "
             "name them: ?image=COLUMN&label=COLUMN."
         )
     title = " ".join(["hf", name, *([config] if config else []), split])
-    task = as_task(_Rows(rows.select_columns([picture, target]), picture, target), name=title)
+    task = as_task(_Rows(rows.select_columns([image, target]), image, target), name=title)
     task.metadata = {"domain": name}
     return Tasks([title], lambda _: task)
 
 
 class _Rows(Dataset[Any]):
-    """Rows of a table as pairs of (picture, label)."""
+    """Rows of a table as pairs of (image, label)."""
 
     def __init__(self, rows: Any, image: str, label: str) -> None:
         self.rows, self.image, self.label = rows, image, label
-        self.targets = rows[label][:]  # read from its column: no picture is decoded
+        self.targets = rows[label][:]  # read from its column: no image is decoded
         self.classes = getattr(rows.features[label], "names", None)
 
     def __len__(self) -> int:

@@ -57,11 +57,11 @@ _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 
 
 def tasks_from(*specs: str) -> Tasks:
-    """Return the tasks that specs name, one spec after the other. No picture is read.
+    """Return the tasks that specs name, one spec after the other. No image is read.
 
     Args:
         *specs: ``SOURCE:WHAT?OPTION=VALUE&OPTION=VALUE``, such as ``cub:CUB_200_2011``,
-            ``inat2018:inat?level=family&min_pictures=20``, ``table:pictures.csv?label=species``,
+            ``inat2018:inat?level=family&min_images=20``, ``table:images.csv?label=species``,
             ``torchvision:CIFAR10?root=data&train=false``; options are those of the source's function. Without a source:
             a folder of class folders.
 

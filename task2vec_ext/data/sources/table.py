@@ -1,4 +1,4 @@
-"""Tables: one row a picture, with its file and its label, as CSV or Parquet."""
+"""Tables: one row an image, with its file and its label, as CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def table(
 
     Args:
         file: ``.csv``, ``.tsv`` or, with the extra ``parquet``, ``.parquet``.
-        path: Column of the pictures' files; relative ones start at `root`.
+        path: Column of the images' files; relative ones start at `root`.
         label: Column of the classes: any text or numbers; labels 0…C−1 are the sorted values, whole numbers by size.
         task: Column of the tasks' names; default: the table is one task, named after the file.
         split: ``COLUMN:VALUE``: only rows with this value; default: all.
-        root: Folder of the pictures; default: the table's own.
+        root: Folder of the images; default: the table's own.
 
     Returns:
         The tasks, in the order of their first rows. Metadata: domain, the table's name.

@@ -37,14 +37,14 @@ class Category:
 
 @dataclass(frozen=True)
 class Collection:
-    """A data set of pictures of placed categories.
+    """A data set of images of placed categories.
 
     Args:
         who: The source, in names and messages: ``inat2018``.
         domain: Of every task's metadata.
         origin: Where to get it.
-        root: The pictures' folder, absolute.
-        files: Category -> its pictures, relative to `root`.
+        root: The images' folder, absolute.
+        files: Category -> its images, relative to `root`.
         categories: Category -> what it is.
     """
 
@@ -55,13 +55,13 @@ class Collection:
     files: Mapping[int, Sequence[str]]
     categories: Mapping[int, Category]
 
-    def groups(self, rank: str, *, min_classes: int, min_pictures: int) -> Groups:
+    def groups(self, rank: str, *, min_classes: int, min_images: int) -> Groups:
         """Return the categories of each taxon of a rank.
 
         Args:
             rank: Such as ``order``.
             min_classes: Taxa with fewer categories are left out.
-            min_pictures: Categories with fewer pictures are left out.
+            min_images: Categories with fewer images are left out.
 
         Returns:
             The groups, and in each the categories, in the order of the categories' numbers. Of taxa that share a name,
@@ -76,7 +76,7 @@ class Collection:
             raise ValueError(f"{self.who}: expected level to be a rank of its categories ({names}), got {rank!r}.")
         by_place: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for number in sorted(self.files):
-            if len(self.files[number]) >= max(1, min_pictures):
+            if len(self.files[number]) >= max(1, min_images):
                 taxa = self.categories[number].taxa
                 if taxa.get(rank, _UNPLACED) != _UNPLACED:
                     by_place[_place(taxa, rank)].append(number)
@@ -97,14 +97,14 @@ class Collection:
             The tasks, named ``inat2018 order Odonata``.
 
         Raises:
-            ValueError: If there are none, or the first picture is not where it should be.
+            ValueError: If there are none, or the first image is not where it should be.
         """
         names = [f"{self.who} {rank} {taxon}" for rank, taxon in groups]
         chosen = list(groups.items())
         if not chosen:
             raise ValueError(
-                f"{self.who}: expected taxa with enough categories of enough pictures in {self.root}, got none; lower "
-                "min_classes or min_pictures."
+                f"{self.who}: expected taxa with enough categories of enough images in {self.root}, got none; lower "
+                "min_classes or min_images."
             )
         expect(self.who, self.root, [self.files[chosen[0][1][0]][0]], self.origin)
         return Tasks(names, lambda i: self._task(names[i], chosen[i][0][0], chosen[i][1]))

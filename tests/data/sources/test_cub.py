@@ -31,10 +31,10 @@ def test_splits_are_those_of_the_data_set(tmp_path):
     write_cub(tmp_path, ALBATROSSES)
     (train,), (test,), (both,) = (cub(tmp_path, split=split) for split in ("train", "test", "all"))
     assert [train.describe(i) for i in range(2)] == [
-        "picture 0 (images/001.Bird/0.png)",
-        "picture 1 (images/002.Bird/0.png)",
+        "image 0 (images/001.Bird/0.png)",
+        "image 1 (images/002.Bird/0.png)",
     ]
-    assert test.describe(0) == "picture 0 (images/001.Bird/1.png)"
+    assert test.describe(0) == "image 0 (images/001.Bird/1.png)"
     assert len(both) == len(train) + len(test) == 6
     with pytest.raises(ValueError, match="cub: expected split to be train, test or all, got 'val'"):
         cub(tmp_path, split="val")
@@ -56,7 +56,7 @@ def test_a_missing_list_is_named_with_its_origin(tmp_path, file):
 def test_lists_that_disagree_are_refused(tmp_path):
     write_cub(tmp_path, ALBATROSSES)
     (tmp_path / "image_class_labels.txt").write_text("1 1\n2 1\n")
-    with pytest.raises(ValueError, match=r"cub: expected image_class_labels.txt .* to list the pictures of images.txt"):
+    with pytest.raises(ValueError, match=r"cub: expected image_class_labels.txt .* to list the images of images.txt"):
         cub(tmp_path)
     write_cub(tmp_path, [*ALBATROSSES, 201])
     with pytest.raises(ValueError, match=r"cub: expected classes 1…200 in .*image_class_labels.txt, got 201"):

@@ -3,7 +3,7 @@ import pickle
 
 import pytest
 import torch
-from layouts import picture
+from layouts import image
 
 from task2vec_ext import Task2VecWarning, fisher_embed
 from task2vec_ext.data.sources import deepfashion, imaterialist, tasks_from
@@ -12,10 +12,10 @@ from task2vec_ext.data.sources import deepfashion, imaterialist, tasks_from
 @pytest.fixture
 def imat(tmp_path):
     shown = {"1": ["4", "7"], "2": ["7"], "3": ["4", "7"], "5": []}
-    annotations = [{"imageId": picture, "labelId": labels} for picture, labels in shown.items()]
+    annotations = [{"imageId": image, "labelId": labels} for image, labels in shown.items()]
     (tmp_path / "train.json").write_text(json.dumps({"images": [], "annotations": annotations}))
     for number in shown:
-        picture(tmp_path / "train" / f"{number}.png", int(number))
+        image(tmp_path / "train" / f"{number}.png", int(number))
     return tmp_path
 
 
@@ -42,7 +42,7 @@ def test_all_attributes_are_one_task_of_several_labels(imat, tmp_path):
     assert torch.stack(hot).tolist() == [[1, 1], [0, 1], [1, 1], [0, 0]]
     again = pickle.loads(pickle.dumps(task))
     assert again.digest() == task.digest()
-    (fewer,) = tasks_from(f"imat2018:{imat}?multilabel=true&min_pictures=2")
+    (fewer,) = tasks_from(f"imat2018:{imat}?multilabel=true&min_images=2")
     assert fewer.classes == ("4",)
     embedding = fisher_embed(task, "tiny", loss="multilabel", progress=False)
     assert (embedding.head.num_outputs, embedding.classes, embedding.num_samples) == (2, ("4", "7"), 4)
@@ -54,14 +54,14 @@ def test_attributes_without_names_and_other_keys_are_read(imat):
     file = imat / "train.json"
     file.write_text(file.read_text().replace("imageId", "image_id").replace("labelId", "label_id"))
     assert imaterialist(imat).names == ("imat2018 4", "imat2018 7")
-    assert imaterialist(imat, min_pictures=2).names == ("imat2018 4",)  # only one picture does not show 7
-    with pytest.raises(ValueError, match=r"an attribute that 3 or more of the 4 pictures show .* got none"):
-        imaterialist(imat, min_pictures=3)
+    assert imaterialist(imat, min_images=2).names == ("imat2018 4",)  # only one image does not show 7
+    with pytest.raises(ValueError, match=r"an attribute that 3 or more of the 4 images show .* got none"):
+        imaterialist(imat, min_images=3)
 
 
-def test_pictures_that_were_not_downloaded_are_counted(imat):
+def test_images_that_were_not_downloaded_are_counted(imat):
     (imat / "train" / "2.png").unlink()
-    with pytest.warns(Task2VecWarning, match="1 of the 4 pictures in train.json are not in"):
+    with pytest.warns(Task2VecWarning, match="1 of the 4 images in train.json are not in"):
         tasks = imaterialist(imat)
     assert tasks[0].labels.tolist() == [1, 1, 0]
     for number in (1, 3, 5):
@@ -96,18 +96,18 @@ def fashion(tmp_path):
         "4\nimage_name evaluation_status\n" + "\n".join(f"{r[0]} {p}" for r, p in zip(rows, parts, strict=True))
     )
     for shade, (name, _) in enumerate(rows):
-        picture(tmp_path / "Img" / name, shade)
+        image(tmp_path / "Img" / name, shade)
     return tmp_path
 
 
-def test_deepfashions_attributes_leave_unknown_pictures_out(fashion):
+def test_deepfashions_attributes_leave_unknown_images_out(fashion):
     tasks = tasks_from(f"deepfashion:{fashion}")
-    assert tasks.names == ("deepfashion a-line", "deepfashion art deco")  # no picture shows red
+    assert tasks.names == ("deepfashion a-line", "deepfashion art deco")  # no image shows red
     line, deco = tasks
     assert line.labels.tolist() == [1, 0, 1, 0]
     assert deco.labels.tolist() == [0, 1, 0]
     assert [int(deco[i][0][0, 0, 0]) for i in range(3)] == [0, 1, 3]
-    assert deco.describe(2) == "picture 2 (img/B/2.png)"
+    assert deco.describe(2) == "image 2 (img/B/2.png)"
     assert deco.metadata == {"domain": "DeepFashion", "attribute": "art deco"}
 
 

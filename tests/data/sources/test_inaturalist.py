@@ -3,7 +3,7 @@ import pickle
 
 import pytest
 import torch
-from layouts import SPECIES, inat2018, picture
+from layouts import SPECIES, image, inat2018
 
 from task2vec_ext.data.sources import inaturalist, tasks_from
 
@@ -24,7 +24,7 @@ def test_orders_of_two_or_more_species_are_tasks(tmp_path):
         "rank": "order",
         "taxonomy": {"kingdom": "Animalia", "class": "Aves", "order": "Passeriformes"},
     }
-    assert bees.describe(2) == "picture 2 (train_val2018/Animalia/5/0.png)"
+    assert bees.describe(2) == "image 2 (train_val2018/Animalia/5/0.png)"
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,8 @@ def test_orders_of_two_or_more_species_are_tasks(tmp_path):
     [
         ({"level": "family"}, ["Corvidae", "Apidae"]),
         ({"level": "class"}, ["Aves", "Insecta", "Gastropoda"]),
-        ({"level": "order", "min_pictures": 2}, ["Passeriformes", "Hymenoptera"]),
-        ({"level": "order", "min_pictures": 3, "min_classes": 1}, ["Passeriformes"]),
+        ({"level": "order", "min_images": 2}, ["Passeriformes", "Hymenoptera"]),
+        ({"level": "order", "min_images": 3, "min_classes": 1}, ["Passeriformes"]),
         ({"level": "order", "min_classes": 1}, ["Passeriformes", "Anseriformes", "Hymenoptera"]),
     ],
     ids=lambda case: " ".join(map(str, case.values())) if isinstance(case, dict) else "",
@@ -69,7 +69,7 @@ def test_torchvisions_layouts_give_the_same_tasks(tmp_path):
     ranks = ("Animalia", "Chordata", "Aves", "Passeriformes", "Corvidae")
     for number, species in enumerate(["Corvus_corax", "Pica_pica", "Pica_nuttalli"]):
         for i in range(2):
-            picture(tmp_path / "2021_train" / "_".join([f"{number:05d}", *ranks, species]) / f"{i}.png", number)
+            image(tmp_path / "2021_train" / "_".join([f"{number:05d}", *ranks, species]) / f"{i}.png", number)
     (tmp_path / "2021_train" / "00000_Animalia_Chordata_Aves_Passeriformes_Corvidae_Corvus_corax" / "x.txt").touch()
     (task,) = inaturalist(2021, tmp_path, level="family")
     assert task.name == "inat2021 family Corvidae"
@@ -105,7 +105,7 @@ def test_what_is_missing_is_named_with_its_origin(tmp_path):
     with pytest.raises(ValueError, match="gone, got no such folder"):
         inaturalist(2021, tmp_path / "gone")
     inat2018(tmp_path)
-    (tmp_path / "train_val2018").rename(tmp_path / "pictures")
+    (tmp_path / "train_val2018").rename(tmp_path / "images")
     with pytest.raises(ValueError, match=r"got no train_val2018/Animalia/0/0.png; name the folder that holds them"):
         inaturalist(2018, tmp_path)
     (tmp_path / "train2018.json").write_text('{"images": []}')
@@ -120,14 +120,14 @@ def test_damaged_files_and_foreign_folders_are_named(tmp_path):
         ValueError, match=r"inat2018: expected whole JSON in .*train2018.json, got: Unterminated string"
     ):
         inaturalist(2018, tmp_path)
-    picture(tmp_path / "2019" / "Birds" / "Corvus corax" / "0.png")
+    image(tmp_path / "2019" / "Birds" / "Corvus corax" / "0.png")
     with pytest.raises(ValueError, match=r"expected folders SUPERCATEGORY/NUMBER in .*, got Birds/Corvus corax; lay"):
         inaturalist(2019, tmp_path, split="all")
 
 
 def test_no_taxon_large_enough_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"expected taxa with enough categories of enough pictures in .*, got none"):
-        inaturalist(2018, inat2018(tmp_path), min_pictures=9)
+    with pytest.raises(ValueError, match=r"expected taxa with enough categories of enough images in .*, got none"):
+        inaturalist(2018, inat2018(tmp_path), min_images=9)
 
 
 def test_a_task_can_be_pickled(tmp_path):
@@ -139,7 +139,7 @@ def test_a_task_can_be_pickled(tmp_path):
 
 @pytest.mark.real_data
 def test_the_real_categories_give_the_papers_207_orders(real_data, tmp_path):
-    """The published categories and the authors' own task file; one stand-in for all pictures."""
+    """The published categories and the authors' own task file; one stand-in for all images."""
     meta = real_data / "inat2018_meta"
     categories = json.loads((meta / "categories2018.json").read_text())
     assert len(categories) == 8142
@@ -147,7 +147,7 @@ def test_the_real_categories_give_the_papers_207_orders(real_data, tmp_path):
     annotations = [{"id": c["id"], "image_id": c["id"], "category_id": c["id"]} for c in categories]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (tmp_path / "train2018.json").write_text(json.dumps(content))
-    picture(tmp_path / "train_val2018" / "0.jpg")
+    image(tmp_path / "train_val2018" / "0.jpg")
     orders = inaturalist(2018, tmp_path)
     assert len(orders) == 207
     listed = inaturalist(2018, tmp_path, tasks=str(meta / "tasks.json"))

@@ -48,8 +48,8 @@ def saved(tmp_path):
     features = datasets.Features(
         {"id": datasets.Value("int64"), "img": datasets.Image(), "fine": datasets.ClassLabel(names=["cat", "dog"])}
     )
-    pictures = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(3)]
-    rows = datasets.Dataset.from_dict({"id": [1, 2, 3], "img": pictures, "fine": [1, 0, 1]}, features=features)
+    images = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(3)]
+    rows = datasets.Dataset.from_dict({"id": [1, 2, 3], "img": images, "fine": [1, 0, 1]}, features=features)
     rows.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": rows, "test": rows.select([0, 1])}).save_to_disk(tmp_path / "parts")
     return tmp_path

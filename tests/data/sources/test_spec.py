@@ -1,5 +1,5 @@
 import pytest
-from layouts import cub, picture
+from layouts import cub, image
 
 from task2vec_ext import Embedding, Task, as_task, fisher_embed
 from task2vec_ext.data.sources import Tasks, tasks_from
@@ -7,7 +7,7 @@ from task2vec_ext.data.sources import Tasks, tasks_from
 
 def pets(folder):
     for i, name in enumerate(("cats/a.png", "dogs/b.png")):
-        picture(folder / name, i)
+        image(folder / name, i)
     return folder
 
 
@@ -69,10 +69,10 @@ def test_two_tasks_of_one_name_are_refused(tmp_path):
         ("cub:", "expected a path or name after cub:"),
         (
             "cub:x?lvl=order",
-            r"expected options of cub \(level, split, min_classes, min_pictures\) in .*, got lvl, which",
+            r"expected options of cub \(level, split, min_classes, min_images\) in .*, got lvl, which",
         ),
         ("cub:x?level=order&level=family", "got level, twice"),
-        ("cub:x?min_pictures=few", "expected a whole number for min_pictures in .*, got 'few'"),
+        ("cub:x?min_images=few", "expected a whole number for min_images in .*, got 'few'"),
         ("torchvision:CIFAR10?train=maybe", "expected train=true or train=false in .*, got 'maybe'"),
         ("inat2018:x?year=2017", "got year, which it does not know"),
         ("nowhere", "expected a folder of class folders at nowhere, got nothing there"),

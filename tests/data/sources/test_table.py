@@ -1,7 +1,7 @@
 import builtins
 
 import pytest
-from layouts import picture
+from layouts import image
 
 from task2vec_ext.data.sources import table, tasks_from
 
@@ -18,7 +18,7 @@ ROWS = [
 @pytest.fixture
 def pets(tmp_path):
     for shade, row in enumerate(ROWS):
-        picture(tmp_path / row[0], shade)
+        image(tmp_path / row[0], shade)
     (tmp_path / "pets.csv").write_text("path,label,shoot,use\n" + "\n".join(map(",".join, ROWS)), encoding="utf-8-sig")
     return tmp_path
 
@@ -29,7 +29,7 @@ def test_a_table_is_one_task(pets):
     assert task.classes == ("cat", "dog", "owl")
     assert task.labels.tolist() == [2, 0, 0, 2, 1]
     assert [int(task[i][0][0, 0, 0]) for i in range(5)] == [0, 1, 2, 3, 4]
-    assert task.describe(3) == "picture 3 (b/4.png)"
+    assert task.describe(3) == "image 3 (b/4.png)"
 
 
 def test_a_column_of_tasks_gives_one_each_and_a_split_leaves_rows_out(pets):
@@ -43,9 +43,9 @@ def test_a_column_of_tasks_gives_one_each_and_a_split_leaves_rows_out(pets):
 
 def test_numbers_are_classes_by_size_and_columns_have_any_name(tmp_path):
     for i in range(3):
-        picture(tmp_path / "pictures" / f"{i}.png")
+        image(tmp_path / "images" / f"{i}.png")
     (tmp_path / "t.tsv").write_text("file\tage\n0.png\t10\n1.png\t9\n2.png\t100\n")
-    (task,) = table(tmp_path / "t.tsv", path="file", label="age", root=str(tmp_path / "pictures"))
+    (task,) = table(tmp_path / "t.tsv", path="file", label="age", root=str(tmp_path / "images"))
     assert task.classes == ("9", "10", "100")
     assert task.labels.tolist() == [1, 0, 2]
     with pytest.raises(ValueError, match=r"got no 0.png; .*root=DIR"):

@@ -1,0 +1,1 @@
+"""What any part of the package may use and that knows of none: files, tables, the terminal."""

@@ -1,0 +1,243 @@
+"""Distances between tasks: smaller is closer.
+
+With F the Fisher of an embedding, t₀ its prior, p = F + t₀ its precision, v = 1/p its variance, and for a
+pair r = F_a/(F_a + F_b), q = F_b/(F_a + F_b), Δ = log p_a − log p_b (all per filter; d_cos = 1 − cosine):
+
+| kind | formula | range | source |
+|---|---|---|---|
+| ``sym`` | d_cos(r, q) | [0, 1] | paper; released ``cosine`` |
+| ``sym_scaled`` | sym of F scaled to unit mean | [0, 1] | this project |
+| ``asym`` | sym(a, b) − α·sym(a, t₀), a the source | [−α, 1] | paper |
+| ``asym_scaled`` | asym of F and t₀ scaled to unit mean | [−α, 1] | this project |
+| ``cosine`` | d_cos(F_a, F_b) | [0, 1] | none: for reference |
+| ``normalized_cosine`` | d_cos(v_a·t₀, v_b·t₀) | [0, 1] | released code |
+| ``correlation`` | 1 − Pearson correlation of v_a, v_b | [0, 2] | released code |
+| ``entropy`` | log 2 − mean of H(r), H binary entropy | [0, log 2] | released code |
+| ``kl`` | Σ max(KL(a‖b), KL(b‖a)) = ½ Σ (exp D − 1 − D), D = abs(Δ) | [0, ∞) | released code |
+| ``asymmetric_kl`` | Σ KL(a‖b) = ½ Σ (exp(−Δ) − 1 + Δ) | [0, ∞) | released code |
+| ``jsd`` | mean ½(KL(a‖m) + KL(b‖m)) = mean ½ log cosh(Δ/2) | [0, ∞) | released code |
+
+KL(a‖b) is that of two zero-mean Gaussians with variances v_a and v_b; m is the one with ½(v_a + v_b).
+"Released code" is ``task_similarity.py`` of awslabs/aws-cv-task2vec. Beware of one name: its ``cosine`` is
+d_sym, so ``"sym"`` here; its ``kl`` takes the larger direction filter by filter, then sums. On purpose:
+
+- Its r adds ε = 1e-8 to the denominator, which is not scale-free. Here ε → 0: a filter that is dead in both
+  tasks (F_a = F_b = 0) counts for nothing, in no sum and no mean, and F may be in any unit.
+- Its variances are 1/F, infinite where a filter is dead (F = 0). Here they are 1/(F + t₀), the posterior
+  variance (as its variational embeddings have it), so ``kl``, ``asymmetric_kl``, ``jsd``, ``correlation`` and
+  ``normalized_cosine`` need embeddings with a prior.
+
+All in float64, and the result on the CPU; but ``sym``, ``asym`` and their scaled twins of many embeddings (2**28
+pairs × filters and more) take d_sym in float32 where that is right to 1e-6, and in float64 elsewhere: distances
+under 1e-3, embeddings of very different scale. Beyond a float64 copy of the embeddings (and for those kinds a
+float32 one, or two where filters are dead) and the result the workspace stays under 32 MB, whatever T and K. Those
+kinds of plain tensors on a GPU are computed there. Same input, same bits, on any number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias, TypeGuard, overload
+
+import torch
+from torch import Tensor
+
+from ..embedding import Embedding
+from ..jackknife import Estimate, Groups, Side, estimate, halved, side
+from ..kernels.pairwise import sym_distances
+from .comparable import check_comparable
+from .kinds import RULES, DistanceKind, Rule, Tasks, row_distances, trivial_distances
+
+Embeddings: TypeAlias = "Sequence[Embedding] | Tensor | Any"  # Any: what torch.as_tensor takes, say NumPy
+
+
+@overload
+def distance_matrix(
+    embeddings: Embeddings, kind: DistanceKind = "sym", *, alpha: float = 0.15, with_error: Literal[False] = False
+) -> Tensor: ...
+@overload
+def distance_matrix(
+    embeddings: Embeddings, kind: DistanceKind = "sym", *, alpha: float = 0.15, with_error: Literal[True]
+) -> Estimate: ...
+def distance_matrix(
+    embeddings: Embeddings, kind: DistanceKind = "sym", *, alpha: float = 0.15, with_error: bool = False
+) -> Tensor | Estimate:
+    """Return the distance of every embedding to every other.
+
+    Args:
+        embeddings: T comparable embeddings; for ``sym``, ``sym_scaled``, ``cosine`` and ``entropy`` also a
+            plain ``[T, K]`` tensor or array.
+        kind: Which distance; the module's table has the formulas.
+        alpha: Weight of the distance to the trivial task in ``asym`` and ``asym_scaled``; 0.15 is the paper's
+            value for a ResNet-34 probe. Other kinds do not use it.
+        with_error: Return an `Estimate` of such matrices: the distances, their standard errors, the bias by which noise
+            inflates them, intervals. 64 to 130 times the work: every pair again without each group and of
+            half the groups for a kind that is symmetric.
+
+    Returns:
+        ``[T, T]`` float64 on the CPU; row = source, column = target. Symmetric to the bit with zeros on the
+        diagonal, except ``asymmetric_kl`` (not symmetric) and ``asym``, ``asym_scaled`` (nor zero).
+
+    Raises:
+        ValueError: If there are no embeddings; two of them do not compare, or one is all zero, negative or not
+            finite (they are named); the kind is unknown.
+        TypeError: If the kind needs priors, or errors are asked for, and the embeddings are a plain tensor.
+    """
+    who = "distance_matrix"
+    rule = _rule(kind, alpha, who)
+    tasks = _gather(embeddings, kind, who)
+    if not with_error:
+        return _all_pairs(tasks, rule, alpha)
+    if not _are_embeddings(embeddings):
+        raise TypeError(
+            f"{who}: expected Embedding objects where with_error=True, got {type(embeddings).__name__}; a plain tensor "
+            "does not say how sure it is."
+        )
+    return _with_error(tasks, [Groups.of(item, who) for item in embeddings], rule, alpha)
+
+
+def _all_pairs(tasks: Tasks, rule: Rule, alpha: float) -> Tensor:
+    """Distances of every task to every other, ``[T, T]``."""
+    if rule.sym_of:
+        result = sym_distances(rule.sym_of(tasks)).cpu()
+    else:
+        vectors = rule.prepare(tasks)
+        count = len(tasks.names)
+        result = torch.zeros(count, count, dtype=torch.float64)
+        for row in range(count):
+            # The lower triangle is a copy of the upper one: half the work, and symmetric to the bit.
+            start = row + 1 if rule.symmetric else 0
+            result[row, start:] = row_distances(rule, vectors.row(row), vectors.rows(slice(start, None)))
+        if rule.symmetric:
+            result += result.T.clone()
+    return result - alpha * trivial_distances(tasks, rule) if rule.minus_trivial else result
+
+
+def cross_distances(a: Embeddings, b: Embeddings, kind: DistanceKind = "sym", *, alpha: float = 0.15) -> Tensor:
+    """Return the distance of every embedding in ``a`` to every one in ``b``.
+
+    Args:
+        a: A sources (experts), as ``distance_matrix`` takes them.
+        b: B targets (tasks), comparable with ``a``.
+        kind: Which distance; the module's table has the formulas.
+        alpha: Weight of the distance to the trivial task in ``asym`` and ``asym_scaled``.
+
+    Returns:
+        ``[A, B]`` float64 on the CPU; row = source, column = target. The same numbers, to rounding, as
+        ``distance_matrix`` of all of them has.
+
+    Raises:
+        ValueError: As ``distance_matrix``.
+        TypeError: As ``distance_matrix``.
+    """
+    who = "cross_distances"
+    rule = _rule(kind, alpha, who)
+    sources, targets = _gather(a, kind, who), _gather(b, kind, who)
+    if _are_embeddings(a) and _are_embeddings(b):
+        _check_recipes([*a, *b], rule.needs_prior, who)
+    if sources.fisher.shape[1] != targets.fisher.shape[1]:
+        raise ValueError(
+            f"{who}: expected a and b with equally many filters, got {list(sources.fisher.shape)} and "
+            f"{list(targets.fisher.shape)}; embed both with the same probe and settings."
+        )
+    return _across(sources, targets, rule, alpha)
+
+
+def _across(sources: Tasks, targets: Tasks, rule: Rule, alpha: float) -> Tensor:
+    """Distances of every source to every target, ``[A, B]``."""
+    if rule.sym_of:
+        values = rule.sym_of(sources)
+        result = sym_distances(values, rule.sym_of(targets).to(values.device)).cpu()
+    else:
+        vectors, others = rule.prepare(sources), rule.prepare(targets)
+        result = torch.stack([row_distances(rule, vectors.row(row), others) for row in range(len(sources.names))])
+    return result - alpha * trivial_distances(sources, rule) if rule.minus_trivial else result
+
+
+def _with_error(tasks: Tasks, groups: Sequence[Groups], rule: Rule, alpha: float) -> Estimate:
+    """Every pair's distance again without each group of either task, and of halves of both."""
+    value = _all_pairs(tasks, rule, alpha)
+    ways = [Side(*(torch.zeros_like(value) for _ in range(3))) for _ in ("as source", "as target")]
+    for i, group in enumerate(groups):
+        left = _resampled(tasks, [i] * len(group.sizes), group.without())
+        # The distance of a task to itself is 0 whatever its images, but for the trivial task's part.
+        own = -alpha * trivial_distances(left, rule)[:, 0] if rule.minus_trivial else 0.0
+        as_source = _across(left, tasks, rule, alpha)
+        both = rule.symmetric and not rule.minus_trivial
+        as_target = as_source.clone() if both else _across(tasks, left, rule, alpha).T
+        as_source[:, i], as_target[:, i] = own, value[i, i]
+        for part, row in zip(ways[0], side(value[i], as_source, group.sizes), strict=True):
+            part[i] = row
+        for part, column in zip(ways[1], side(value[:, i], as_target, group.sizes), strict=True):
+            part[:, i] = column
+    # Summed in passing: all of them at once would be 62 matrices.
+    total, count = torch.zeros_like(value), 0
+    for halves in halved(groups):
+        total += _all_pairs(_resampled(tasks, range(len(groups)), torch.stack(halves)), rule, alpha)
+        count += 1
+    return estimate(value, ways, total / count)
+
+
+def _resampled(tasks: Tasks, which: Sequence[int], fisher: Tensor) -> Tasks:
+    """Return the tasks of these numbers with the Fisher ``[len(which), K]`` of some of their images."""
+    names = [f"{tasks.names[i]}, some images left out," for i in which]
+    _check_rows(fisher, 0.0, names, f"{tasks.who}: expected finite entries, none negative and not all zero")
+    return Tasks(fisher, tasks.prior[list(which)] if len(tasks.prior) else tasks.prior, names, tasks.who)
+
+
+def _rule(kind: DistanceKind, alpha: float, who: str) -> Rule:
+    if kind not in RULES:
+        raise ValueError(f"{who}: expected kind to be one of {', '.join(RULES)}; got {kind!r}.")
+    if not (math.isfinite(alpha) and alpha >= 0):
+        raise ValueError(f"{who}: expected alpha to be finite and not negative, got {alpha}.")
+    return RULES[kind]
+
+
+def _are_embeddings(value: Embeddings) -> TypeGuard[Sequence[Embedding]]:
+    return isinstance(value, Sequence) and {True} == {isinstance(item, Embedding) for item in value}
+
+
+def _gather(embeddings: Embeddings, kind: DistanceKind, who: str) -> Tasks:
+    """Stack the embeddings and refuses what has no distance to anything, by name."""
+    needs_prior = RULES[kind].needs_prior
+    prior = torch.empty(0)
+    if _are_embeddings(embeddings):
+        _check_recipes(embeddings, needs_prior, who)
+        names = [f"embedding {item.name!r}" for item in embeddings]
+        fisher = torch.stack([item.fisher for item in embeddings])
+        if needs_prior:
+            prior = torch.stack([item.prior for item in embeddings])
+            _check_rows(prior, math.ulp(0.0), names, f"{who}: expected priors that are finite and positive")
+    elif isinstance(embeddings, Embedding) or (needs_prior and len(embeddings) > 0):
+        without = ", ".join(name for name, rule in RULES.items() if not rule.needs_prior)
+        raise TypeError(
+            f"{who}: expected a sequence of Embedding objects for kind {kind!r}, got "
+            f"{type(embeddings).__name__}; the kinds that take a plain [T, K] tensor are {without}."
+        )
+    else:
+        device = embeddings.device if isinstance(embeddings, Tensor) and RULES[kind].sym_of else "cpu"
+        fisher = torch.as_tensor(embeddings, dtype=torch.float64, device=device).detach()
+        if fisher.dim() != 2 or fisher.numel() == 0:
+            raise ValueError(
+                f"{who}: expected one or more embeddings, or a tensor of shape [T, K] with T and K >= 1; "
+                f"got shape {list(fisher.shape)}."
+            )
+        names = [f"row {index}" for index in range(len(fisher))]
+    _check_rows(fisher, 0.0, names, f"{who}: expected finite entries, none negative and not all zero")
+    return Tasks(fisher, prior, names, who)
+
+
+def _check_rows(values: Tensor, at_least: float, names: list[str], message: str) -> None:
+    bounds = torch.stack(torch.aminmax(values, dim=1), 1)  # both NaN where the row has one
+    for name, (low, high) in zip(names, bounds.tolist(), strict=True):
+        if not (low >= at_least and 0 < high < math.inf):
+            raise ValueError(f"{message}; {name} has entries from {low:g} to {high:g}.")
+
+
+def _check_recipes(embeddings: Sequence[Embedding], needs_prior: bool, who: str) -> None:
+    """Comparable embeddings, and where priors enter the distance, priors of one strength."""
+    check_comparable(embeddings)
+    strengths = {item.name: item.recipe.get("prior_scale") for item in embeddings}
+    if needs_prior and len({str(strength) for strength in strengths.values()}) > 1:
+        raise ValueError(f"{who}: expected embeddings with one prior_scale in the recipe, got {strengths}.")

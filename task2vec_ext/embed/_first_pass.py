@@ -1,0 +1,127 @@
+"""The first pass over a task: features of its images, from the probe or from an earlier task, on one rank or many."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from ..data import Batch, ClassLabel
+from ..fisher.per_sample import check_per_sample
+from ..jackknife import GROUPS
+from ..probe.folding import fold
+from .feature_cache import FeatureCache, keys
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from ..data import Failure
+    from ..data.loader import OnError
+    from ..losses import Loss
+    from ..probe.feed import ImageFeed
+    from ..probe.layers import Layer
+    from ..probe.probe import Probe
+    from .team import Team
+
+
+class Features(NamedTuple):
+    """What the head is fitted to, all on the CPU."""
+
+    features: Tensor  # [N, …, D]
+    targets: Tensor  # [N, …], as read
+    indices: Tensor  # [N], of the images that could be read
+
+
+class FirstPass(NamedTuple):
+    """What the first pass gives."""
+
+    of_task: Features  # of all ranks
+    first: Batch | None  # the first image that this rank read
+    probe: Probe  # folded
+    num_skipped: int  # on all ranks
+
+
+def first_pass(
+    images: ImageFeed,
+    loss: Loss,
+    layers: Sequence[Layer],
+    indices: Tensor,
+    on_error: OnError,
+    team: Team,
+    cache: FeatureCache | None,
+) -> FirstPass:
+    """Return the features of the images ``indices [N]``, in their order.
+
+    The first batch is always read: the network is folded and checked with it.
+    """
+    # Whole rounds: an image's group is the same whoever takes it.
+    mine = team.share(indices, GROUPS)
+
+    def read() -> tuple[Features, Batch | None, Probe, int]:
+        named = _keys(images, mine) if cache is not None else {}  # before they are read
+        fresh, known = _known(images, mine, cache, named)
+        skipped: list[Failure] = []
+        seen, first, probe = _read(images, loss, layers, fresh, on_error, skipped)
+        if cache is not None and named:
+            cache.put([named[i] for i in seen.indices.tolist()], seen.features)
+        return _joined([seen, known], mine), first, probe, len(skipped)
+
+    of_rank, first, probe, skipped = team.attempt(read)
+    return FirstPass(_joined(team.gather(of_rank), indices), first, probe, sum(team.gather(skipped)))
+
+
+def _keys(images: ImageFeed, indices: Tensor) -> dict[int, Hashable]:
+    """Index -> key, where an image's target is known without reading it, and its features are one vector."""
+    if not isinstance(images.task.target, ClassLabel) or images.task.labels is None:
+        return {}
+    return dict(zip(indices.tolist(), keys(images.task, images.probe, indices), strict=True))
+
+
+def _known(
+    images: ImageFeed, indices: Tensor, cache: FeatureCache | None, named: Mapping[int, Hashable]
+) -> tuple[Tensor, Features]:
+    """Return which images must be read, and all of the others."""
+    labels = images.task.labels
+    if cache is None or labels is None or not named:
+        return indices, Features(torch.empty(0, 0), torch.empty(0, dtype=torch.int64), indices[:0])
+    known, features = cache.get([named[i] for i in indices.tolist()])
+    read = images.batch_size
+    features = features[int(known[:read].sum()) :]
+    known[:read] = False
+    return indices[~known], Features(features, labels[indices[known]], indices[known])
+
+
+def _read(
+    images: ImageFeed, loss: Loss, layers: Sequence[Layer], indices: Tensor, on_error: OnError, skipped: list[Failure]
+) -> tuple[Features, Batch | None, Probe]:
+    """Return the features of images that are read now, the first of them alone, and the probe, folded."""
+    probe, kept, first = images.probe, torch.empty_like(indices), None
+    features, targets = torch.empty(0, probe.feature_size), torch.empty(0, dtype=torch.int64)
+    stop = 0
+    with torch.no_grad(), images.batches(indices, "features", on_error, skipped) as loaded:
+        for batch in loaded:
+            if stop == 0:
+                first = Batch(*(part[:1].clone() for part in batch))
+                probe = fold(probe, layers, batch.images[:1])
+                check_per_sample(probe, layers, batch.images)
+            z = probe.features(batch.images)
+            y = loss.align(batch.labels, z)
+            if stop == 0:
+                features = torch.empty(len(indices), *z.shape[1:])
+                targets = torch.empty(len(indices), *y.shape[1:], dtype=y.dtype)
+            rows = slice(stop, stop := stop + len(batch.index))
+            features[rows], targets[rows], kept[rows] = z.float().cpu(), y.cpu(), batch.index.cpu()
+    return Features(features[:stop], targets[:stop], kept[:stop]), first, probe
+
+
+def _joined(parts: Sequence[Features], order: Tensor) -> Features:
+    """Return all parts as one, in the order of all indices ``[N]``."""
+    some = [part for part in parts if len(part.indices)]
+    if len(some) < 2:
+        return some[0] if some else parts[0]
+    place = torch.empty(int(order.max()) + 1, dtype=torch.int64)
+    place[order] = torch.arange(len(order))
+    rows = place[torch.cat([part.indices for part in some])].argsort()
+    return Features(*(torch.cat(column)[rows] for column in zip(*some, strict=True)))

@@ -1,0 +1,97 @@
+"""Features of image files, kept from one task to the next: tasks of one domain often share their images."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..data.folder import Files
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from torch import Tensor
+
+    from ..data import Task
+    from ..probe.probe import Probe
+
+
+class FeatureCache:
+    """Features by file, probe and preprocessing, in memory; those that were not asked for the longest go first.
+
+    An image is one as long as its file has the same path, size and time of change. It saves reading it and one forward
+    pass of the three or so that an embedding takes. They were computed in another batch, which moves an embedding by
+    less than 1e-6 (on the CPU, most often by nothing).
+
+    Args:
+        max_bytes: Of all features; at 512 of them to an image (ResNet-18 and -34) 256 MiB are 130,000 images.
+
+    Raises:
+        ValueError: If the bound is negative.
+    """
+
+    def __init__(self, max_bytes: int = 256 << 20) -> None:
+        """Begin empty."""
+        if max_bytes < 0:
+            raise ValueError(f"FeatureCache: expected max_bytes >= 0, got {max_bytes}.")
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        """Taken at the moment."""
+        self._rows: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Return how many images it holds."""
+        return len(self._rows)
+
+    def put(self, keys: Sequence[Hashable], features: Tensor) -> None:
+        """Keep features.
+
+        Args:
+            keys: N, of `keys` before the images were read: a file that is changed later is another one.
+            features: ``[n, D]`` on the CPU.
+        """
+        for key, row in zip(keys, features, strict=True):
+            size = row.numel() * row.element_size()
+            if key is None or key in self._rows or size > self.max_bytes:
+                continue
+            self._rows[key] = row.clone()
+            self.bytes += size
+            while self.bytes > self.max_bytes:
+                _, gone = self._rows.popitem(last=False)
+                self.bytes -= gone.numel() * gone.element_size()
+
+    def get(self, keys: Sequence[Hashable]) -> tuple[Tensor, Tensor]:
+        """Return which of the images are known, ``[n]`` bool, and the features of those, ``[m, D]``."""
+        known = torch.tensor([key in self._rows for key in keys], dtype=torch.bool)
+        rows = []
+        for key in keys:
+            if key in self._rows:
+                self._rows.move_to_end(key)
+                rows.append(self._rows[key])
+        return known, torch.stack(rows) if rows else torch.empty(0, 0)
+
+
+def keys(task: Task, probe: Probe, indices: Tensor) -> list[Hashable]:
+    """Return what each image's features depend on; None where that is unknown, and of tasks that are no files.
+
+    Args:
+        task: Whose images.
+        probe: Whose features.
+        indices: ``[n]``, which images.
+    """
+    if not isinstance(task.source, Files) or probe.preprocess is None:
+        return [None] * len(indices)
+    same = (probe.fingerprint, probe.head, json.dumps(probe.preprocess.to_dict()))
+    return [_key(task.source.paths[i], same) for i in indices.tolist()]
+
+
+def _key(path: str, same: Hashable) -> Hashable:
+    try:
+        state = os.stat(path)
+    except OSError:  # told when it is read
+        return None
+    return (path, state.st_size, state.st_mtime_ns, same)

@@ -1,0 +1,165 @@
+"""Which expert makes which error on which task: the table that everything about selection is scored against."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .._util.tables import write_table
+
+IMAGENET = "imagenet"
+"""The row of the probe as it is, without fine-tuning."""
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorMatrix:
+    """The test error of every expert on every task.
+
+    An expert is called after the task it was trained on; the row `IMAGENET` is the probe without fine-tuning.
+
+    Args:
+        errors: ``[E, T]`` float64 in [0, 1] on the CPU; NaN where it was not measured.
+        experts: E names, all different.
+        tasks: T names, all different.
+
+    Raises:
+        ValueError: If a shape, a name or an error is not what it should be.
+        TypeError: If ``errors`` is no float64 tensor.
+    """
+
+    errors: Tensor
+    experts: tuple[str, ...]
+    tasks: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check every field; copies what a caller could change later."""
+        object.__setattr__(self, "experts", tuple(self.experts))
+        object.__setattr__(self, "tasks", tuple(self.tasks))
+        if not isinstance(self.errors, Tensor) or self.errors.dtype != torch.float64:
+            got = self.errors.dtype if isinstance(self.errors, Tensor) else type(self.errors).__name__
+            raise TypeError(f"ErrorMatrix: expected errors to be a torch.float64 tensor, got {got}.")
+        shape = [len(self.experts), len(self.tasks)]
+        if list(self.errors.shape) != shape or 0 in shape:
+            raise ValueError(
+                f"ErrorMatrix: expected errors of shape [E, T] = {shape} with E, T >= 1, got {list(self.errors.shape)}."
+            )
+        object.__setattr__(self, "errors", self.errors.detach().cpu().clone())
+        for what, names in (("expert", self.experts), ("task", self.tasks)):
+            twice = [name for name, count in Counter(names).items() if count > 1]
+            if twice or not all(names):
+                raise ValueError(f"ErrorMatrix: expected every {what} to have a name of its own, got {twice or ['']}.")
+        for e, t in ((self.errors < 0) | (self.errors > 1)).nonzero().tolist():
+            raise ValueError(
+                f"ErrorMatrix: expected errors from 0 to 1, got {self.errors[e, t]:g} for expert {self.experts[e]!r} "
+                f"on task {self.tasks[t]!r}; divide percentages by 100."
+            )
+
+    def row(self, expert: str) -> Tensor:
+        """Return one expert's errors, ``[T]`` float64.
+
+        Args:
+            expert: Its name.
+
+        Raises:
+            ValueError: If there is no such expert.
+        """
+        return self.errors[_index(expert, self.experts, "row", "expert")]
+
+    def column(self, task: str) -> Tensor:
+        """Return the errors on one task, ``[E]`` float64.
+
+        Args:
+            task: Its name.
+
+        Raises:
+            ValueError: If there is no such task.
+        """
+        return self.errors[:, _index(task, self.tasks, "column", "task")]
+
+    def select(self, *, experts: Sequence[str] | None = None, tasks: Sequence[str] | None = None) -> ErrorMatrix:
+        """Return the part of some experts and tasks, in the order given.
+
+        Args:
+            experts: Their names; None for all.
+            tasks: Their names; None for all.
+
+        Raises:
+            ValueError: If one of them is not in the matrix.
+        """
+        experts = self.experts if experts is None else experts
+        tasks = self.tasks if tasks is None else tasks
+        rows = [_index(name, self.experts, "select", "expert") for name in experts]
+        columns = [_index(name, self.tasks, "select", "task") for name in tasks]
+        return ErrorMatrix(self.errors[rows][:, columns], tuple(experts), tuple(tasks))
+
+    @classmethod
+    def read_csv(cls, file: str | Path) -> ErrorMatrix:
+        """Return the matrix of a CSV file: ``expert,TASK,TASK,…``, then a row for each expert.
+
+        Args:
+            file: Its path. An empty cell, or ``nan``, was not measured.
+
+        Raises:
+            ValueError: If there is no such file or it is not such a table; the message names the line.
+        """
+        path = Path(file)
+        if not path.is_file():
+            raise ValueError(f"ErrorMatrix.read_csv: expected a CSV file at {path}, found none.")
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
+            try:
+                rows = [row for row in csv.reader(lines) if row]
+            except csv.Error as error:
+                raise ValueError(f"ErrorMatrix.read_csv: {path} is not CSV: {error}.") from None
+        if len(rows) < 2 or len(rows[0]) < 2:
+            raise ValueError(
+                f"ErrorMatrix.read_csv: expected a header expert,TASK,… and a row for each expert in {path}, "
+                f"got {len(rows)} lines."
+            )
+        tasks = rows[0][1:]
+        for number, row in enumerate(rows[1:], 2):
+            if len(row) != len(tasks) + 1:
+                raise ValueError(
+                    f"ErrorMatrix.read_csv: expected {len(tasks) + 1} cells as the header has, got {len(row)} in row "
+                    f"{number} of {path}."
+                )
+        errors = torch.tensor(
+            [[_cell(cell, row[0], path) for cell in row[1:]] for row in rows[1:]], dtype=torch.float64
+        )
+        return cls(errors, tuple(row[0] for row in rows[1:]), tuple(tasks))
+
+    def write_csv(self, file: str | Path) -> None:
+        """Write the matrix as `read_csv` reads it, atomically; numbers in full precision.
+
+        Args:
+            file: Its path.
+
+        Raises:
+            OSError: If it could not be written; an older file is untouched.
+        """
+        rows = [
+            [name, *("" if math.isnan(error) else error for error in row)]
+            for name, row in zip(self.experts, self.errors.tolist(), strict=True)
+        ]
+        write_table(Path(file), ("expert", *self.tasks), rows)
+
+
+def _index(name: str, names: tuple[str, ...], who: str, what: str) -> int:
+    if name not in names:
+        raise ValueError(f"ErrorMatrix.{who}: expected one of the {what}s {', '.join(names)}; got {name!r}.")
+    return names.index(name)
+
+
+def _cell(text: str, expert: str, path: Path) -> float:
+    try:
+        return float(text) if text.strip() else math.nan
+    except ValueError:
+        raise ValueError(
+            f"ErrorMatrix.read_csv: expected numbers or empty cells, got {text!r} in the row of {expert!r} in {path}."
+        ) from None

@@ -1,0 +1,379 @@
+"""Experts: fine-tuned networks that may be chosen for a new task, each in a folder with its card.
+
+| file | what |
+|---|---|
+| ``weights.safetensors`` | the network, with the head of the classes it was trained on |
+| ``card.json`` | what it is: `Card` |
+| ``embedding.safetensors`` | optional: the Task2Vec embedding of the task it was trained on |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import itertools
+import json
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from .._util.atomic import atomic_path
+from .._util.tables import safe_name
+from ..data import Preprocess, as_task, check_labels, draw, hold_out, read_labels, subset
+from ..embedding import Embedding
+from ..probe.layers import find_head
+from ..probe.probe import OFFLINE_PROBE, TIMM_PREFIX, TORCHVISION_PROBES, Probe, load_probe
+from ..probe.weights import load_state, read_checkpoint
+from .finetune import fine_tune
+from .recipe import AnyRecipe, as_recipe
+
+if TYPE_CHECKING:
+    import os
+
+    from .._util.progress import Pass
+    from ..data import TaskSource
+    from ..embedding import JSON
+
+FORMAT_VERSION = 1
+_CARD, _WEIGHTS, _EMBEDDING, _CHECKPOINT = "card.json", "weights.safetensors", "embedding.safetensors", "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What an expert is and how it came to be.
+
+    Args:
+        name: Of the expert: the task it was trained on.
+        architecture: As `load_probe` takes it; another word for a module of one's own.
+        head: Name of the last Linear layer.
+        num_classes: C of that head.
+        fingerprint: `Probe.fingerprint` of the network: the head is not part of it.
+        preprocess: What the network expects of an image (`Preprocess.to_dict`), or None.
+        weights: What it was before: ``"IMAGENET1K_V1"``, the name of a file, ….
+        classes: Names of the C classes in label order, or None.
+        num_images: It was trained on; None: unknown.
+        task_digest: `Task.digest` of them.
+        metrics: ``error`` and ``nll`` (nats) on images held out, ….
+        recipe: How it was trained, JSON only.
+        metadata: Of the task.
+        version: Of the package.
+    """
+
+    name: str
+    architecture: str
+    head: str
+    num_classes: int
+    fingerprint: str
+    preprocess: dict[str, Any] | None
+    weights: str
+    classes: tuple[str, ...] | None = None
+    num_images: int | None = None
+    task_digest: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    recipe: dict[str, JSON] = field(default_factory=dict)
+    metadata: dict[str, JSON] = field(default_factory=dict)
+    version: str = field(default_factory=lambda: importlib.metadata.version("task2vec_ext"))
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A fine-tuned network on the disk. Its weights are read when they are asked for.
+
+    Args:
+        folder: Holds its files.
+        card: What it is.
+    """
+
+    folder: Path
+    card: Card
+
+    @property
+    def name(self) -> str:
+        """The task it was trained on."""
+        return self.card.name
+
+    @property
+    def weights(self) -> Path:
+        """The file of its weights."""
+        return self.folder / _WEIGHTS
+
+    def probe(self, module: nn.Module | None = None) -> Probe:
+        """Return the network, with the head of its own classes.
+
+        Args:
+            module: Of the architecture, where that is not one of `load_probe`'s names; gets the weights.
+
+        Returns:
+            The probe, in eval mode.
+
+        Raises:
+            ValueError: If the weights are missing, damaged, of another architecture or not those of the card.
+        """
+        card = self.card
+        if module is None:
+            if not _has_name(card.architecture):
+                raise ValueError(
+                    f"Expert: expected the module of {self.name!r}, whose architecture {card.architecture!r} has no "
+                    "name that load_probe knows; pass probe(module)."
+                )
+            module = load_probe(card.architecture, weights="random").module
+        bias = find_head(module, card.head).bias is not None
+        head = torch.nn.utils.skip_init(nn.Linear, find_head(module, card.head).in_features, card.num_classes, bias)
+        module.set_submodule(card.head, head.eval())
+        load_state(module, read_checkpoint(self.weights), f"the expert {self.name!r} ({card.architecture})")
+        preprocess = None if card.preprocess is None else Preprocess.from_dict(card.preprocess)
+        probe = Probe(module, card.head, card.architecture, f"expert of {self.name}", preprocess)
+        if probe.fingerprint != card.fingerprint:
+            raise ValueError(
+                f"Expert: expected the weights of {self.name!r} that its card describes, got others in {self.weights}; "
+                "train or register it again."
+            )
+        return probe
+
+    @cached_property
+    def embedding(self) -> Embedding | None:
+        """The Task2Vec embedding of the task it was trained on, or None where nobody has put one."""
+        return Embedding.load(self.embedding_file) if self.embedding_file.exists() else None
+
+    @property
+    def embedding_file(self) -> Path:
+        """Where that embedding belongs: ``fisher_embed(task, probe).save(expert.embedding_file)``."""
+        return self.folder / _EMBEDDING
+
+
+AnyExpert: TypeAlias = "Expert | Probe"
+
+
+def save_expert(probe: Probe, folder: str | os.PathLike[str], name: str, **known: Any) -> Expert:
+    """Make any network an expert: write its weights and its card into a folder of its own.
+
+    Args:
+        probe: The network; `load_probe` reads checkpoints.
+        folder: Of the experts; ``folder/NAME`` becomes this one's.
+        name: What to call it: the task it was trained on.
+        **known: What else is known: ``classes``, ``num_images``, ``task_digest``, ``metrics``, ``recipe``,
+            ``metadata``, ``weights`` of `Card`.
+
+    Returns:
+        The expert.
+
+    Raises:
+        ValueError: If the names of the classes are not as many as the head's outputs, or the folder holds the expert of
+            another name.
+        OSError: If it could not be written.
+    """
+    root = _folder_of(Path(folder), name)
+    head = find_head(probe.module, probe.head)
+    if known.get("classes") is not None and len(known["classes"]) != head.out_features:
+        raise ValueError(
+            f"save_expert: expected {head.out_features} names of classes, as the head of {name!r} has outputs, got "
+            f"{len(known['classes'])}."
+        )
+    card = Card(
+        name=name,
+        architecture=probe.name,
+        head=probe.head,
+        num_classes=head.out_features,
+        fingerprint=probe.fingerprint,
+        preprocess=None if probe.preprocess is None else probe.preprocess.to_dict(),
+        **{"weights": probe.weights, **known},
+    )
+    text = json.dumps({"format": FORMAT_VERSION, **asdict(card)}, indent=1) + "\n"
+    root.mkdir(parents=True, exist_ok=True)
+    with atomic_path(root / _WEIGHTS) as temporary:
+        state = {key: value.detach().cpu().contiguous() for key, value in probe.module.state_dict().items()}
+        save_file(state, temporary)
+    with atomic_path(root / _CARD) as temporary:  # last: a folder with a card is whole
+        temporary.write_text(text)
+    return Expert(root, card)
+
+
+def train_expert(
+    task: TaskSource,
+    folder: str | os.PathLike[str],
+    probe: str | nn.Module | Probe = "resnet34",
+    *,
+    weights: Any = None,
+    image_size: int | None = None,
+    recipe: AnyRecipe = "paper",
+    held_out: float = 0.2,
+    num_samples: int | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    num_workers: int = 0,
+    name: str | None = None,
+    progress: bool | Pass | None = None,
+) -> Expert:
+    """Return the expert of a task, after fine-tuning the probe on it.
+
+    Can be killed at any moment and called again: it goes on after the last whole epoch, to the same weights. An expert
+    that is there already, of the same task and recipe, is returned as it is.
+
+    Args:
+        task: As for `fisher_embed`, with one class an image.
+        folder: Of the experts; ``folder/NAME`` becomes this one's.
+        probe: Where to start from, as for `load_probe`; comes back untouched.
+        weights: Of a named probe.
+        image_size: Crop in pixels.
+        recipe: ``"paper"``, ``"quick"`` (small data) or a `Recipe`.
+        held_out: Share of the images that tell the best epoch, in (0, 1).
+        num_samples: At most so many images, drawn in proportion to the classes; default: all.
+        seed: Of every random choice.
+        device: Where to train; default: CUDA where there is one.
+        dtype: Of the forward pass (autocast); default: bfloat16 on a GPU that has it, else float32.
+        num_workers: Processes that decode images; 0: this one.
+        name: Of the expert; default: the task's.
+        progress: Show a progress bar; default: where standard error is a terminal.
+
+    Returns:
+        The `Expert`.
+
+    Raises:
+        ValueError: If the task is none of classes, an option is impossible, or the folder holds an expert of other
+            images or another recipe.
+        RuntimeError: If the loss is not finite.
+
+    Source:
+        Achille et al., Task2Vec, ICCV 2019 (arXiv 1902.03545), §5.
+    """
+    recipe = as_recipe(recipe)
+    source = as_task(task, name=name)
+    labels = read_labels(source)
+    check_labels(labels, who="train_expert")
+    net = load_probe(probe, weights=weights, image_size=image_size)
+    root = _folder_of(Path(folder), source.name)
+    chosen = subset(source, draw(labels, num_samples, seed))
+    how: dict[str, JSON] = {
+        **asdict(recipe),
+        "seed": seed,
+        "held_out": held_out,
+        "started_from": {"weights": net.weights, "fingerprint": net.fingerprint},
+    }
+    if (root / _CARD).exists():
+        found = load_expert(root)
+        old, new = (found.card.task_digest, found.card.recipe), (chosen.digest(), how)
+        if old != new:
+            what = "images" if old[0] != new[0] else "recipe, seed or probe"
+            raise ValueError(
+                f"train_expert: expected no expert of other training in {root}, got one with another {what}; remove "
+                "it, or choose another folder."
+            )
+        return found
+    train, rest = hold_out(chosen, 1 - held_out, seed=seed)
+    root.mkdir(parents=True, exist_ok=True)
+    tuned = fine_tune(
+        net,
+        train,
+        rest,
+        recipe,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        num_workers=num_workers,
+        checkpoint=root / _CHECKPOINT,
+        progress=progress,
+    )
+    expert = save_expert(
+        tuned.probe,
+        folder,
+        source.name,
+        weights=net.weights,
+        classes=source.classes,
+        num_images=len(train),
+        task_digest=chosen.digest(),
+        metrics={"error": tuned.best.error, "nll": tuned.best.nll, "epoch": tuned.best.number},
+        recipe=how,
+        metadata=source.metadata,
+    )
+    (root / _CHECKPOINT).unlink()
+    return expert
+
+
+def load_expert(folder: str | os.PathLike[str]) -> Expert:
+    """Return the expert in a folder; its weights are not read yet.
+
+    Args:
+        folder: The expert's own.
+
+    Returns:
+        The expert.
+
+    Raises:
+        ValueError: If there is no card, or none that can be understood.
+    """
+    file = Path(folder) / _CARD
+    try:
+        content = json.loads(file.read_text())
+        version = content.pop("format")
+        if version == FORMAT_VERSION:
+            classes = content["classes"]
+            content["classes"] = None if classes is None else tuple(classes)
+            return Expert(Path(folder), Card(**content))
+    except FileNotFoundError:
+        raise ValueError(f"load_expert: expected {_CARD} in {folder}, found none; is it an expert's folder?") from None
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        known = ", ".join(entry.name for entry in fields(Card))
+        raise ValueError(
+            f"load_expert: expected {file} to be JSON with the entries format, {known}; got something else ({error})."
+        ) from error
+    raise ValueError(f"load_expert: expected {file} in format {FORMAT_VERSION}, got {version}; update the package.")
+
+
+def experts_in(folder: str | os.PathLike[str]) -> list[Expert]:
+    """Return all experts of a folder, by name; one that is still in training has no card and is none yet.
+
+    Args:
+        folder: Holds a folder for each.
+
+    Returns:
+        The experts.
+
+    Raises:
+        ValueError: If there is no such folder, two have one name, or a card cannot be understood.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ValueError(f"experts_in: expected a folder of experts, found none at {root}; check the path.")
+    experts = sorted((load_expert(card.parent) for card in root.glob(f"*/{_CARD}")), key=lambda expert: expert.name)
+    for one, other in itertools.pairwise(experts):
+        if one.name == other.name:
+            raise ValueError(
+                f"experts_in: expected experts of different names, got {one.name!r} in {one.folder} and "
+                f"{other.folder}; remove one."
+            )
+    return experts
+
+
+def head_fingerprint(probe: Probe) -> str:
+    """Return the SHA-256 of a probe's head, which `Probe.fingerprint` leaves out.
+
+    Args:
+        probe: Any.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for value in find_head(probe.module, probe.head).state_dict().values():
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _folder_of(root: Path, name: str) -> Path:
+    """Return where the expert of a name belongs, unless another one is there."""
+    folder = root / safe_name(name)
+    if (folder / _CARD).exists() and (other := load_expert(folder).name) != name:
+        raise ValueError(
+            f"save_expert: expected {folder} to be free for {name!r}, got the expert {other!r}; rename one."
+        )
+    return folder
+
+
+def _has_name(architecture: str) -> bool:
+    return architecture in (OFFLINE_PROBE, *TORCHVISION_PROBES) or architecture.startswith(TIMM_PREFIX)

@@ -1,0 +1,224 @@
+"""The head: the one layer that is fitted to a task, on cached features, by a convex problem with one answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .._util.warnings import Task2VecWarning
+from ..losses import CrossEntropy, Loss
+
+HeadMethod = Literal["lbfgs", "adam"]
+
+DEFAULT_L2: dict[HeadMethod, float] = {"lbfgs": 1e-2, "adam": 1e-4}
+"""Adam's is the weight decay of the authors' released code, which stops long before the optimum. The convex fit goes
+all the way, and the embedding hardly depends on where that is: over 37 real tasks of 100 images (ResNet-18) a task's
+nearest neighbour was of its own domain for 70 % with 1e-4, 1e-3 and 1e-2, for 73 % with 1e-1. 1e-2 gives confident
+heads (0.01–0.1 nats) in a fifth of the steps of 1e-4."""
+
+_SCALE = 1e8
+"""The objective is multiplied by this: torch's L-BFGS forgets curvature pairs below an absolute 1e-10 and would
+stall."""
+
+# The authors' recipe for the head of their released code.
+ADAM_EPOCHS, ADAM_LEARNING_RATE, ADAM_BATCH = 10, 4e-4, 64
+
+
+@dataclass(frozen=True)
+class Head:
+    """A fitted linear head and how well it does on the samples it was fitted on.
+
+    Args:
+        weight: W, ``[C, D]`` float64: logits in float64 keep the rounding of a confident head out of the Fisher.
+        bias: B, ``[C]`` float64.
+        score: How well it does, at most 1; ``loss.metric`` says in which measure.
+        nll: Mean negative log-likelihood, nats.
+        loss: What the outputs mean: the model's distribution over the targets.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    score: float
+    nll: float
+    loss: Loss = CrossEntropy()  # noqa: RUF009 - frozen
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return ``[B, …, C]`` float64 for features ``[B, …, D]``."""
+        return F.linear(features.to(self.weight.dtype), self.weight, self.bias)
+
+    def to(self, device: torch.device) -> Head:
+        """Return the head on `device`."""
+        return dataclasses.replace(self, weight=self.weight.to(device), bias=self.bias.to(device))
+
+
+def fit_head(
+    features: Tensor,
+    targets: Tensor,
+    num_outputs: int,
+    *,
+    loss: Loss = CrossEntropy(),  # noqa: B008 - frozen
+    method: HeadMethod = "lbfgs",
+    l2: float | None = None,
+    class_balanced: bool = False,
+    seed: int = 0,
+) -> Head:
+    """Return the head that minimises the mean loss plus ``l2/2·‖W‖²`` (the bias is free).
+
+    Args:
+        features: Z, ``[N, D]``; ``[N, …, D]`` where every image has many.
+        targets: What ``loss.prepare`` returns: ``[N]`` int64 in 0…C−1 for cross-entropy.
+        num_outputs: C.
+        loss: Of the targets.
+        method: ``"lbfgs"`` solves the convex problem to convergence in float64 (deterministic, no seed);
+            ``"adam"`` is the authors' recipe (10 epochs, learning rate 4e-4, batches of 64, L2 inside the gradient).
+        l2: Strength of the penalty, > 0; default: `DEFAULT_L2` of the method.
+        class_balanced: Every class weighs the same (``"adam"``: samples drawn with replacement, classes equally often).
+        seed: Of ``"adam"``'s initialisation and order.
+
+    Returns:
+        The head on the device of `features`; score and NLL are over `features`, unweighted.
+
+    Raises:
+        ValueError: If features are not finite, `l2` is not positive, the method is unknown, or options exclude each
+            other.
+        NotImplementedError: If ``"adam"`` is to fit anything but plain cross-entropy.
+    """
+    l2 = head_l2(method, l2, loss, class_balanced)
+    if not torch.isfinite(features).all():
+        rows = (~torch.isfinite(features)).flatten(1).any(1).nonzero().flatten()
+        raise ValueError(
+            f"fit_head: expected finite features, got NaN or infinity for {len(rows)} images, the first is number "
+            f"{int(rows[0])}; check the probe's weights and the preprocessing."
+        )
+    features, targets = loss.rows(features, targets)
+    weights = loss.weights(targets, num_outputs, class_balanced)
+    if method == "lbfgs":
+        weight, bias = _fit_lbfgs(features.double(), targets, num_outputs, loss, l2, weights)
+    else:
+        weight, bias = _fit_adam(features, targets, num_outputs, l2, weights[:, 0] if class_balanced else None, seed)
+    weight, bias = weight.double(), bias.double()
+    logits = F.linear(features.double(), weight, bias)
+    loss = loss.fitted(logits, targets)
+    return Head(weight, bias, loss.score(logits, targets), loss.nll(logits, targets), loss)
+
+
+def head_l2(
+    method: HeadMethod,
+    l2: float | None,
+    loss: Loss = CrossEntropy(),  # noqa: B008 - frozen
+    class_balanced: bool = False,
+) -> float:
+    """Return the penalty `fit_head` will use, once its options are known to go together.
+
+    Args:
+        method: ``"lbfgs"`` or ``"adam"``.
+        l2: As given, None for the method's default.
+        loss: To be fitted.
+        class_balanced: As given.
+
+    Returns:
+        A positive number.
+
+    Raises:
+        ValueError: If the method is unknown, the penalty not positive, or classes are to be balanced where the loss has
+            none, or where they have weights already.
+        NotImplementedError: If ``"adam"`` is to fit anything but plain cross-entropy.
+    """
+    if method not in get_args(HeadMethod):
+        raise ValueError(f"fit_head: expected method 'lbfgs' or 'adam', got {method!r}.")
+    if method == "adam" and loss != CrossEntropy():
+        raise NotImplementedError(
+            f"fit_head: method 'adam' is the authors' recipe for plain cross-entropy, got {loss}; use 'lbfgs'."
+        )
+    if class_balanced and not loss.has_classes:
+        raise ValueError(f"fit_head: expected class_balanced with classes, got loss {loss.name!r}; drop it.")
+    if class_balanced and getattr(loss, "class_weights", None) is not None:
+        raise ValueError("fit_head: expected either class_balanced or class_weights, got both; drop one.")
+    if l2 is None:
+        return DEFAULT_L2[method]
+    if not (l2 > 0 and math.isfinite(l2)):
+        raise ValueError(f"fit_head: expected l2 > 0 (without it a separable task has no optimum), got {l2}.")
+    return l2
+
+
+def _fit_lbfgs(
+    z: Tensor, targets: Tensor, num_outputs: int, loss: Loss, l2: float, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """L-BFGS on whitened features: the problem's own curvature, guessed from the features' covariance, is divided out.
+
+    With Σ = EΛEᵀ the features' covariance and h = ``loss.curvature``, W = V·E(hΛ + l2)^(−½). In V the Hessian is near
+    the identity; plain L-BFGS on W would need thousands of steps to move along directions whose curvature is l2 alone.
+    Directions in which the features do not vary carry no weight at the optimum and are left out.
+    """
+    n = len(z)
+    row_weights = weights.mean(1, keepdim=True)
+    mean = (row_weights * z).mean(0)  # the free bias absorbs the shift exactly
+    centred = z - mean
+    eigenvalues, basis = torch.linalg.eigh((centred * row_weights).T @ centred / n)
+    alive = eigenvalues > 1e-14 * eigenvalues[-1].clamp(min=torch.finfo(z.dtype).tiny)
+    scale = (loss.curvature * eigenvalues[alive] + l2).rsqrt()
+    whiten = basis[:, alive] * scale
+    white = centred @ whiten  # [N, rank]
+    terms = loss.objective(targets, num_outputs)
+    parameters = z.new_zeros(num_outputs, len(scale) + 1, requires_grad=True)  # V, then b
+
+    def objective() -> Tensor:
+        with torch.no_grad():
+            v, bias = parameters[:, :-1], parameters[:, -1]
+            losses, residual = terms(white @ v.T + bias)
+            residual = residual * weights / n
+            penalty = l2 * scale**2 * v  # gradient of l2/2·‖W‖²
+            parameters.grad = torch.cat([residual.T @ white + penalty, residual.sum(0)[:, None]], 1).mul_(_SCALE)
+            return ((weights * losses).sum() / n + 0.5 * (penalty * v).sum()) * _SCALE
+
+    optimizer = torch.optim.LBFGS(
+        [parameters],
+        max_iter=4000,
+        max_eval=8000,
+        tolerance_grad=1e-9 * _SCALE,
+        tolerance_change=0,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+    optimizer.step(objective)
+    reached = float(objective()) / _SCALE
+    assert parameters.grad is not None
+    # What is left to gain is at most ‖gradient‖² / 2μ, μ the least curvature: that of the penalty alone.
+    gap = float((parameters.grad / _SCALE).square().sum() / (2 * l2 * scale.square().min()))
+    if gap > 1e-6 * max(reached, 1e-6):
+        warnings.warn(
+            f"the head's fit stopped up to {gap:.1e} nats short of its optimum; a larger l2 (now {l2:g}) converges "
+            "faster",
+            Task2VecWarning,
+            stacklevel=3,
+        )
+    with torch.no_grad():
+        weight = parameters[:, :-1] @ whiten.T
+        return weight, parameters[:, -1] - weight @ mean
+
+
+def _fit_adam(
+    z: Tensor, labels: Tensor, num_classes: int, l2: float, weights: Tensor | None, seed: int
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    bound = z.shape[1] ** -0.5  # nn.Linear's own initialisation, drawn from our generator
+    weight = (torch.rand(num_classes, z.shape[1], generator=generator) * 2 - 1).mul(bound).to(z).requires_grad_()
+    bias = (torch.rand(num_classes, generator=generator) * 2 - 1).mul(bound).to(z).requires_grad_()
+    optimizer = torch.optim.Adam([weight, bias], lr=ADAM_LEARNING_RATE, weight_decay=l2)
+    for _ in range(ADAM_EPOCHS):
+        if weights is None:
+            order = torch.randperm(len(z), generator=generator)
+        else:
+            order = torch.multinomial(weights.cpu(), len(z), replacement=True, generator=generator)
+        for rows in order.to(z.device).split(ADAM_BATCH):
+            optimizer.zero_grad()
+            F.cross_entropy(F.linear(z[rows], weight, bias), labels[rows]).backward()
+            optimizer.step()
+    return weight.detach(), bias.detach()

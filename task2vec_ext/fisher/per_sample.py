@@ -1,0 +1,243 @@
+"""The per-sample Fisher: a cotangent per image, one backward pass, squared gradients per filter."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+import torch
+
+from ..jackknife import GROUPS, Groups, group_sizes, num_groups
+from ..losses import CrossEntropy, Loss, per_image
+from ..probe.folding import FoldedProbe, fold
+from ..probe.probe import check_eval, frozen
+from .capture import capture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from ..data import Batch
+    from ..probe.layers import Layer
+    from ..probe.probe import Probe
+    from .head import Head
+
+Estimator = Literal["exact", "signed", "sampled", "empirical"]
+ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
+AnyEstimator = Literal[Estimator, "variational"]
+ANY_ESTIMATORS: tuple[AnyEstimator, ...] = get_args(AnyEstimator)
+
+_FIRST_LOOK = 2 * GROUPS
+"""Images before `sum_fisher` may stop: of one image a group the spread is not known well enough to stop on."""
+
+
+def cotangents(
+    estimator: Estimator,
+    logits: Tensor,
+    targets: Tensor,
+    index: Tensor,
+    seed: int = 0,
+    loss: Loss = CrossEntropy(),  # noqa: B008 - frozen
+) -> Iterator[Tensor]:
+    """Yield cotangents v of the logits, one backward pass each, such that ``Σ E[(Jᵀv)²]`` is the Fisher's diagonal.
+
+    With A the loss's root, ``E[Σ vvᵀ] = AAᵀ`` for every v drawn ("empirical" excepted): for cross-entropy and p =
+    softmax(logits) that is diag(p) − ppᵀ.
+
+    - ``exact``: a pass for every logit, v_c = A·e_c (cross-entropy: √p_c·(e_c − p)). No variance.
+    - ``signed``: v = Aε, ε ∈ {−1, +1}^C (cross-entropy: √p ⊙ ε − p·(√p·ε)). One pass, small variance.
+    - ``sampled``: v = −∇ log p(y|x) with y drawn from the model (cross-entropy: p − e_y). One pass; heavy-tailed where
+      the head is confident.
+    - ``empirical``: the same with y the data's target. One pass; **not** the Fisher.
+
+    Args:
+        estimator: Which of them.
+        logits: ``[B, …, C]``.
+        targets: ``[B, …]``, as ``loss.prepare`` returns them; their values matter to ``empirical`` alone.
+        index: ``[B]``, the images' numbers: ε and y are functions of (seed, index), so that they depend neither on
+            the batches nor on the order.
+        seed: Of ε and y.
+        loss: Fitted, whose distribution is meant.
+
+    Yields:
+        ``[B, …, C]`` in the dtype of `logits`.
+
+    Source:
+        Achille et al. 2019, §2 (sampled); Martens, Sutskever, Swersky, ICML 2012 (signed: curvature propagation).
+    """
+    shape = logits.shape[1:]
+    if estimator == "exact":
+        for c in range(shape.numel()):
+            one = torch.zeros(shape.numel(), dtype=torch.float64, device=logits.device)
+            one[c] = 1
+            yield loss.root(logits, targets, one.reshape(shape)).to(logits.dtype)
+        return
+    if estimator == "signed":
+        signs = per_image(index, seed, lambda random: random.integers(0, 2, shape) * 2 - 1)
+        yield loss.root(logits, targets, signs).to(logits.dtype)
+        return
+    if estimator == "sampled":
+        targets = loss.sample(logits, targets, index, seed)
+    elif estimator != "empirical":
+        raise ValueError(f"fisher_embed: expected estimator to be one of {', '.join(ESTIMATORS)}; got {estimator!r}.")
+    yield loss.residual(logits, targets).to(logits.dtype)
+
+
+def check_per_sample(probe: Probe, layers: Sequence[Layer], images: Tensor) -> None:
+    """Raise unless every layer's gradient can be taken image by image: found out before the work, not after it.
+
+    One forward and backward pass of one image, twice in a batch: with a gradient at the first one's features alone,
+    the other must have none anywhere.
+
+    Args:
+        probe: In eval mode; untouched.
+        layers: As ``probe.layers()`` returns them.
+        images: A preprocessed image or more, ``[B, 3, H, W]``, on the probe's device.
+
+    Raises:
+        NotImplementedError: If a layer's weight is reused or used in an unknown way, or its rows are no images'.
+        RuntimeError: If a layer takes no part in the features, or its input is changed in place.
+    """
+    with torch.enable_grad(), frozen(probe.module), capture(probe.module, layers, 2) as captured:
+        features = probe.features(images[:1].repeat(2, 1, 1, 1))
+        # Any direction will do but the special ones: LayerNorm has no gradient along the vector of ones.
+        direction = torch.randn(features.shape[1:], generator=torch.Generator().manual_seed(0)).to(features)
+        torch.autograd.backward(features, torch.stack([direction, torch.zeros_like(direction)]))
+        other = captured.take()[1]
+    mixed = [layer.name for layer in layers if (other[layer.start : layer.stop] > 0).any()]
+    if mixed:
+        raise NotImplementedError(
+            "fisher_embed: expected images that stay apart along the first axis of every layer's input, but in "
+            f"{', '.join(mixed[:3])}{' …' if len(mixed) > 3 else ''} one image's features depend on another's rows "
+            "(sequences whose first axis is time, statistics over the batch?); pass layers=[…] with the others."
+        )
+
+
+def per_sample_fisher(
+    probe: Probe, layers: Sequence[Layer], head: Head, batch: Batch, estimator: Estimator = "signed", seed: int = 0
+) -> Tensor:
+    """Return every image's contribution to the Fisher, ``Σ_v ‖∂(v·logits_n)/∂w_o‖² / P``.
+
+    Args:
+        probe: In eval mode; untouched. `folding.fold` gives a faster one.
+        layers: As ``probe.layers()`` returns them.
+        head: Fitted to the task, on the probe's device.
+        batch: Preprocessed images on the probe's device, labels as the head's loss prepared them.
+        estimator: See `cotangents`.
+        seed: See `cotangents`.
+
+    Returns:
+        ``[B, K]`` float64, nats² per weight², on the probe's device. Its mean over a task is the embedding.
+
+    Raises:
+        ValueError: If the probe is in train mode or its output is not finite.
+        NotImplementedError: If a layer has no per-sample gradient that is known; see `check_per_sample`.
+    """
+    check_eval(probe.module)
+    with torch.enable_grad(), frozen(probe.module), capture(probe.module, layers, len(batch.images)) as captured:
+        features = probe.features(batch.images)
+        logits = head.logits(features.detach())
+        if not torch.isfinite(logits).all():
+            raise ValueError(
+                f"fisher_embed: expected finite outputs of {probe.name}, got NaN or infinity for images "
+                f"{batch.index.tolist()[:5]}…; check its weights and the preprocessing."
+            )
+        total: Tensor | None = None
+        passes = logits[0].numel() if estimator == "exact" else 1
+        for number, v in enumerate(cotangents(estimator, logits, batch.labels, batch.index, seed, head.loss)):
+            # The head is linear: its own backward is one product, outside autograd.
+            torch.autograd.backward(features, (v @ head.weight).to(features.dtype), retain_graph=number < passes - 1)
+            row = captured.take().double()
+            total = row if total is None else total.add_(row)
+    assert total is not None
+    return total * _unit(probe, layers, total)
+
+
+def _unit(probe: Probe, layers: Sequence[Layer], like: Tensor) -> Tensor:
+    """Return what captured squares are multiplied by, ``[K]``: s² of a folded filter, over its number of weights."""
+    unit = like.new_empty(layers[-1].stop)
+    scale = probe.scale if isinstance(probe, FoldedProbe) else {}
+    for layer in layers:
+        factor = scale[layer.name].double().square() if layer.name in scale else 1.0
+        unit[layer.start : layer.stop] = factor / layer.fan_in
+    return unit
+
+
+class FisherSum(NamedTuple):
+    """Σ_n of `per_sample_fisher` over each group of images, dealt to the groups in turn like cards."""
+
+    totals: Tensor
+    """``[GROUPS, K]`` float64 on the CPU."""
+    samples: int
+    """N, the number of images."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[FisherSum]) -> FisherSum:
+        """Return the sums over several parts of the images, all but one of whole rounds of the groups."""
+        return cls(torch.stack([part.totals for part in parts]).sum(0), sum(part.samples for part in parts))
+
+    @property
+    def mean(self) -> Tensor:
+        """F, ``[K]``."""
+        return self.totals.sum(0) / self.samples
+
+    @property
+    def groups(self) -> Groups:
+        """F, and F of each group's images; G = `jackknife.num_groups`."""
+        G = num_groups(self.samples)  # divides GROUPS: image i is in group i mod G still
+        sizes = group_sizes(self.samples, G)
+        return Groups(self.mean, self.totals.view(-1, G, self.totals.shape[1]).sum(0) / sizes[:, None], sizes)
+
+
+def sum_fisher(
+    probe: Probe,
+    layers: Sequence[Layer],
+    head: Head,
+    batches: Iterable[Batch],
+    estimator: Estimator = "signed",
+    seed: int = 0,
+    rel_error: float | None = None,
+) -> FisherSum:
+    """Return the sums of `per_sample_fisher` over all batches, accumulated in float64.
+
+    Args:
+        probe: In eval mode; untouched.
+        layers: As ``probe.layers()`` returns them.
+        head: Fitted to the task, on the probe's device.
+        batches: Preprocessed images on the probe's device, in random order: image number i goes to group i mod G.
+        estimator: See `cotangents`.
+        seed: See `cotangents`.
+        rel_error: Stop where the mean's relative standard error is below; None: take all.
+
+    Returns:
+        The sums and the numbers of images.
+
+    Raises:
+        RuntimeError: If the result is not finite.
+
+    Note:
+        Where it stops does not depend on the batches: it looks whenever all groups have equally many images.
+    """
+    totals, samples = torch.zeros(GROUPS, layers[-1].stop, dtype=torch.float64), 0
+
+    def enough() -> bool:
+        if rel_error is None or samples % GROUPS or samples < _FIRST_LOOK:
+            return False
+        return FisherSum(totals, samples).groups.relative_error() <= rel_error
+
+    for batch in batches:
+        probe = fold(probe, layers, batch.images[:1])
+        rows = per_sample_fisher(probe, layers, head, batch, estimator, seed).cpu()
+        while len(rows) and not enough():
+            first = samples % GROUPS
+            part, rows = rows[: GROUPS - first], rows[GROUPS - first :]
+            totals[first : first + len(part)] += part
+            samples += len(part)
+        if enough():
+            break
+    total = totals.sum(0)
+    if samples and not math.isfinite(float(total.sum())):
+        broken = next(layer.name for layer in layers if not torch.isfinite(total[layer.start : layer.stop]).all())
+        raise RuntimeError(f"fisher_embed: the Fisher of layer {broken!r} overflowed; use float32 weights.")
+    return FisherSum(totals, samples)

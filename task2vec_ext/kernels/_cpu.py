@@ -1,0 +1,73 @@
+"""`filter_grad_sq` on the CPU: the loops of ``csrc/cpu``, and torch's own convolution for groups of few filters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from .. import _C
+from ._routes import NARROW_GROUP_FILTERS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._geometry import ConvGeometry
+    from ._routes import Route
+
+WORKSPACE_BYTES = 64 << 20
+"""What the library's convolution may be asked to return at once; one group's weight gradient, if larger, is more."""
+
+_NATIVE = {
+    ("direct", torch.float32): _C.filter_grad_sq_direct_f32,
+    ("direct", torch.float64): _C.filter_grad_sq_direct_f64,
+    ("winograd", torch.float32): _C.filter_grad_sq_winograd_f32,
+    ("winograd", torch.float64): _C.filter_grad_sq_winograd_f64,
+    ("shifted_gram", torch.float32): _C.filter_grad_sq_shifted_gram_f32,
+    ("shifted_gram", torch.float64): _C.filter_grad_sq_shifted_gram_f64,
+}
+
+
+def filter_grad_sq_cpu(input: Tensor, grad_output: Tensor, conv: ConvGeometry, route: Route) -> Tensor:
+    """Return ``[N, C_out]`` in the dtype of `input` by the given route."""
+    if route == "direct" and conv.group_filters < NARROW_GROUP_FILTERS:
+        return _narrow(input, grad_output, conv)
+    out = input.new_empty((conv.samples, conv.filters))
+    _NATIVE[route, input.dtype](
+        input.data_ptr(),
+        input.stride(),
+        grad_output.data_ptr(),
+        grad_output.stride(),
+        _C.Conv(*conv.for_kernels()),
+        out.data_ptr(),
+    )
+    return out
+
+
+def _narrow(input: Tensor, grad_output: Tensor, conv: ConvGeometry) -> Tensor:
+    """One sample at a time through the library's weight gradient, squared and forgotten."""
+    out = input.new_empty((conv.samples, conv.filters))
+    group_bytes = conv.group_filters * conv.patch_size * input.element_size()
+    step = max(1, WORKSPACE_BYTES // group_bytes)  # groups at once
+    for n in range(conv.samples):
+        for first in range(0, conv.groups, step):
+            groups = min(step, conv.groups - first)
+            channels = slice(first * conv.group_channels, (first + groups) * conv.group_channels)
+            filters = slice(first * conv.group_filters, (first + groups) * conv.group_filters)
+            gradient = torch.ops.aten.convolution_backward(
+                grad_output[n : n + 1, filters],
+                input[n : n + 1, channels],
+                # Only its shape is read: one number, expanded.
+                input.new_empty(1).expand(groups * conv.group_filters, conv.group_channels, *conv.kernel),
+                None,
+                conv.stride,
+                conv.padding,
+                conv.dilation,
+                False,
+                (0, 0),
+                groups,
+                (False, True, False),
+            )[1]
+            # Not torch.linalg.vector_norm: its square root would cost a rounding and be squared again.
+            out[n, filters] = gradient.flatten(1).square_().sum(1)
+    return out

@@ -1,0 +1,129 @@
+"""`filter_grad_sq` on CUDA: the launch side of ``csrc/*.cu``.
+
+The tests run this same code on CPU tensors with the emulated module in place of the compiled one, so the module and the
+place to launch at are an argument.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ._gram import Window, gram_route, matmul_precision
+from ._routes import NARROW_GROUP_FILTERS
+from ._runtime import SCALARS, Runtime
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._geometry import ConvGeometry
+    from ._routes import Route
+
+WORKSPACE_BYTES = 256 << 20
+"""What a call may allocate beyond inputs and result (a layer of which one row of one sample is larger takes that much):
+enough blocks in flight for the largest GPU, small beside its memory."""
+
+TENSOR_CORE_CHANNELS = 8
+"""Groups of fewer channels than this (a network's first layer) take the float32 tile: tensor cores multiply by 8."""
+
+_TILE = 64  # filters and columns of one float32 tile (filter_tile.cuh)
+_BLOCKS_PER_MULTIPROCESSOR = 4  # one or two resident (registers), the rest to follow
+
+
+def rounds_operands(dtype: torch.dtype) -> bool:
+    """Whether products may be those of tensor cores: always for 16-bit inputs; float32 as torch's own convolutions.
+
+    `torch.backends.cudnn.conv.fp32_precision` is what torch asks before it computes the weight gradient that
+    `filter_grad_sq` stands for. Reading it resolves all there is: it starts as ``"tf32"``, follows the older
+    ``cudnn.allow_tf32``, which cannot itself be read once settings differ, and inherits from ``cudnn.fp32_precision``
+    and ``torch.backends.fp32_precision``; ``"none"`` is full precision.
+    """
+    backends: Any = torch.backends  # not all of it is annotated
+    return dtype != torch.float32 or backends.cudnn.conv.fp32_precision == "tf32"
+
+
+def filter_grad_sq_cuda(
+    input: Tensor, grad_output: Tensor, conv: ConvGeometry, route: Route, runtime: Runtime | None = None
+) -> Tensor:
+    """Return ``[N, C_out]`` float32 by the given route, for float32, float16 or bfloat16 inputs of any layout."""
+    runtime = runtime or Runtime.of(input)
+    tensor_cores = runtime.tensor_cores and rounds_operands(input.dtype)
+    if route == "direct":
+        return _direct(input, grad_output, conv, runtime, tensor_cores)
+
+    def quadratic_form(gram: Tensor, rows: Tensor, columns: Tensor, window: Window) -> Tensor:
+        n, groups, row_pixels, column_pixels = gram.shape
+        out = gram.new_empty((n, conv.filters))
+        runtime.kernels.filter_grad_sq_gram(
+            gram.data_ptr(),
+            rows.data_ptr(),
+            rows.stride(),
+            columns.data_ptr(),
+            columns.stride(),
+            SCALARS[rows.dtype],
+            n,
+            groups,
+            conv.group_filters,
+            (rows[0, 0].numel(), columns[0, 0].numel()),
+            (row_pixels, column_pixels),
+            runtime.kernels.GramWindow(*window),
+            tensor_cores,
+            out.data_ptr(),
+            runtime.device,
+            runtime.stream,
+        )
+        return out
+
+    return gram_route(
+        input,
+        grad_output,
+        conv,
+        shifted=route == "shifted_gram",
+        gram_matrix=partial(_gram_matrix, precision="tf32" if tensor_cores else "ieee"),
+        quadratic_form=quadratic_form,
+        workspace_bytes=WORKSPACE_BYTES,
+        dtype=input.dtype if tensor_cores else torch.float32,
+    )
+
+
+def _gram_matrix(left: Tensor, right: Tensor, precision: str) -> Tensor:
+    """Return leftᵀ·right in float32 and contiguous: the kernel gets its address, which knows of neither."""
+    left = left.transpose(-1, -2)
+    if left.dtype == torch.float32:
+        with matmul_precision(left.device.type, precision):
+            return (left @ right).contiguous()
+    if left.device.type == "cpu":  # the emulated kernels; torch has this product on CUDA alone
+        return left.float() @ right.float()
+    batch, rows, columns = left.shape[:2], left.shape[2], right.shape[3]
+    product = torch.bmm(left.flatten(0, 1), right.flatten(0, 1), out_dtype=torch.float32)
+    return product.reshape(*batch, rows, columns)
+
+
+def _direct(input: Tensor, grad_output: Tensor, conv: ConvGeometry, runtime: Runtime, tensor_cores: bool) -> Tensor:
+    kernels = runtime.kernels
+    geometry = kernels.Conv(*conv.for_kernels())
+    scalar = SCALARS[input.dtype]
+    arrays = input.data_ptr(), input.stride(), grad_output.data_ptr(), grad_output.stride(), scalar
+    place = runtime.device, runtime.stream
+    if conv.group_filters < NARROW_GROUP_FILTERS:
+        out = input.new_empty((conv.samples, conv.filters), dtype=torch.float32)
+        kernels.filter_grad_sq_narrow(*arrays, geometry, out.data_ptr(), *place)
+        return out
+    launch = kernels.filter_grad_sq_direct
+    tiles = -(-conv.group_filters // _TILE), -(-conv.patch_size // _TILE)
+    if tensor_cores and conv.group_channels >= TENSOR_CORE_CHANNELS:
+        mma_tiles = kernels.filter_grad_sq_direct_mma_tiles(scalar, geometry, runtime.device)
+        if all(mma_tiles):
+            launch, tiles = kernels.filter_grad_sq_direct_mma, mma_tiles
+    splits = _splits(conv.samples * conv.groups * tiles[0], tiles[1], runtime.multiprocessors)
+    sums = input.new_empty((conv.samples, splits, conv.filters), dtype=torch.float32)
+    launch(*arrays, geometry, splits, sums.data_ptr(), *place)
+    return sums.sum(1)
+
+
+def _splits(blocks: int, column_tiles: int, multiprocessors: int) -> int:
+    """Blocks that share the column tiles of one filter tile: as many as it takes to fill the GPU, each with some."""
+    wanted = -(-multiprocessors * _BLOCKS_PER_MULTIPROCESSOR // blocks)
+    return max(1, min(wanted, column_tiles))

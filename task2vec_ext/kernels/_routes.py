@@ -1,0 +1,134 @@
+"""Which of the routes to ‖g_n[o,·]‖² a layer takes: one cost function per device, constants measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+if TYPE_CHECKING:
+    from ._geometry import ConvGeometry
+
+Route = Literal["direct", "winograd", "gram", "shifted_gram"]
+ROUTES: tuple[Route, ...] = get_args(Route)
+CPU_ROUTES: tuple[Route, ...] = ("direct", "winograd", "shifted_gram")
+CUDA_ROUTES: tuple[Route, ...] = ("direct", "gram", "shifted_gram")
+
+NARROW_GROUP_FILTERS = 16
+"""Groups of fewer filters than this would leave the direct route's tiles mostly empty: they have their own way, torch's
+convolution on the CPU, a kernel on CUDA."""
+
+
+def available_routes(conv: ConvGeometry, device_type: str) -> tuple[Route, ...]:
+    """Return the routes that `conv` can take on a device type.
+
+    Args:
+        conv: Sizes of the layer.
+        device_type: ``"cpu"`` or ``"cuda"``.
+
+    Returns:
+        Some of `ROUTES`, in their order.
+    """
+    if device_type == "cuda":
+        return CUDA_ROUTES
+    plain = conv.kernel == (3, 3) and conv.stride == (1, 1) and conv.dilation == (1, 1)
+    return tuple(route for route in CPU_ROUTES if plain or route != "winograd")
+
+
+class CpuRates(NamedTuple):
+    """Price of each kind of work on a CPU, in multiply-adds of the native loops."""
+
+    call: float
+    """One sample's weight gradient by the library (narrow groups), however small."""
+    narrow: float
+    """A multiply-add of it."""
+    tile: float
+    """A number of a tile in the Winograd domain, made from pixels."""
+    back: float
+    """A number of the weight gradient in the Winograd domain, brought back."""
+    pack: float
+    """A number of the pixels, transposed for the Gram matrix."""
+    shift: float
+    """A number of the Gram matrix added into A."""
+
+
+class CudaRates(NamedTuple):
+    """Price of each kind of work on CUDA, in multiply-adds of the direct route."""
+
+    gram: float
+    """A multiply-add of the Gram matrix (a batched matrix product)."""
+    form: float
+    """A multiply-add of the quadratic form δAδᵀ."""
+    unfold: float
+    """A number of the unfolded input, written and read again."""
+    shift: float
+    """A number of the pixels' Gram matrix added into A."""
+
+
+# Read off 32 conv shapes of ResNet-18/34/50, ResNeXt-50 and the tiny probe, batch 8, channels-last, 2 cores with
+# AVX-512, where a unit was about 6 ps: all get their fastest route.
+CPU_RATES = CpuRates(call=8e6, narrow=3, tile=4, back=4, pack=40, shift=3)
+# Not measured on a GPU: from an H100's data sheet, if TF32 products ran at half its peak, about 8 fs each. The form is
+# TF32 where 16-bit inputs double the others' rate. An unfolded number is 4 to 8 bytes of memory traffic at 3 TB/s; a
+# shifted one is a load from L2, and a ninth (3×3) of a number of the Gram matrix, written and read.
+CUDA_RATES = CudaRates(gram=1, form=2, unfold=200, shift=100)
+
+
+def route_cost(route: Route, conv: ConvGeometry, device_type: str) -> float:
+    """Return the cost of one sample by `route`, in multiply-adds of the direct route.
+
+    With Q output locations, P weights a filter, M padded pixels, G groups, K = kH·kW, and S phases of the stride:
+
+    - direct: C_out·P·Q
+    - winograd: C_out·P/K·36·T for T = ⌈H_out/4⌉·⌈W_out/4⌉ tiles, which have 36·T·(C_in + C_out) numbers
+    - gram: G·Q²·P for UᵀU, Q²·C_out for the form, G·P·Q numbers unfolded
+    - shifted_gram, CPU: half of S·Q²·C_in for the pixels and of Q²·C_out for the form, G·K·Q²/2 numbers added
+    - shifted_gram, CUDA: M²·C_in for the pixels, Q²·C_out for the form, G·K·Q² numbers added
+
+    Args:
+        route: One of `available_routes`.
+        conv: Sizes of the layer.
+        device_type: ``"cpu"`` or ``"cuda"``.
+
+    Returns:
+        A positive number; only its order among the routes matters.
+    """
+    return _cuda_cost(route, conv) if device_type == "cuda" else _cpu_cost(route, conv)
+
+
+def _cpu_cost(route: Route, conv: ConvGeometry) -> float:
+    rates, product = CPU_RATES, conv.filters * conv.patch_size * conv.positions
+    if route == "direct" and conv.group_filters < NARROW_GROUP_FILTERS:
+        return rates.call + rates.narrow * product
+    # The native loops work on whole vectors of channels and filters.
+    channels, filters = (conv.groups * _whole_vectors(n) for n in (conv.group_channels, conv.group_filters))
+    if route == "direct":
+        return filters * _whole_vectors(conv.patch_size) * conv.positions
+    if route == "winograd":
+        tiles = -(-conv.out_size[0] // 4) * -(-conv.out_size[1] // 4)
+        pairs = channels * filters / conv.groups
+        return 36 * (tiles * pairs + rates.back * pairs + rates.tile * tiles * (channels + filters))
+    phases = min(conv.stride[0], conv.kernel[0]) * min(conv.stride[1], conv.kernel[1])
+    products = conv.positions**2 / 2 * (phases * conv.channels + filters)
+    shifts = conv.groups * conv.kernel[0] * conv.kernel[1] * conv.positions**2 / 2
+    return products + rates.pack * phases * conv.positions * conv.channels + rates.shift * shifts
+
+
+def _whole_vectors(count: int) -> int:
+    return -(-count // 32) * 32
+
+
+def _cuda_cost(route: Route, conv: ConvGeometry) -> float:
+    rates = CUDA_RATES
+    if route == "direct":
+        return conv.filters * conv.patch_size * conv.positions
+    form = rates.form * conv.positions**2 * conv.filters
+    if route == "gram":
+        unfolded = conv.groups * conv.patch_size * conv.positions
+        return unfolded * (rates.gram * conv.positions + rates.unfold) + form
+    pixels = conv.span(0, conv.out_size[0]) * conv.span(1, conv.out_size[1])
+    shifts = conv.groups * conv.kernel[0] * conv.kernel[1] * conv.positions**2
+    return rates.gram * pixels**2 * conv.channels + rates.shift * shifts + form
+
+
+def choose_route(conv: ConvGeometry, device_type: str) -> Route:
+    """Return the cheapest available route by `route_cost`; a tie goes to the first of `ROUTES`."""
+    return min(available_routes(conv, device_type), key=lambda route: route_cost(route, conv, device_type))

@@ -1,0 +1,171 @@
+"""The operator boundary: schema, checks, CPU and CUDA dispatch, fake implementation, all on one page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from ._cpu import filter_grad_sq_cpu
+from ._cuda import filter_grad_sq_cuda
+from ._geometry import as_convolution, conv_geometry, has_tangent
+from ._routes import ROUTES, Route, available_routes, choose_route
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+_DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32, torch.float16, torch.bfloat16)}
+
+_library = torch.library.Library("task2vec_ext", "DEF")
+_library.define(
+    "filter_grad_sq(Tensor input, Tensor grad_output, SymInt[] weight_shape, SymInt[] stride, SymInt[] padding, "
+    "SymInt[] dilation, SymInt groups, str route) -> Tensor"
+)
+
+
+def _check_dtype(tensor: Tensor, device_type: str) -> None:
+    if tensor.dtype not in _DTYPES[device_type]:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES[device_type])
+        raise TypeError(
+            f"filter_grad_sq: expected {names} tensors on {device_type}, got {tensor.dtype}; convert them first."
+        )
+
+
+def _check_route(route: str) -> None:
+    if route != "auto" and route not in ROUTES:
+        raise ValueError(f"filter_grad_sq: expected route 'auto' or one of {ROUTES}, got {route!r}.")
+
+
+def _dispatch(device_type: str, implementation: Any) -> Any:
+    def run(
+        input: Tensor,
+        grad_output: Tensor,
+        weight_shape: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        route: str,
+    ) -> Tensor:
+        _check_dtype(input, device_type)
+        _check_route(route)
+        conv = conv_geometry(input, grad_output, weight_shape, stride, padding, dilation, groups)
+        if route != "auto" and route not in available_routes(conv, device_type):
+            raise ValueError(
+                f"filter_grad_sq: expected a route this layer can take on {device_type}, one of "
+                f"{available_routes(conv, device_type)}; got {route!r}."
+            )
+        if conv.samples == 0:
+            return _empty(input, 0, conv.filters)
+        # Autocast would narrow the Gram matrices behind the kernels' back.
+        with torch.autocast(device_type, enabled=False):
+            return implementation(
+                input, grad_output, conv, choose_route(conv, device_type) if route == "auto" else route
+            )
+
+    return run
+
+
+def _empty(input: Tensor, samples: int, filters: int) -> Tensor:
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return input.new_empty((samples, filters), dtype=dtype)
+
+
+_library.impl("filter_grad_sq", _dispatch("cpu", filter_grad_sq_cpu), "CPU")
+_library.impl("filter_grad_sq", _dispatch("cuda", filter_grad_sq_cuda), "CUDA")
+
+
+@torch.library.register_fake("task2vec_ext::filter_grad_sq")
+def _filter_grad_sq_fake(
+    input: Tensor,
+    grad_output: Tensor,
+    weight_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    route: str,
+) -> Tensor:
+    if input.device.type in _DTYPES:
+        _check_dtype(input, input.device.type)
+    _check_route(route)
+    conv = conv_geometry(input, grad_output, weight_shape, stride, padding, dilation, groups)
+    return _empty(input, conv.samples, conv.filters)
+
+
+def _refuse_derivative(ctx: Any, grad: Tensor) -> Any:
+    raise NotImplementedError(
+        "filter_grad_sq: it has no derivative (it returns squared gradients, not a loss); detach its inputs, or use "
+        "task2vec_ext.reference.filter_grad_sq, which autograd can follow."
+    )
+
+
+torch.library.register_autograd("task2vec_ext::filter_grad_sq", _refuse_derivative)
+
+
+def filter_grad_sq(
+    input: Tensor,
+    grad_output: Tensor,
+    weight_shape: Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | Literal["same", "valid"] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    route: Route | Literal["auto"] = "auto",
+) -> Tensor:
+    """Return the squared norm of every sample's weight gradient, for every filter of a Conv2d or Linear layer.
+
+    ``out[n, o] = ‖g_n[o,·]‖²`` with ``g_n[o, p] = Σ_q grad_output[n, o, q] · patch(input_n)[p, q]``: what a backward
+    pass would leave in ``weight.grad[o]`` for sample n alone, squared and summed. No gradient is kept.
+
+    Args:
+        input: The layer's input, ``[N, C_in, H, W]``; for a Linear layer ``[N, D_in]`` or ``[N, …, D_in]``. float32 or
+            float64 on the CPU; float32, float16 or bfloat16 on CUDA. Any strides (slices too); channels-last is the
+            fastest.
+        grad_output: Gradient of the **summed** loss at the layer's output, ``[N, C_out, H_out, W_out]`` or ``[N, …,
+            D_out]``; dtype and device of `input`.
+        weight_shape: ``(C_out, C_in / groups, kH, kW)``, or ``(D_out, D_in)`` for a Linear layer.
+        stride: As in Conv2d.
+        padding: As in Conv2d: zeros on both sides, ``"same"`` or ``"valid"``. For other padding modes pad the input
+            first (`torch.nn.functional.pad`) and give 0.
+        dilation: As in Conv2d.
+        groups: As in Conv2d.
+        route: ``"direct"`` (form the gradient piece by piece), ``"winograd"`` (the same in the Winograd domain; on the
+            CPU, 3×3, stride and dilation 1), ``"gram"`` (on CUDA) or ``"shifted_gram"`` (quadratic form of the patches'
+            or the pixels' Gram matrix); ``"auto"`` takes the cheapest by `task2vec_ext._routes.route_cost`. All give
+            the same numbers to rounding (Note).
+
+    Returns:
+        ``[N, C_out]``, on the device of `input`, float64 for float64 inputs and float32 otherwise (16-bit inputs are
+        accumulated in float32). Unit: that of the loss squared, per weight squared.
+
+    Raises:
+        ValueError: If shapes or parameters do not belong to one layer, or the route is unknown.
+        TypeError: If a dtype is not supported on the device.
+        NotImplementedError: If a derivative of the result is asked for.
+
+    Note:
+        What is allocated beyond inputs and result does not grow with the batch: at most 16 MiB and copies of one sample
+        a thread on the CPU (groups of few filters: torch's own convolution, one sample at a time), 256 MiB on CUDA; a
+        Gram route forced on a large map takes what one output row of the Gram matrix needs. The same inputs give the
+        same bits.
+
+        On GPUs of compute capability 8.0 and later 16-bit inputs are multiplied on tensor cores (in the direct route:
+        where a group has at least 8 channels and 16 filters), and so are float32 inputs if torch may do that for the
+        convolution's own weight gradient: ``torch.backends.cudnn.conv.fp32_precision`` is ``"tf32"``, as it is by
+        default; the older ``torch.backends.cudnn.allow_tf32`` sets it, ``"ieee"`` keeps float32. TF32 has 10 bits
+        behind the point, so results are off by about 2⁻¹⁰ of the largest, more where sums cancel. 16-bit inputs lose
+        nothing in the direct route and as much in the Gram routes, which round the Gram matrix to TF32. Sums are
+        float32. Channels-last tensors whose channels (of a group) are a multiple of 16 bytes are read fastest.
+
+    Source:
+        Achille et al. 2019, §2 (diagonal of the Fisher, averaged per filter: divide by N·P); routes: the "ghost norm"
+        of Goodfellow 2015 (arXiv 1510.01799) and Li et al. 2021 (arXiv 2110.05679), here per filter.
+    """
+    if not torch.compiler.is_compiling() and has_tangent(input, grad_output):
+        _refuse_derivative(None, input)
+    input, grad_output, *layer = as_convolution(input, grad_output, weight_shape, stride, padding, dilation)
+    return torch.ops.task2vec_ext.filter_grad_sq(input, grad_output, *layer, groups, route)

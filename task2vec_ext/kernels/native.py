@@ -1,0 +1,154 @@
+"""The compiled module: what was built, and kernels for the GPU at hand if what was built has none for it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import shutil
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from .. import _C
+from .._util.warnings import Task2VecWarning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class BuildInfo(NamedTuple):
+    """How the installed native module was built."""
+
+    version: str
+    compiler: str
+    cuda_version: str | None
+    """Version of the CUDA compiler, or None: built without CUDA kernels."""
+    cuda_architectures: tuple[str, ...] | None
+    """CMake's words: ``"80-real"`` is machine code for 8.x, ``"90"`` machine code for 9.0 and PTX for what follows."""
+    openmp: int | None
+    """OpenMP's specification as yyyymm, or None: the CPU loops run on one thread."""
+
+
+def build_info() -> BuildInfo:
+    """Return version, compiler, CUDA version and architectures, and OpenMP of the installed native module.
+
+    Returns:
+        A `BuildInfo`; ``cuda_version`` and ``cuda_architectures`` are None where nvcc was not found at build time.
+    """
+    architectures = _C.cuda_architectures
+    return BuildInfo(
+        version=importlib.metadata.version("task2vec_ext"),
+        compiler=_C.compiler,
+        cuda_version=_C.cuda_version,
+        cuda_architectures=None if architectures is None else tuple(architectures.split(",")),
+        openmp=_C.openmp,
+    )
+
+
+def covers(architectures: str | None, capability: tuple[int, int]) -> bool:
+    """Whether a module built for `architectures` (CMake's words) has code for a GPU of `capability`.
+
+    Machine code of X.Y runs on X.Z with Z ≥ Y; PTX of X.Y is compiled by the driver for anything newer.
+    """
+    for entry in (architectures or "").split(","):
+        digits, _, kind = entry.partition("-")
+        if not digits.isdigit():
+            continue  # "90a" and the like hold for exactly one chip and are not used here
+        built = (int(digits[:-1]), int(digits[-1]))
+        machine_code = kind != "virtual" and built[0] == capability[0] and built[1] <= capability[1]
+        ptx = kind != "real" and built <= capability
+        if machine_code or ptx:
+            return True
+    return False
+
+
+def cuda_kernels(device: torch.device) -> Any:
+    """Return a native module whose CUDA kernels run on `device`: the built one, or one compiled for it now."""
+    capability = torch.cuda.get_device_capability(device)
+    return _C if covers(_C.cuda_architectures, capability) else compile_kernels(capability)
+
+
+@functools.cache
+def compile_kernels(capability: tuple[int, int]) -> Any:
+    """Compile the package's own ``csrc/`` for GPUs of `capability` and return the module.
+
+    The result is cached by torch (``TORCH_EXTENSIONS_DIR``), so that only the first process on a machine waits.
+
+    Args:
+        capability: CUDA compute capability, e.g. ``(8, 6)``.
+
+    Returns:
+        The compiled module, with the same functions as the built one.
+
+    Raises:
+        RuntimeError: If nvcc is not found, or the compiler fails.
+    """
+    from torch.utils import cpp_extension
+
+    name = "{}.{}".format(*capability)
+    built = _C.cuda_architectures or "none: nvcc was not found when it was installed"
+    if cpp_extension.CUDA_HOME is None or not shutil.which(str(Path(cpp_extension.CUDA_HOME, "bin", "nvcc"))):
+        raise RuntimeError(
+            f"task2vec_ext: this GPU (compute capability {name}) has no kernels in the installed module (built for "
+            f"{built}), and nvcc, which would compile them now, was not found; install the CUDA toolkit "
+            f"{torch.version.cuda or ''} and set CUDA_HOME, or use device='cpu'."
+        )
+    warnings.warn(
+        f"compiling the CUDA kernels for compute capability {name} once (the installed module was built for {built}); "
+        "this takes about a minute and is cached",
+        Task2VecWarning,
+        stacklevel=2,
+    )
+    source = source_folder()
+    with _environment(TORCH_CUDA_ARCH_LIST=name):
+        try:
+            return cpp_extension.load(
+                name=f"task2vec_ext_sm{capability[0]}{capability[1]}",
+                sources=[str(source / "python" / "module.cpp"), *map(str, sorted(source.glob("csrc/*.cu")))],
+                extra_include_paths=[str(source / "csrc")],
+                extra_cflags=["-O3", "-std=c++17", "-fopenmp", *_defines(name)],
+                extra_cuda_cflags=["-O3", "-std=c++17", "-lineinfo"],
+                extra_ldflags=["-fopenmp", *(f"-L{folder}" for folder in _cudart_folders(cpp_extension.CUDA_HOME))],
+                with_cuda=True,
+            )
+        except Exception as error:
+            raise RuntimeError(f"task2vec_ext: compiling the CUDA kernels for {name} failed: {error}") from error
+
+
+def source_folder() -> Path:
+    """Return the folder that holds ``csrc/`` and ``python/``, installed beside the native module."""
+    return Path(_C.__file__).with_name("_src")
+
+
+def _cudart_folders(cuda_home: str) -> list[Path]:
+    """Where libcudart may lie: torch asks CUDA_HOME/lib64 alone, which an nvcc outside its toolkit leads astray."""
+    homes = [os.environ.get("CUDA_PATH", ""), cuda_home, "/usr/local/cuda"]
+    folders = [Path(home, lib) for home in homes if home for lib in ("lib64", "lib")]
+    return [folder for folder in folders if (folder / "libcudart.so").exists()]
+
+
+def _defines(architecture: str) -> list[str]:
+    return [
+        "-DTASK2VEC_KERNELS",
+        "-DTASK2VEC_CUDA_ONLY",
+        f'-DTASK2VEC_ARCHITECTURES=\\"{architecture.replace(".", "")}-real\\"',
+        f'-DTASK2VEC_CUDA_VERSION=\\"{torch.version.cuda}\\"',
+    ]
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value

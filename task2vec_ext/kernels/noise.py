@@ -1,0 +1,397 @@
+"""Gaussian noise on activations and on weights, drawn again in the backward pass instead of being stored.
+
+Every number is a function of (seed, layer, step, place): Philox4x32-10 and Box–Muller (``csrc/philox.h``). The uniform
+numbers agree in every bit on the CPU and on GPUs, in any memory layout and for any number of threads; the normal ones
+to float32 rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+import torch
+from torch.nn import functional as F
+
+from .. import _C
+from ._geometry import ConvGeometry, as_convolution, conv_geometry, has_tangent
+from ._runtime import SCALARS, Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+WEIGHT_STREAM = 2**32 - 1
+"""The layer number that `weight_noise` draws for."""
+_TILE, _FILTERS = _C.noise_tile, _C.noise_filters
+_CPU_DTYPES = torch.float32, torch.float64
+
+_library = torch.library.Library("task2vec_ext", "FRAGMENT")
+_library.define("add_noise(Tensor output, Tensor norm, Tensor sigma, int seed, int layer, int step) -> Tensor")
+_library.define(
+    "add_noise_backward(Tensor grad, Tensor norm, Tensor sigma, int seed, int layer, int step, bool norm_too)"
+    " -> (Tensor, Tensor)"
+)
+_library.define("weight_noise(Tensor weight, Tensor sigma, Tensor starts, int seed, int step) -> Tensor")
+_library.define("weight_noise_backward(Tensor grad, Tensor starts, int seed, int step) -> Tensor")
+
+
+def local_noise(
+    output: Tensor,
+    input: Tensor,
+    log_variance: Tensor,
+    weight_shape: Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | Literal["same", "valid"] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    seed: int,
+    layer: int,
+    step: int,
+    epsilon: float = 0.01,
+) -> Tensor:
+    """Return the output of a Conv2d or Linear layer as if its weights were noisy, independently at every location.
+
+    ``out[n,o,q] = output[n,o,q] + √(σ_o²·B[n,q])·ε[n,o,q]``, ε standard normal, ``B[n,q] = Σ_{p∈patch(q)} (x_n[p]² +
+    epsilon)`` over the input channels of the filter's group (zero padding adds nothing): the variance that
+    ``conv2d(x² + epsilon, σ²)`` gives, from one channel a group.
+
+    Args:
+        output: Of the layer, ``[N, C_out, H_out, W_out]``, or of a Linear layer ``[N, …, D_out]``; float32 or float64
+            on the CPU, float32, float16 or bfloat16 on CUDA; channels-first or channels-last, as it lies.
+        input: Of the layer, ``[N, C_in, H, W]`` or ``[N, …, D_in]``, of the dtype of `output`.
+        log_variance: Log σ² of every filter, ``[C_out]``, of any floating-point dtype.
+        weight_shape: ``(C_out, C_in / groups, kH, kW)``, or ``(D_out, D_in)``.
+        stride: As in Conv2d.
+        padding: As in Conv2d; for other padding modes pad the input first and give 0.
+        dilation: As in Conv2d.
+        groups: As in Conv2d.
+        seed: 0 … 2⁶³ − 1.
+        layer: 0 … 2³² − 2, another stream each.
+        step: 0 … 2³² − 1, another draw each.
+        epsilon: At least 0; keeps the variance positive where the input is 0 (the authors' 0.01).
+
+    Returns:
+        Like `output`. Gradients flow to `output`, `input` and `log_variance`; ε is drawn again for them, nothing of its
+        size is kept (of a layer in groups √B is, once a filter).
+
+    Raises:
+        ValueError: If shapes, numbers or devices do not belong to one layer.
+        TypeError: If a dtype is not supported on the device.
+        NotImplementedError: If a second derivative, or one in forward mode, is asked for.
+
+    Source:
+        Kingma, Salimans, Welling 2015 (arXiv 1506.02557), local reparameterisation; Salmon et al., SC 2011, Philox.
+    """
+    shape, who = output.shape, ("local_noise", "output")
+    input, output, weight_shape, stride, padding, dilation = as_convolution(
+        input, output, weight_shape, stride, padding, dilation, *who
+    )
+    conv = conv_geometry(input, output, weight_shape, stride, padding, dilation, groups, *who)
+    _check_numbers("local_noise", seed, layer, step)
+    if not 0 <= epsilon < math.inf:
+        raise ValueError(f"local_noise: expected epsilon >= 0, got {epsilon}.")
+    _check_log_variance("local_noise", log_variance, output, input)
+    if log_variance.shape != (conv.filters,):
+        raise ValueError(
+            f"local_noise: expected log_variance of shape [{conv.filters}], one number a filter; got "
+            f"{list(log_variance.shape)}."
+        )
+    # Autocast would narrow what is squared.
+    with torch.autocast(output.device.type, enabled=False):
+        norm = patch_norm(input, conv, epsilon)
+        if groups > 1:
+            norm = norm.unsqueeze(2).expand(-1, -1, conv.group_filters, -1, -1).flatten(1, 2)
+        sigma = (0.5 * log_variance.to(norm.dtype)).exp()
+        noisy: Tensor = torch.ops.task2vec_ext.add_noise(output, norm, sigma, seed, layer, step)
+    return noisy if noisy.shape == shape else noisy.squeeze(-1).transpose(1, 2).reshape(shape)
+
+
+def patch_norm(input: Tensor, conv: ConvGeometry, epsilon: float) -> Tensor:
+    """Return √B (see `local_noise`), ``[N, groups, H_out, W_out]``, float64 for float64 and float32 otherwise.
+
+    Args:
+        input: ``[N, C_in, H, W]``.
+        conv: Sizes of the layer.
+        epsilon: Added to every square.
+    """
+    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+    squares = _SumOfSquares.apply(input.unflatten(1, (conv.groups, conv.group_channels)), wide)
+    squares = squares + conv.group_channels * epsilon
+    if conv.dilation == (1, 1):
+        if any(2 * pad > size for pad, size in zip(conv.padding, conv.kernel, strict=True)):  # more than a pool takes
+            rows, columns = conv.padding
+            squares, padding = F.pad(squares, (columns, columns, rows, rows)), (0, 0)
+        else:
+            padding = conv.padding
+        box = F.avg_pool2d(squares, conv.kernel, conv.stride, padding, divisor_override=1)
+    else:  # in float64, which no GPU rounds to TF32
+        ones = squares.new_ones((conv.groups, 1, *conv.kernel), dtype=torch.float64)
+        box = F.conv2d(squares.double(), ones, None, conv.stride, conv.padding, conv.dilation, conv.groups).to(wide)
+    return box.clamp(min=torch.finfo(wide).tiny).sqrt()  # a patch of padding alone: no noise, and a gradient of 0
+
+
+class _SumOfSquares(torch.autograd.Function):
+    """``[N, G, C, H, W] → [N, G, H, W]``, one read forwards and one write backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, wide: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x)
+        if x.is_cuda or x.stride(2) == 1:  # channels-last: no square is written
+            return torch.linalg.vector_norm(x, dim=2, dtype=wide).square()
+        return x.to(wide).square().sum(2)  # 10 times faster than that, channels-first on the CPU
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return (x * (2 * grads[0]).unsqueeze(2)).to(x.dtype), None  # 1/√B is too large for 16 bits where x is small
+
+
+def weight_noise(weight: Tensor, log_variance: Tensor, starts: Tensor, *, seed: int, step: int) -> Tensor:
+    """Return all layers' weights plus noise, ``w[o,j] + σ_o·ε[o,j]``, in one pass over them.
+
+    Args:
+        weight: The filters of all layers end to end, ``[W]``; float32, on the CPU also float64.
+        log_variance: Log σ² of every filter, ``[K]``, of any floating-point dtype.
+        starts: Where each filter begins, from 0, and W, ``[K + 1]`` int64, on the device of `weight`. The values are
+            checked on the CPU alone: elsewhere that would wait for the device.
+        seed: 0 … 2⁶³ − 1.
+        step: 0 … 2³² − 1, another draw each.
+
+    Returns:
+        ``[W]``. Gradients flow to `weight` and `log_variance`; ε is drawn again for them.
+
+    Raises:
+        ValueError: If shapes, numbers or devices do not fit.
+        TypeError: If a dtype is not supported on the device.
+        NotImplementedError: If a second derivative, or one in forward mode, is asked for.
+
+    Source:
+        Achille et al. 2019 (arXiv 1902.03545), §3: w ∼ N(ŵ, Λ⁻¹).
+    """
+    _check_numbers("weight_noise", seed, 0, step)
+    if weight.dim() != 1 or log_variance.dim() != 1 or starts.shape != (len(log_variance) + 1,):
+        raise ValueError(
+            "weight_noise: expected weight [W], log_variance [K] and starts [K + 1]; got "
+            f"{list(weight.shape)}, {list(log_variance.shape)} and {list(starts.shape)}."
+        )
+    _check_log_variance("weight_noise", log_variance, weight, starts)
+    if starts.dtype != torch.int64:
+        raise TypeError(f"weight_noise: expected starts of int64, got {starts.dtype}.")
+    sigma = (0.5 * log_variance.to(weight.dtype)).exp()
+    return torch.ops.task2vec_ext.weight_noise(weight, sigma, starts, seed, step)
+
+
+def _check_numbers(who: str, seed: int, layer: int, step: int) -> None:
+    for name, value, limit in (("seed", seed, 2**63), ("layer", layer, WEIGHT_STREAM), ("step", step, 2**32)):
+        if not 0 <= value < limit:
+            raise ValueError(f"{who}: expected {name} from 0 to {limit - 1}, got {value}.")
+
+
+def _check_log_variance(who: str, log_variance: Tensor, *others: Tensor) -> None:
+    """Also what holds of all tensors of a call: one device, no forward mode."""
+    if not log_variance.is_floating_point():
+        raise TypeError(f"{who}: expected log_variance of a floating-point dtype, got {log_variance.dtype}.")
+    devices = {str(tensor.device) for tensor in (log_variance, *others)}
+    if len(devices) > 1:
+        raise ValueError(f"{who}: expected all tensors on one device, got them on {', '.join(sorted(devices))}.")
+    if not torch.compiler.is_compiling() and has_tangent(log_variance, *others):
+        _refuse_derivative(who)
+
+
+def _refuse_derivative(who: str, *_: Any) -> NoReturn:
+    raise NotImplementedError(
+        f"{who}: it has first derivatives in reverse mode alone; use task2vec_ext.reference, which autograd can follow."
+    )
+
+
+def _check_dtype(who: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
+    if tensor.dtype not in allowed:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        raise TypeError(
+            f"{who}: expected {names} tensors on {tensor.device.type}, got {tensor.dtype}; convert them first."
+        )
+
+
+def _impl(name: str, function: Callable[..., Any]) -> None:
+    _library.impl(name, function, "CPU")
+    _library.impl(name, lambda first, *rest: function(first, *rest, runtime=Runtime.of(first)), "CUDA")
+
+
+# ---- local noise, behind the boundary -----------------------------------------------------------------------------
+
+
+def add_noise(
+    output: Tensor, norm: Tensor, sigma: Tensor, seed: int, layer: int, step: int, runtime: Runtime | None = None
+) -> Tensor:
+    """``output[n,o,q] + σ[o]·norm[n,(o,)q]·ε[n,o,q]``; `runtime`: launch CUDA kernels, not the CPU's loops."""
+    _check_dtype("local_noise", output, _CPU_DTYPES if runtime is None else tuple(SCALARS))
+    output, norm, shape = _dense(output, norm)
+    sigma, out = sigma.contiguous(), torch.empty_like(output)
+    addresses = norm.data_ptr(), sigma.data_ptr(), shape, (seed, layer, step), out.data_ptr()
+    if runtime is None:
+        loop = _C.local_noise_f64 if output.dtype == torch.float64 else _C.local_noise_f32
+        loop(output.data_ptr(), *addresses)
+    else:
+        runtime.kernels.local_noise(
+            output.data_ptr(), SCALARS[output.dtype], *addresses, runtime.device, runtime.stream
+        )
+    return out
+
+
+def add_noise_backward(
+    grad: Tensor,
+    norm: Tensor,
+    sigma: Tensor,
+    seed: int,
+    layer: int,
+    step: int,
+    norm_too: bool,
+    runtime: Runtime | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients to σ, ``[C]``, and to the norm, like `norm` (empty unless `norm_too`)."""
+    grad, norm, shape = _dense(grad, norm)
+    sigma = sigma.contiguous()
+    samples, filters, positions, _, of_filter = shape
+    sums = norm.new_empty((samples, -(-positions // _TILE), filters))
+    if not norm_too:
+        grad_norm = norm.new_empty(0)
+    elif of_filter or runtime is None:
+        grad_norm = torch.empty_like(norm)
+    else:
+        grad_norm = norm.new_empty((-(-filters // _FILTERS), *norm.shape))
+    to_norm = grad_norm.data_ptr() if norm_too else 0
+    addresses = norm.data_ptr(), sigma.data_ptr(), shape, (seed, layer, step), sums.data_ptr(), to_norm
+    if runtime is None:
+        loop = _C.local_noise_backward_f64 if grad.dtype == torch.float64 else _C.local_noise_backward_f32
+        loop(grad.data_ptr(), *addresses)
+    else:
+        runtime.kernels.local_noise_backward(
+            grad.data_ptr(), SCALARS[grad.dtype], *addresses, runtime.device, runtime.stream
+        )
+    if norm_too and grad_norm.dim() > norm.dim():
+        grad_norm = grad_norm.sum(0)
+    return sums.sum((0, 1), dtype=torch.float64).to(sigma.dtype), grad_norm
+
+
+def _dense(output: Tensor, norm: Tensor) -> tuple[Tensor, Tensor, tuple[int, int, int, bool, bool]]:
+    """Return both as the loops read them, and a ``NoiseShape`` (csrc/kernels.h)."""
+    last = output.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    of_filter = norm.shape[1] == output.shape[1] > 1
+    shape = (output.shape[0], output.shape[1], output.shape[2] * output.shape[3], last, of_filter)
+    return output.contiguous(memory_format=layout), norm.contiguous(memory_format=layout), shape
+
+
+_impl("add_noise", add_noise)
+_impl("add_noise_backward", add_noise_backward)
+
+
+@torch.library.register_fake("task2vec_ext::add_noise")
+def _add_noise_fake(output: Tensor, norm: Tensor, sigma: Tensor, seed: int, layer: int, step: int) -> Tensor:
+    return torch.empty_like(_dense(output, norm)[0])
+
+
+@torch.library.register_fake("task2vec_ext::add_noise_backward")
+def _add_noise_backward_fake(
+    grad: Tensor, norm: Tensor, sigma: Tensor, seed: int, layer: int, step: int, norm_too: bool
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(sigma), torch.empty_like(_dense(grad, norm)[1]) if norm_too else norm.new_empty(0)
+
+
+def _save_local(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, norm, sigma, *ctx.key = inputs
+    ctx.save_for_backward(norm, sigma)
+
+
+def _local_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    norm, sigma = ctx.saved_tensors
+    to_norm, to_sigma = ctx.needs_input_grad[1:3]
+    if not (to_norm or to_sigma):
+        return grad, None, None, None, None, None
+    of_sigma, of_norm = torch.ops.task2vec_ext.add_noise_backward(grad, norm, sigma, *ctx.key, to_norm)
+    return grad, of_norm if to_norm else None, of_sigma, None, None, None
+
+
+torch.library.register_autograd("task2vec_ext::add_noise", _local_gradients, setup_context=_save_local)
+torch.library.register_autograd("task2vec_ext::add_noise_backward", partial(_refuse_derivative, "local_noise"))
+
+
+# ---- noise on weights, behind the boundary --------------------------------------------------------------------------
+
+
+def add_weight_noise(
+    weight: Tensor, sigma: Tensor, starts: Tensor, seed: int, step: int, runtime: Runtime | None = None
+) -> Tensor:
+    """``w[o,j] + σ_o·ε[o,j]``; `runtime`: launch CUDA kernels, not the CPU's loops."""
+    _check_dtype("weight_noise", weight, _CPU_DTYPES if runtime is None else (torch.float32,))
+    if starts.device.type == "cpu" and not (
+        starts[0] == 0 and starts[-1] == len(weight) and bool((starts.diff() >= 0).all())
+    ):
+        raise ValueError(f"weight_noise: expected starts to ascend from 0 to {len(weight)}, got {starts.tolist()}.")
+    weight, sigma, starts = weight.contiguous(), sigma.contiguous(), starts.contiguous()
+    out = torch.empty_like(weight)
+    arguments: tuple[Any, ...] = (
+        weight.data_ptr(),
+        sigma.data_ptr(),
+        starts.data_ptr(),
+        len(sigma),
+        (seed, WEIGHT_STREAM, step),
+        out.data_ptr(),
+    )
+    if runtime is None:
+        (_C.weight_noise_f64 if weight.dtype == torch.float64 else _C.weight_noise_f32)(*arguments)
+    else:
+        runtime.kernels.weight_noise(*arguments, runtime.device, runtime.stream)
+    return out
+
+
+def weight_noise_backward(grad: Tensor, starts: Tensor, seed: int, step: int, runtime: Runtime | None = None) -> Tensor:
+    """Return the gradient to σ, ``[K]``."""
+    grad, starts, sums = grad.contiguous(), starts.contiguous(), grad.new_empty(len(starts) - 1)
+    arguments: tuple[Any, ...] = (
+        grad.data_ptr(),
+        starts.data_ptr(),
+        len(sums),
+        (seed, WEIGHT_STREAM, step),
+        sums.data_ptr(),
+    )
+    if runtime is None:
+        (_C.weight_noise_backward_f64 if grad.dtype == torch.float64 else _C.weight_noise_backward_f32)(*arguments)
+    else:
+        runtime.kernels.weight_noise_backward(*arguments, runtime.device, runtime.stream)
+    return sums
+
+
+_impl("weight_noise", add_weight_noise)
+_impl("weight_noise_backward", weight_noise_backward)
+
+
+@torch.library.register_fake("task2vec_ext::weight_noise")
+def _weight_noise_fake(weight: Tensor, sigma: Tensor, starts: Tensor, seed: int, step: int) -> Tensor:
+    return weight.new_empty(weight.shape)
+
+
+@torch.library.register_fake("task2vec_ext::weight_noise_backward")
+def _weight_noise_backward_fake(grad: Tensor, starts: Tensor, seed: int, step: int) -> Tensor:
+    return grad.new_empty(len(starts) - 1)
+
+
+def _save_weights(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, _, starts, *ctx.key = inputs
+    ctx.save_for_backward(starts)
+
+
+def _weight_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    (starts,) = ctx.saved_tensors
+    of_sigma = None
+    if ctx.needs_input_grad[1]:
+        of_sigma = torch.ops.task2vec_ext.weight_noise_backward(grad, starts, *ctx.key)
+    return grad, of_sigma, None, None, None
+
+
+torch.library.register_autograd("task2vec_ext::weight_noise", _weight_gradients, setup_context=_save_weights)
+torch.library.register_autograd("task2vec_ext::weight_noise_backward", partial(_refuse_derivative, "weight_noise"))

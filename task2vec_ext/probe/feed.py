@@ -1,0 +1,123 @@
+"""A task's images on their way to the probe, and the device that both meet on."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .._util.progress import progress_bar
+from .._util.warnings import Task2VecWarning
+from ..data import Batch, batches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+    from .._util.progress import Pass
+    from ..data import Failure, Task
+    from ..data.loader import OnError
+    from .probe import Probe
+
+
+@dataclass(frozen=True)
+class ImageFeed:
+    """A task's images on their way to the probe, as often as they are needed."""
+
+    task: Task
+    probe: Probe
+    device: torch.device
+    batch_size: int
+    num_workers: int
+    progress: bool | Pass | None
+
+    @contextmanager
+    def batches(
+        self, indices: Tensor, what: str, on_error: OnError = "raise", skipped: list[Failure] | None = None
+    ) -> Iterator[Iterator[Batch]]:
+        """Yield an iterator over the batches, on the device; workers and progress bar end with the block."""
+        dtype = next((p.dtype for p in self.probe.module.parameters() if p.is_floating_point()), torch.float32)
+        loader = batches(
+            self.task,
+            indices,
+            self.probe.preprocess,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            pin_memory=self.device.type == "cuda",
+            on_error=on_error,
+            skipped=skipped,
+        )
+        with (
+            closing(loader),  # type: ignore[type-var]  # a generator
+            progress_bar(f"{self.task.name}: {what}", len(indices), self.progress) as advance,
+        ):
+
+            def moved_batches() -> Iterator[Batch]:
+                for batch in loader:
+                    moved = Batch(*(part.to(self.device, non_blocking=True) for part in batch))
+                    yield moved._replace(images=moved.images.to(dtype))
+                    advance(len(batch.index))
+
+            yield moved_batches()
+
+
+def with_targets(batches: Iterator[Batch], targets: Tensor) -> Iterator[Batch]:
+    """Pass the batches on with the targets that the head was fitted to, in the same order."""
+    stop = 0
+    for batch in batches:
+        rows = slice(stop, stop := stop + len(batch.index))
+        yield batch._replace(labels=targets[rows].to(batch.images.device))
+
+
+def same_as_before(batches: Iterator[Batch], seen: Batch | None) -> Iterator[Batch]:
+    """Pass the batches on; warn if the first image is not what it was when it was `seen`, to fit the head on."""
+    for number, batch in enumerate(batches):
+        # Ranks that share a task may begin with another image, where some were left out.
+        checked = number == 0 and seen is not None and batch.index[0] == seen.index[0]
+        if checked and seen is not None and not torch.equal(batch.images[0], seen.images[0]):
+            warnings.warn(
+                "the task gives another image each time it is read (a random transform?): the head is fitted on "
+                "other images than the Fisher is taken of, and the same seed gives another embedding; use a fixed "
+                "transform",
+                Task2VecWarning,
+                stacklevel=4,
+            )
+        yield batch
+
+
+def choose_device(module: nn.Module, device: str | torch.device | None, *, owned: bool) -> torch.device:
+    """Return where to run: as asked for; else where a caller's module is; else the fastest there is."""
+    parameter = next(module.parameters(), None)
+    if device is None:
+        if parameter is not None and not owned:
+            return parameter.device
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.empty(0, device=device).device  # with an index, and only where the machine has it
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise RuntimeError(
+            f"fisher_embed: expected a device this machine has, got {str(device)!r} ({reason}); pass device='cpu'."
+        ) from error
+    if place.type == "meta":
+        raise ValueError("fisher_embed: expected a device with memory, got 'meta'; pass device='cpu'.")
+    return place
+
+
+@contextmanager
+def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Move the probe for as long as the work takes: a caller's module comes back to where it was."""
+    parameter = next(module.parameters(), None)
+    before = device if parameter is None else parameter.device
+    if before == device:
+        yield
+        return
+    try:
+        module.to(device)
+        yield
+    finally:
+        module.to(before)

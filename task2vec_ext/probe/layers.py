@@ -1,0 +1,171 @@
+"""What a network holds that an embedding can describe: the weights with filters, by name, and the head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+LayerKind = Literal["conv", "linear", "batchnorm"]
+
+_HEAD_NAMES = ("fc", "head", "classifier")  # where most networks keep it, whatever else they register after it
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The part of an embedding that belongs to one layer of the probe.
+
+    Args:
+        name: The module's name in the probe, e.g. ``"layer1.0.conv1"``; an attention's packed in-projection has its
+            module's and ``".in_proj"``.
+        kind: What the module is.
+        start: First index of its filters in the embedding.
+        stop: One past the last.
+        fan_in: Weights per filter, P = (C_in / groups)·kH·kW; 1 for BatchNorm.
+    """
+
+    name: str
+    kind: LayerKind
+    start: int
+    stop: int
+    fan_in: int
+
+
+def named_filters(module: nn.Module, include_batchnorm: bool = False) -> Iterator[tuple[str, LayerKind]]:
+    """Yield (name, kind) of everything whose weight's rows are filters, in the module's order.
+
+    Args:
+        module: The probe's network.
+        include_batchnorm: Also BatchNorm2d, of one weight a channel.
+
+    Yields:
+        Conv2d and Linear modules by their names, and the packed in-projection of an ``nn.MultiheadAttention`` (the
+        parameter ``in_proj_weight``, ``[3·D, D]``: queries, keys, values) as ``"….in_proj"``.
+    """
+    for name, child in module.named_modules():
+        if isinstance(child, nn.Conv2d):
+            yield name, "conv"
+        elif isinstance(child, nn.Linear):
+            yield name, "linear"
+        elif isinstance(child, nn.MultiheadAttention) and child.in_proj_weight is not None:
+            yield f"{name}.in_proj".removeprefix("."), "linear"
+        elif include_batchnorm and isinstance(child, nn.BatchNorm2d) and child.affine:
+            yield name, "batchnorm"
+
+
+def filter_weight(module: nn.Module, name: str) -> nn.Parameter:
+    """Return the parameter whose rows are the filters of one of `named_filters`.
+
+    Args:
+        module: The probe's network.
+        name: As `named_filters` yields it.
+
+    Returns:
+        The parameter, ``[C_out, …]``.
+
+    Raises:
+        NotImplementedError: If the weight is computed from other parameters, as under ``weight_norm`` and
+            ``spectral_norm``.
+    """
+    owner, _, last = name.rpartition(".")
+    packed = last == "in_proj" and isinstance(module.get_submodule(owner), nn.MultiheadAttention)
+    try:
+        return module.get_parameter(f"{name}_weight" if packed else f"{name}.weight")
+    except AttributeError:
+        raise NotImplementedError(
+            f"Probe: expected the weight of {name!r} as a parameter of its own, got one computed from others "
+            "(weight_norm, spectral_norm or another parametrization); make it one with "
+            "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') or "
+            "torch.nn.utils.remove_weight_norm(layer), or pass layers=[…] with the others."
+        ) from None
+
+
+def undescribed(module: nn.Module) -> Iterator[str]:
+    """Yield "name (type)" of modules whose own weights have more than one axis and no entries in an embedding.
+
+    Transposed, 1-D and 3-D convolutions, separate query, key and value projections, embeddings; not what is no weight
+    of a layer: class tokens, tables of positions, LayerScale.
+
+    Args:
+        module: The probe's network.
+
+    Yields:
+        Words for people.
+    """
+    described = {name.removesuffix("in_proj").removesuffix(".") for name, _ in named_filters(module)}
+    for name, child in module.named_modules():
+        own = child.named_parameters(recurse=False)
+        if name not in described and any("weight" in key and weight.dim() > 1 for key, weight in own):
+            yield f"{name} ({type(child).__name__})"
+
+
+def default_head(module: nn.Module) -> str:
+    """Return the name of the Linear layer that gives a network's output: by custom, else the last one registered.
+
+    Args:
+        module: The network.
+
+    Returns:
+        ``fc``, ``head`` or ``classifier`` where that is a Linear layer, else the last Linear layer's name
+        (``classifier.6`` of a VGG, ``heads.head`` of a ViT).
+
+    Raises:
+        ValueError: If the network has no Linear layer.
+    """
+    for name in _HEAD_NAMES:
+        if isinstance(getattr(module, name, None), nn.Linear):
+            return name
+    if linear := linear_layers(module):
+        return linear[-1]
+    raise ValueError(
+        f"load_probe: expected a network that ends in a Linear layer, its head, got {type(module).__name__} without "
+        "one; put the pooling that its output needs and a Linear layer behind it."
+    )
+
+
+def find_head(module: nn.Module, name: str) -> nn.Linear:
+    """Return the head.
+
+    Args:
+        module: The network.
+        name: Of one of its modules.
+
+    Returns:
+        The module of that name.
+
+    Raises:
+        ValueError: If there is none.
+        TypeError: If it is no Linear layer.
+    """
+    try:
+        head = module.get_submodule(name)
+    except AttributeError:
+        raise ValueError(
+            f"Probe: expected a module named {name!r} as head, found none; Linear layers: "
+            f"{', '.join(linear_layers(module)) or 'none'}."
+        ) from None
+    if not isinstance(head, nn.Linear):
+        raise TypeError(f"Probe: expected the head {name!r} to be an nn.Linear, got {type(head).__name__}.")
+    return head
+
+
+def linear_layers(module: nn.Module) -> list[str]:
+    """Return the names of all Linear layers but attention's out-projections, which no output comes from.
+
+    Args:
+        module: The network.
+
+    Returns:
+        Names in the module's order.
+    """
+    attention = nn.modules.linear.NonDynamicallyQuantizableLinear
+    return [
+        name
+        for name, child in module.named_modules()
+        if isinstance(child, nn.Linear) and not isinstance(child, attention)
+    ]

@@ -1,0 +1,43 @@
+import sys
+
+import pytest
+
+from task2vec_ext._util.progress import library_progress, progress_bar
+from task2vec_ext.library.index import Entry
+
+
+def ended(state: str, error: str | None = None) -> Entry:
+    return Entry(1, "birds", "birds.safetensors", 10, state, error=error)
+
+
+def work(enabled) -> None:
+    with library_progress(2, 30, enabled) as told:
+        with progress_bar("birds: features", 10, told.of_pass) as advance:
+            advance(10)
+        told.ended(10, ended("done"))
+        told.ended(20, ended("failed", "ValueError: no images"))
+
+
+def test_a_file_gets_a_line_a_task_where_asked_for(capsys):
+    work(True)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("1 of 2 tasks, 10 of 30 images, 0:00:00, about 0:00:00 left: birds done")
+    assert second.startswith("2 of 2 tasks, 1 failed, 30 of 30 images")
+    assert second.endswith("birds failed: ValueError: no images")
+
+
+def test_a_file_gets_nothing_unasked(capsys):
+    work(None)
+    work(False)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("enabled", [True, None])
+def test_a_terminal_gets_bars_over_all_tasks_and_the_pass(capsys, monkeypatch, enabled):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "160")
+    work(enabled)
+    shown = capsys.readouterr().err
+    assert "2 of 2 tasks, 1 failed" in shown
+    assert "30/30" in shown

@@ -1,0 +1,86 @@
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_cli import run
+
+from task2vec_ext import Library
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> list[Path]:
+    """Three tasks of two classes, three images each; the last has one that is broken."""
+    root = tmp_path_factory.mktemp("tasks")
+    for t in range(3):
+        for c in range(2):
+            (root / f"task{t}" / f"class{c}").mkdir(parents=True)
+            for i in range(3):
+                Image.effect_noise((50 + t, 50), 20 + 60 * c).save(root / f"task{t}" / f"class{c}" / f"{i}.png")
+    (root / "task2" / "class1" / "1.png").write_bytes(b"broken")
+    return [root / f"task{t}" for t in range(3)]
+
+
+def build(capsys, folders, output, *options):
+    return run(capsys, "library", "build", *folders, "-o", output, "--probe", "tiny", *options)
+
+
+def test_build_status_ls_nearest_rm_verify(capsys, folders, tmp_path):
+    output = tmp_path / "library"
+    code, out, error = build(capsys, folders, output)
+    assert code == 1
+    assert "2 of 3 tasks are embedded" in out
+    lines = error.splitlines()
+    assert re.match(r"1 of 3 tasks, 6 of 18 images, \d:\d\d:\d\d, about \d:\d\d:\d\d left: task0 done$", lines[0])
+    assert lines[2].startswith("3 of 3 tasks, 1 failed, 18 of 18 images")
+    assert "class1/1.png" in run(capsys, "library", "ls", output, "--failed")[1]
+    code, out, _ = run(capsys, "library", "status", output)
+    assert code == 0
+    assert re.search(r"done: 2\n +failed: 1\n +waiting: 0\nno process is building it\n", out)
+
+    code, out, error = build(capsys, folders, output, "--skip-unreadable", "--retry-failed", "--batch-size", 4)
+    assert code == 0
+    assert "3 of 3 tasks are embedded" in out
+    assert len(error.splitlines()) == 1
+    listed = run(capsys, "library", "ls", output)[1]
+    assert all(re.search(rf"task{t} +6 +done", listed) for t in range(3))
+
+    code, out, _ = run(capsys, "nearest", "task1", "--library", output, "-k", 1)
+    assert code == 0
+    assert Library(output).nearest("task1", 1)[0].name in out
+    file = output / "embeddings" / Library(output).entries()[0].file
+    found = run(capsys, "nearest", file, "--library", output, "--kind", "sym_scaled")[1]
+    assert re.search(r"1 +task0 +0\.0000", found)
+
+    assert run(capsys, "library", "verify", output)[:2] == (0, "3 embeddings, all sound\n")
+    file.unlink()
+    code, out, _ = run(capsys, "library", "verify", output)
+    assert code == 1
+    assert "is missing" in out
+    assert run(capsys, "library", "rm", output, "task0")[0] == 0
+    assert run(capsys, "library", "verify", output)[0] == 0
+
+
+def test_mistakes_are_one_line(capsys, folders, tmp_path):
+    for arguments, message in (
+        (["library", "ls", tmp_path / "none"], "expected a library at"),
+        (["nearest", "task0", "--library", tmp_path / "none"], "expected a library at"),
+        (["library", "build", folders[0], folders[0], "-o", tmp_path / "out", "--probe", "tiny"], "more than once"),
+        (["library", "build", tmp_path / "none", "-o", tmp_path / "out", "--probe", "tiny"], "nothing there"),
+    ):
+        code, out, error = run(capsys, *arguments)
+        assert (code, out) == (1, "")
+        assert error.startswith("task2vec: error: ")
+        assert error.count("\n") == 1
+        assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_listed(capsys, folders, tmp_path):
+    odd = shutil.copytree(folders[0], tmp_path / "odd\udcff")
+    build(capsys, [odd, folders[1]], tmp_path / "library")
+    assert "odd\\udcff" in run(capsys, "library", "ls", tmp_path / "library")[1]
+    code, out, error = run(capsys, "nearest", "task1", "--library", tmp_path / "library")
+    assert code == 0, error
+    assert "odd\\udcff" in out

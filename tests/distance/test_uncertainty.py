@@ -1,0 +1,220 @@
+"""Error bars of embeddings and distances, against a known law of the images' own Fisher."""
+
+import dataclasses
+import typing
+
+import pytest
+import torch
+from small import Blobs, small_probe
+from test_jackknife import groups_of
+
+from task2vec_ext import (
+    cross_distances,
+    distance_matrix,
+    fisher_embed,
+    neighbour_ranks,
+    norm_with_error,
+    relative_error,
+    with_error,
+)
+from task2vec_ext.data import Batch
+from task2vec_ext.distance.kinds import DistanceKind
+from task2vec_ext.embedding import Embedding, HeadInfo, ProbeInfo
+from task2vec_ext.fisher.head import fit_head
+from task2vec_ext.fisher.per_sample import sum_fisher
+from task2vec_ext.probe.layers import Layer
+
+K = 40
+
+
+def task_of(seed, n=96, spread=1.0, noise=1.0, twin=0):
+    """An embedding of n images whose Fisher is exponential around a log-normal truth of its seed."""
+    truth = torch.randn(K, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul(spread).exp()
+    uniform = torch.rand(n, K, generator=torch.Generator().manual_seed(1000 * seed + twin), dtype=torch.float64)
+    rows = truth * (1 - noise - noise * uniform.clamp(min=1e-12).log())
+    groups = groups_of(rows)
+    return Embedding(
+        fisher=groups.mean,
+        prior=torch.full((K,), 0.1, dtype=torch.float64) * torch.linspace(1, 2, K, dtype=torch.float64),
+        layers=(Layer("conv1", "conv", 0, K, 27),),
+        probe=ProbeInfo("tiny", "none", "00"),
+        head=HeadInfo("lbfgs", 2, 0.5, 0.5, 1e-3, False),
+        recipe={"estimator": "signed", "prior_scale": 2e-7},
+        num_samples=n,
+        name=f"task {seed}.{twin}",
+        group_means=groups.means,
+    ), truth
+
+
+def embeddings(count, **how):
+    return [task_of(seed, **how)[0] for seed in range(1, count + 1)]
+
+
+def d_sym(a, b):
+    r, q = a / (a + b), b / (a + b)
+    return 1 - (r * q).sum() / (r.square().sum() * q.square().sum()).sqrt()
+
+
+@pytest.mark.parametrize("kind", typing.get_args(DistanceKind))
+def test_distance_matrix_with_error_equals_the_jackknife_of_each_pair(kind):
+    tasks = [task_of(1)[0], task_of(2, n=50)[0], task_of(3, n=20)[0]]
+    found = distance_matrix(tasks, kind, with_error=True)
+    assert torch.equal(found.value, distance_matrix(tasks, kind))
+
+    def one(a, b):
+        pair = [
+            dataclasses.replace(task, fisher=f, group_means=None) for task, f in zip(tasks[:2], (a, b), strict=True)
+        ]
+        return cross_distances(pair[:1], pair[1:], kind)[0, 0]
+
+    pair = with_error(one, *tasks[:2])
+    for part in ("value", "standard_error", "bias", "freedom"):
+        assert float(getattr(found, part)[0, 1]) == pytest.approx(float(getattr(pair, part)), rel=1e-5, abs=1e-9), part
+    if "asym" not in kind:
+        assert torch.allclose(found.standard_error, found.standard_error.T)
+        assert found.standard_error.diagonal().abs().max() == 0
+        assert (found.standard_error[0, 1:] > 0).all()
+
+
+def test_the_error_of_asym_to_oneself_is_that_of_the_distance_to_the_trivial_task():
+    tasks = embeddings(2)
+    found = distance_matrix(tasks, "asym", with_error=True)
+    own = with_error(lambda fisher: -0.15 * d_sym(fisher, tasks[0].prior), tasks[0])
+    assert float(found.standard_error[0, 0]) == pytest.approx(float(own.standard_error), rel=1e-4)
+
+
+def test_the_jackknife_agrees_with_the_gradient_where_noise_is_small():
+    """The delta method: the gradient of d_sym times the groups' deviations, one linear form a pair."""
+    a, b = (task_of(seed, n=3200, noise=0.3)[0] for seed in (1, 2))
+    variance = 0.0
+    for one, other in ((a, b), (b, a)):
+        fisher = one.fisher.clone().requires_grad_()
+        d_sym(fisher, other.fisher).backward()
+        linear = (one.group_means - one.fisher).double() @ fisher.grad
+        variance += float(linear.square().sum()) / (32 * 31)
+    found = distance_matrix([a, b], with_error=True)
+    assert float(found.standard_error[0, 1]) == pytest.approx(variance**0.5, rel=0.01)
+
+
+def test_intervals_of_norm_and_distance_cover_the_truth():
+    """300 draws: 95 % ± 1.3 %; from 90 to 98.5 % is within four standard errors of the nominal below, of 2.8 above."""
+    hits = torch.zeros(3)
+    for twin in range(300):
+        (a, truth), (b, other) = task_of(1, n=64, twin=twin), task_of(2, n=64, twin=twin)
+        same, _ = task_of(1, n=64, twin=twin + 5000)
+        found = distance_matrix([a, b, same], with_error=True)
+        low, high = found.interval()
+        norms = norm_with_error(a).interval()
+        hits[0] += float(norms[0] <= truth.sum() <= norms[1])
+        hits[1] += float(low[0, 1] <= d_sym(truth, other) <= high[0, 1])
+        hits[2] += float(low[0, 2] <= 0 <= high[0, 2])
+    assert (hits / 300 >= 0.90).all(), hits
+    assert (hits[:2] / 300 <= 0.985).all(), hits  # the third's truth is the least a distance can be: more is right
+
+
+def test_noise_inflates_distances_and_the_corrected_distance_of_two_halves_of_one_task_is_zero():
+    values, corrected = [], []
+    for twin in range(100):
+        pair = [task_of(1, n=64, twin=twin)[0], task_of(1, n=64, twin=twin + 5000)[0]]
+        found = distance_matrix(pair, with_error=True)
+        values.append(float(found.value[0, 1]))
+        corrected.append(float(found.corrected[0, 1]))
+    values, corrected = torch.tensor(values), torch.tensor(corrected)
+    assert values.mean() > 20 * values.std() / 10  # 0.005: surely not 0 without
+    assert abs(corrected.mean()) < 0.1 * values.mean()
+    assert abs(corrected.mean()) < 5 * corrected.std() / 10  # 5 standard errors
+
+
+def test_two_disjoint_halves_of_one_task_under_one_head_are_at_distance_zero():
+    blobs, probe = Blobs(n=256), small_probe()
+    whole = fisher_embed(blobs, probe, progress=False)
+    head = fit_head(probe.features(blobs.images).detach(), blobs.targets, 3)
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
+    halves = []
+    for half in order.chunk(2):
+        batch = Batch(half, blobs.images[half], blobs.targets[half])
+        found = sum_fisher(probe, probe.layers(), head, [batch])
+        changes = {"fisher": found.mean, "group_means": found.groups.means.float(), "num_samples": 128}
+        halves.append(dataclasses.replace(whole, **changes))
+    found = distance_matrix(halves, with_error=True)
+    low, high = (float(end[0, 1]) for end in found.interval())
+    assert low < 0 < high < float(found.value[0, 1])
+
+
+def test_the_relative_error_is_what_the_embedding_is_off_by():
+    estimated, actual = [], []
+    for twin in range(200):
+        task, truth = task_of(1, n=64, twin=twin)
+        estimated.append(relative_error(task) ** 2)
+        actual.append(float((task.fisher - truth).square().sum() / truth.square().sum()))
+    estimated, actual = torch.tensor(estimated), torch.tensor(actual)
+    # Relative to F, not to the truth, and both are noisy: within 5 standard errors.
+    error = ((estimated.var() + actual.var()) / 200).sqrt()
+    assert abs(estimated.mean() - actual.mean()) < 5 * error
+
+
+def test_ranks_are_sure_where_distances_are_far_apart_and_open_where_they_are_not():
+    target = task_of(1)[0]
+    twins = [task_of(1, twin=twin)[0] for twin in (1, 2)]
+    far = task_of(2)[0]
+    ranks = neighbour_ranks([far, *twins, target], 3)
+    assert ranks.rank.tolist()[0] == 3
+    assert sorted(ranks.rank.tolist()) == [0, 1, 2, 3]
+    assert (ranks.low.tolist(), ranks.high.tolist()) == ([3, 1, 1, 0], [3, 2, 2, 0])
+    with pytest.raises(ValueError, match="a target in 0…3, got 4"):
+        neighbour_ranks([far, *twins, target], 4)
+
+
+def test_what_has_no_error_bars_is_named():
+    task = task_of(1)[0]
+    without = dataclasses.replace(task, group_means=None, name="old")
+    with pytest.raises(ValueError, match="distance_matrix: expected embeddings with error bars, got 'old'"):
+        distance_matrix([task, without], with_error=True)
+    for function in (relative_error, norm_with_error):
+        with pytest.raises(ValueError, match="error_bars=True"):
+            function(without)
+    with pytest.raises(TypeError, match="a plain tensor does not say how sure it is"):
+        distance_matrix(torch.ones(2, 3), with_error=True)
+
+
+def test_fisher_embed_keeps_groups_of_random_images():
+    blobs, probe = Blobs(n=80), small_probe()
+    found = fisher_embed(blobs, probe, progress=False)
+    assert found.group_means.shape == (32, len(found))
+    assert 0 < relative_error(found) < 1
+    assert fisher_embed(blobs, probe, error_bars=False, progress=False).group_means is None
+    assert fisher_embed(Blobs(n=7), probe, progress=False).group_means is None
+    few = fisher_embed(Blobs(n=9), probe, progress=False)
+    assert len(few.group_means) == 8
+    # In random order: another seed deals other images, even where no noise differs.
+    exact = [fisher_embed(blobs, probe, estimator="exact", seed=seed, progress=False) for seed in (0, 1)]
+    assert torch.allclose(exact[0].fisher, exact[1].fisher, rtol=1e-3)
+    assert not torch.allclose(exact[0].group_means, exact[1].group_means, rtol=0.1)
+
+
+def test_rel_error_stops_when_sure_enough_and_says_how_many_it_took():
+    blobs, probe = Blobs(n=600), small_probe()
+    found = fisher_embed(blobs, probe, rel_error=0.3, progress=False)
+    assert found.num_samples < 600
+    assert found.num_samples % 32 == 0
+    assert relative_error(found) <= 0.3
+    assert found.recipe["rel_error"] == 0.3
+    whole = fisher_embed(blobs, probe, progress=False)
+    assert found.head == whole.head  # fitted to all of them
+    assert (found.fisher - whole.fisher).norm() < 3 * 0.3 * whole.fisher.norm()  # three of its standard errors
+    other = fisher_embed(blobs, probe, rel_error=0.3, batch_size=7, progress=False)
+    assert other.num_samples == found.num_samples
+    assert torch.allclose(other.fisher, found.fisher, rtol=1e-5)
+
+
+def test_rel_error_out_of_reach_warns_and_bad_ones_are_refused():
+    from task2vec_ext import Task2VecWarning
+
+    probe = small_probe()
+    with pytest.warns(Task2VecWarning, match="at most 0.001, 'Blobs' came to .* after all 90") as told:
+        found = fisher_embed(Blobs(n=120), probe, rel_error=0.001, num_samples=90, progress=False)
+    assert found.num_samples == 90
+    assert told[0].filename == __file__
+    for value in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="rel_error > 0"):
+            fisher_embed(Blobs(), probe, rel_error=value, progress=False)

@@ -1,0 +1,108 @@
+import os
+
+import pytest
+import torch
+from PIL import Image
+from small import Blobs, small_probe
+
+from task2vec_ext import FeatureCache, as_task, build_library, fisher_embed, load_probe
+from task2vec_ext.data import folder
+from task2vec_ext.embed.feature_cache import keys
+
+
+@pytest.fixture(scope="module")
+def probe():
+    return load_probe("tiny")
+
+
+@pytest.fixture
+def images(tmp_path) -> list[tuple[str, int]]:
+    """Twelve files of three classes."""
+    for i in range(12):
+        Image.effect_noise((40, 40 + i), 20 + 10 * i).convert("RGB").save(tmp_path / f"{i}.png")
+    return [(str(tmp_path / f"{i}.png"), i % 3) for i in range(12)]
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[str]:
+    """Return a list that will hold the name of every file that is read."""
+    names, load = [], folder.load_image
+
+    def counted(path):
+        names.append(os.path.basename(path))
+        return load(path)
+
+    monkeypatch.setattr(folder, "load_image", counted)
+    return names
+
+
+def test_a_task_takes_what_another_has_of_its_images_and_its_embedding_is_the_same(probe, images, read):
+    cache = FeatureCache()
+    options = {"batch_size": 2, "progress": False}
+    fisher_embed(images[:9], probe, feature_cache=cache, **options)
+    assert len(cache) == 9
+    other = [(path, label % 2) for path, label in images]
+    expected = fisher_embed(other, probe, **options)
+    read.clear()
+    embedding = fisher_embed(other, probe, feature_cache=cache, **options)
+    assert float((embedding.fisher - expected.fisher).norm() / expected.fisher.norm()) < 1e-6
+    assert embedding.head.nll == pytest.approx(expected.head.nll, rel=1e-5)
+    # Twelve for the Fisher; before that three new ones and the first batch, which the network is checked with.
+    assert len(cache) == 12
+    assert 12 + 3 <= len(read) <= 12 + 3 + 2
+    read.clear()
+    fisher_embed(other, probe, feature_cache=cache, **options)
+    assert len(read) == 12 + 2
+
+
+def test_a_file_that_changed_another_probe_and_other_preprocessing_are_unknown(probe, images):
+    cache, task = FeatureCache(), as_task(images)
+    everything = torch.arange(12)
+    fisher_embed(task, probe, feature_cache=cache, progress=False)
+    assert cache.get(keys(task, probe, everything))[0].all()
+    assert not cache.get(keys(task, load_probe("tiny", image_size=24), everything))[0].any()
+    Image.new("RGB", (40, 40)).save(images[3][0])
+    os.remove(images[4][0])
+    known, features = cache.get(keys(task, probe, everything))
+    assert (~known).nonzero().flatten().tolist() == [3, 4]
+    assert features.shape == (10, probe.feature_size)
+
+
+def test_its_size_is_bounded_and_what_is_used_stays(probe, images):
+    row = 4 * probe.feature_size
+    cache, task = FeatureCache(max_bytes=3 * row), as_task(images)
+    rows, named = torch.rand(12, probe.feature_size), keys(task, probe, torch.arange(12))
+    for i in (0, 1, 2):
+        cache.put(named[i : i + 1], rows[i : i + 1])
+    cache.get(named[:1])
+    cache.put(named[3:4], rows[3:4])
+    known, features = cache.get(named[:4])
+    assert known.tolist() == [True, False, True, True]
+    assert torch.equal(features, rows[[0, 2, 3]])
+    assert cache.bytes == 3 * row
+    nothing = FeatureCache(max_bytes=0)
+    nothing.put(named, rows)
+    assert (len(nothing), nothing.bytes) == (0, 0)
+    with pytest.raises(ValueError, match="max_bytes >= 0"):
+        FeatureCache(max_bytes=-1)
+
+
+def test_images_that_are_no_files_are_not_kept():
+    cache = FeatureCache()
+    fisher_embed(Blobs(), small_probe(), feature_cache=cache, progress=False)
+    assert len(cache) == 0
+
+
+def test_a_broken_image_is_left_out_as_ever(probe, images):
+    cache = FeatureCache()
+    with open(images[5][0], "wb"):
+        pass
+    for _ in range(2):
+        embedding = fisher_embed(images, probe, feature_cache=cache, on_error="skip", batch_size=4, progress=False)
+        assert (embedding.num_samples, embedding.num_skipped, len(cache)) == (11, 1, 11)
+
+
+def test_a_library_is_built_with_one(images, read, tmp_path):
+    tasks = [as_task([(p, label % n) for p, label in images], name=f"of {n}") for n in (2, 3)]
+    build_library(tasks, tmp_path / "library", "tiny", batch_size=2)
+    assert len(read) == 12 + 12 + 2 + 12

@@ -1,0 +1,360 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from small import small_probe, small_resnet
+from torch import nn
+from torchvision.models import (
+    DenseNet121_Weights,
+    ResNet18_Weights,
+    ResNet34_Weights,
+    VisionTransformer,
+    densenet121,
+    resnet18,
+)
+
+from task2vec_ext import Preprocess, Task2VecWarning, load_probe
+from task2vec_ext.probe.probe import TORCHVISION_PROBES
+from task2vec_ext.probe.weights import _with_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("name", "convs", "with_batchnorm"),
+    [("resnet18", 4800, 9600), ("resnet34", 8512, 17024), ("resnet50", 26560, 53120)],
+)
+def test_embedding_lengths_are_the_papers(name, convs, with_batchnorm):
+    probe = load_probe(name, weights="random")
+    assert probe.layers()[-1].stop == convs
+    assert probe.layers(include_batchnorm=True)[-1].stop == with_batchnorm
+
+
+def test_every_named_family_builds():
+    from torchvision.models import list_models
+
+    assert set(TORCHVISION_PROBES) <= set(list_models())
+    probe = load_probe("resnext50_32x4d", weights="random")
+    assert probe.feature_size == 2048
+    assert not any(module.training for module in probe.module.modules())
+
+
+def test_the_preprocessing_of_every_named_weight_is_known():
+    from torchvision.models import get_model_weights
+
+    for name in TORCHVISION_PROBES:
+        for weights in get_model_weights(name):
+            assert Preprocess.from_torchvision(weights.transforms()).crop == weights.transforms().crop_size[0]
+
+
+def test_random_weights_are_the_same_every_time_and_leave_the_global_generator_alone():
+    state = torch.random.get_rng_state()
+    first, second = (load_probe("resnet18", weights="random") for _ in range(2))
+    assert first.fingerprint == second.fingerprint
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_fingerprint_sees_weights_statistics_and_architecture_but_not_the_head():
+    base = small_probe().fingerprint
+    assert small_probe(small_resnet()).fingerprint == base
+    assert small_probe(small_resnet(seed=1)).fingerprint != base
+    head = small_resnet()
+    nn.init.zeros_(head.fc.weight)
+    assert small_probe(head).fingerprint == base
+    statistics = small_resnet()
+    statistics.bn1.running_mean += 1e-3
+    assert small_probe(statistics).fingerprint != base
+    counter = small_resnet()
+    counter.bn1.num_batches_tracked += 1
+    assert small_probe(counter).fingerprint == base
+    activation = small_resnet()
+    activation.relu = nn.LeakyReLU().eval()
+    assert small_probe(activation).fingerprint != base
+
+
+def test_fingerprint_sees_how_many_heads_attention_has():
+    nets = [VisionTransformer(8, 4, 1, heads, 8, 12) for heads in (2, 2, 4)]
+    for net in nets[1:]:
+        net.load_state_dict(nets[0].state_dict())
+    first, same, other = (load_probe(net.eval()).fingerprint for net in nets)
+    assert first == same != other
+
+
+def test_features_are_the_heads_input():
+    net = small_resnet()
+    images = torch.randn(3, 3, 12, 12)
+    torch.testing.assert_close(small_probe(net).features(images), net.features(images))
+
+
+def test_the_tiny_probe_needs_no_download():
+    probe = load_probe("tiny")
+    assert (probe.name, probe.weights, probe.feature_size) == ("tiny", "offline", 192)
+    assert probe.fingerprint == load_probe("tiny", weights="offline").fingerprint
+    assert probe.fingerprint != load_probe("tiny", weights="random").fingerprint
+
+
+def test_offline_weights_fit_the_tiny_probe_alone():
+    with pytest.raises(ValueError, match="fit the probe 'tiny', not 'resnet34'"):
+        load_probe("resnet34", weights="offline")
+
+
+def test_a_download_without_a_network_names_the_file_and_where_to_put_it(monkeypatch, tmp_path):
+    from urllib.error import URLError
+
+    def no_network(*args, **kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(
+        RuntimeError, match=rf"(?s)resnet34.*IMAGENET1K_V1.*put it at {tmp_path}.*resnet34-\w+\.pth.*weights='PATH'"
+    ):
+        load_probe()
+
+
+def test_weights_already_on_the_machine_are_loaded_without_a_network(monkeypatch, tmp_path):
+    enum = ResNet18_Weights.IMAGENET1K_V1
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    net = resnet18()
+    torch.save(net.state_dict(), folder / Path(enum.url).name)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    probe = load_probe("resnet18", weights=enum)
+    assert torch.equal(probe.module.conv1.weight, net.conv1.weight)
+    assert probe.preprocess == Preprocess(256, 224)
+    assert load_probe("resnet18", weights="DEFAULT").fingerprint == probe.fingerprint
+
+
+def old_names(state):
+    """Torchvision's DenseNet files are older than its code, and than BatchNorm's counters."""
+    return {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name): value
+        for name, value in state.items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+@pytest.mark.parametrize("how", ["by-name", "by-path"])
+def test_old_names_in_torchvisions_files_are_known(how, monkeypatch, tmp_path):
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    file = folder / Path(DenseNet121_Weights.IMAGENET1K_V1.url).name
+    net = densenet121().eval()
+    torch.save(old_names(net.state_dict()), file)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    probe = load_probe("densenet121", weights=None if how == "by-name" else file)
+    assert probe.fingerprint == load_probe(net).fingerprint
+    assert (probe.head, probe.feature_size) == ("classifier", 1024)
+
+
+def test_old_names_of_a_vits_mlp_are_known(tmp_path):
+    net = VisionTransformer(8, 4, 1, 2, 8, 12, num_classes=3)
+    old = {
+        re.sub(r"mlp\.([03])", lambda m: f"mlp.linear_{1 + int(m[1]) // 3}", k): v for k, v in net.state_dict().items()
+    }
+    assert "encoder.layers.encoder_layer_0.mlp.linear_2.weight" in old
+    torch.save(old, tmp_path / "vit.pth")
+    other = _with_checkpoint(VisionTransformer(8, 4, 1, 2, 8, 12, num_classes=5), tmp_path / "vit.pth", "vit")
+    assert load_probe(other.eval()).fingerprint == load_probe(net.eval()).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "size", "filters"),
+    [
+        ("vgg11", "classifier.6", 4096, 2752 + 2 * 4096),
+        ("densenet121", "classifier", 1024, 10240),
+        ("convnext_tiny", "classifier.2", 768, 41184),
+        ("swin_t", "head", 768, 41184),
+    ],
+)
+def test_a_network_of_every_family_builds(name, head, size, filters):
+    probe = load_probe(name, weights="random")
+    assert (probe.head, probe.feature_size) == (head, size)
+    assert probe.layers()[-1].stop == filters
+
+
+@pytest.mark.parametrize(
+    "kind", ["safetensors", "pth", "wrapped", "data-parallel", "headless", "half", "other-classes"]
+)
+def test_checkpoints_of_every_kind_are_loaded(kind, tmp_path):
+    from safetensors.torch import save_file
+
+    net = resnet18(num_classes=7 if kind == "other-classes" else 1000).eval()
+    state = net.state_dict()
+    path = tmp_path / ("weights.safetensors" if kind == "safetensors" else "weights.pth")
+    if kind == "headless":
+        state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    if kind == "half":
+        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+        net.load_state_dict(state)
+    if kind == "data-parallel":
+        state = {"module." + key: value for key, value in state.items()}
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"state_dict": state, "epoch": 3} if kind == "wrapped" else state, path)
+    probe = load_probe("resnet18", weights=path, image_size=112)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(probe.features(images), load_probe(net).features(images))
+    assert probe.weights == path.name
+    assert probe.preprocess == Preprocess(128, 112)
+
+
+def test_a_checkpoint_of_another_architecture_says_what_differs(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(resnet18().state_dict(), path)
+    with pytest.raises(ValueError, match=r"fits resnet34 with .*missing: layer1.2.conv1.weight.*another architecture"):
+        load_probe("resnet34", weights=path)
+
+
+def test_a_checkpoint_with_nan_is_refused(tmp_path):
+    state = resnet18().state_dict()
+    state["layer1.0.conv1.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"NaN or infinity in layer1.0.conv1.weight"):
+        load_probe("resnet18", weights=tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x04garbage"], ids=["empty", "text", "pickle"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_damaged_checkpoint_is_refused(content, suffix, tmp_path):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="could not be read"):
+        load_probe("resnet18", weights=path)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    torch.save(resnet18(), tmp_path / "module.pth")  # a pickled module, not a state_dict
+    with pytest.raises(ValueError, match=r"could not be read.*state_dict"):
+        load_probe("resnet18", weights=tmp_path / "module.pth")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"probe": "resnet35"}, ValueError, "expected 'tiny', a model of timm .* or one of resnet18"),
+        ({"probe": 34}, TypeError, "a name, an nn.Module or a Probe, got int"),
+        ({"probe": "resnet18", "weights": "IMAGENET1K_V7"}, ValueError, "IMAGENET1K_V1, DEFAULT, random"),
+        ({"probe": "resnet18", "weights": ResNet34_Weights.DEFAULT}, ValueError, "expected weights of resnet18"),
+        ({"probe": "resnet18", "weights": "missing.pth"}, ValueError, "found no such file"),
+        ({"probe": "resnet18", "weights": 3}, ValueError, "or a path; got 3"),
+        ({"probe": "tiny", "weights": "DEFAULT"}, ValueError, "'offline' or 'random'"),
+        ({"probe": "tiny", "head": "classifier"}, ValueError, "module named 'classifier' as head.*fc"),
+        ({"probe": "tiny", "head": "layer1"}, TypeError, "an nn.Linear, got Sequential"),
+        (
+            {"probe": "tiny", "preprocess": None, "image_size": 32},
+            ValueError,
+            "either preprocess=None or an image_size",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        load_probe(**arguments)
+
+
+def test_a_module_in_train_mode_is_refused():
+    with pytest.raises(ValueError, match=r"call module.eval\(\) first"):
+        load_probe(resnet18())
+
+
+def test_the_head_is_found():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 2)).eval()
+    assert load_probe(net).head == "3"
+    assert load_probe(net, head="2").head == "2"
+    net.add_module("fc", nn.Linear(2, 2))
+    net.add_module("aside", nn.Linear(2, 2))
+    assert load_probe(net.eval()).head == "fc"
+
+
+def test_attentions_out_projection_is_no_head():
+    layer = nn.TransformerEncoderLayer(4, 2, batch_first=True)
+    layer.linear1, layer.linear2 = nn.Identity(), nn.Identity()
+    with pytest.raises(ValueError, match=r"ends in a Linear layer.*got TransformerEncoderLayer without"):
+        load_probe(layer.eval())
+
+
+def test_unknown_layers_are_refused_with_what_there_is():
+    with pytest.raises(ValueError, match=r"got 'layer9'; they are: conv1, layer1.0.conv1"):
+        small_probe().layers(["layer1", "layer9"])
+
+
+def test_layers_that_share_a_weight_are_refused_by_name():
+    net = small_resnet()
+    net.layer1[0].conv2.weight = net.layer1[0].conv1.weight
+    with pytest.raises(NotImplementedError, match=r"'layer1.0.conv1' and 'layer1.0.conv2' share one weight"):
+        small_probe(net).layers()
+
+
+def test_prior_is_the_scale_over_the_layers_mean_squared_weight():
+    probe = small_probe()
+    layers = probe.layers()
+    prior = probe.prior(layers, 2e-7)
+    expected = 2e-7 / probe.module.conv1.weight.double().square().mean()
+    torch.testing.assert_close(prior[:4], expected.detach().expand(4))
+    assert prior.dtype == torch.float64
+
+
+def test_batchnorm_without_running_statistics_is_refused():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="running statistics, got none in '1'"):
+        load_probe(net.eval(), head="3")
+
+
+def test_wrappers_are_taken_off():
+    net = small_resnet()
+    bare = load_probe(net, preprocess=None)
+    for wrapped in (nn.DataParallel(net).eval(), torch.compile(net)):
+        probe = load_probe(wrapped, preprocess=None)
+        assert probe.fingerprint == bare.fingerprint
+        assert probe.layers() == bare.layers()
+
+
+def test_a_prefix_ends_at_a_dot():
+    net = nn.Sequential()
+    for name in ("layer1", "layer10", "fc_extra"):
+        net.add_module(name, nn.Sequential(nn.Conv2d(3, 3, 1)))
+    net.add_module("fc", nn.Linear(3, 2))
+    probe = small_probe(net.eval())
+    assert [layer.name for layer in probe.layers(["layer1"])] == ["layer1.0"]
+    assert [layer.name for layer in probe.layers()] == ["layer1.0", "layer10.0", "fc_extra.0"]
+
+
+def test_weights_that_have_no_entries_are_told_of():
+    net = nn.Sequential(nn.ConvTranspose2d(3, 3, 2), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2)).eval()
+    probe = small_probe(net, "3")
+    with pytest.warns(Task2VecWarning, match=r"no entries for 0 \(ConvTranspose2d\)"):
+        assert len(probe.layers()) == 1
+    assert len(probe.layers(["1"])) == 1  # asked for by name: no warning, which would be an error here
+
+
+def test_a_checkpoint_of_a_compiled_module_fits(tmp_path):
+    net = resnet18()
+    torch.save(torch.compile(net).state_dict(), tmp_path / "weights.pth")
+    assert load_probe("resnet18", weights=tmp_path / "weights.pth").fingerprint == load_probe(net.eval()).fingerprint
+
+
+def test_a_pickle_is_not_run(tmp_path):
+    import os
+    import pickle
+
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps({"conv1.weight": Payload()}))
+    with pytest.raises(ValueError, match="could not be read"):
+        load_probe("resnet18", weights=tmp_path / "weights.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_downloads_are_checked_against_their_hash(monkeypatch):
+    seen = {}
+
+    def get_state_dict(self, **options):
+        seen.update(options)
+        return resnet18().state_dict()
+
+    monkeypatch.setattr(type(ResNet18_Weights.IMAGENET1K_V1), "get_state_dict", get_state_dict)
+    load_probe("resnet18")
+    assert seen["check_hash"] is True
