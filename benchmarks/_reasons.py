@@ -67,14 +67,14 @@ def reasons(
             if row.selector in ("sym", "asym", "asym_scaled", "asym_chosen", "model2vec_chosen", "domain")
         },
         "alpha": {
-            kind: {
-                alpha: evaluate(errors, [Distance("d", kind=kind, alpha=alpha)], tasks, draws=1)
+            distance: {
+                alpha: evaluate(errors, [Distance("d", distance=distance, alpha=alpha)], tasks, draws=1)
                 .rows[0]
                 .means["increase"]
                 .value
                 for alpha in ALPHAS
             }
-            for kind in ("asym", "asym_scaled")
+            for distance in ("asym", "asym_scaled")
         },
         "spearman": {
             "distance to t₀ and mean relative error of an expert": _correlation(pull, mean_error),

@@ -26,7 +26,7 @@ class Scored:
     """What came of it.
 
     Args:
-        chosen: Α, kind and MODEL2VEC's options, by the first half.
+        chosen: α, distance and MODEL2VEC's options, by the first half.
         first: Table of all candidates, on the first half, each fitted to the others of it.
         second: Table of the chosen and of all other selectors, on the second half; what they learn, they learned from
             the first.
@@ -105,7 +105,9 @@ def score(errors: ErrorMatrix, tasks: Mapping[str, TaskFacts], selectors: Sequen
     """
     first, second = halves(errors)
     distances = [
-        Distance(f"{kind} α={alpha}", kind=kind, alpha=alpha) for kind in ("asym", "asym_scaled") for alpha in ALPHAS
+        Distance(f"{distance} α={alpha}", distance=distance, alpha=alpha)
+        for distance in ("asym", "asym_scaled")
+        for alpha in ALPHAS
     ]
     learned = [Model2Vec(f"model2vec {form} l2={l2}", form=form, l2=l2) for form in FORMS for l2 in PENALTIES]
     tried = evaluate(first, [*distances, *learned], tasks, folds=5)

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks._record import write_result
 from task2vec_ext import distance_matrix
-from task2vec_ext.distance.kinds import RULES, Tasks, row_distances
+from task2vec_ext.distance.rules import RULES, Tasks, row_distances
 
 SAMPLE, RUN = 1000, 50  # pairs of the loop, about 15 ms
 TOLERANCE = 1e-6

@@ -69,11 +69,11 @@ def main() -> None:
         "chance": sum((domains.count(d) - 1) / (len(domains) - 1) for d in domains) / len(domains),
         "own_domain": {},
     }
-    for kind in ("sym", "sym_scaled", "cosine", "jsd", "correlation"):
-        distances = distance_matrix(embeddings, kind)
+    for distance in ("sym", "sym_scaled", "cosine", "jsd", "correlation"):
+        distances = distance_matrix(embeddings, distance)
         hits = [domains[i] == domains[j] for i, (j, _) in enumerate(nearest(distances))]
-        result["own_domain"][kind] = sum(hits) / len(hits)
-        if kind == "sym_scaled":
+        result["own_domain"][distance] = sum(hits) / len(hits)
+        if distance == "sym_scaled":
             result["misses"] = [
                 f"{names[i]} → {names[j]}" for i, (j, _) in enumerate(nearest(distances)) if domains[i] != domains[j]
             ]

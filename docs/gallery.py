@@ -104,7 +104,7 @@ def photograph(embeddings, folder: Path) -> None:
         print("no picture of the atlas: that needs playwright and chromium")
         return
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
-        url = write_atlas(embeddings, place, kind=KIND, title="Real tasks").as_uri()
+        url = write_atlas(embeddings, place, distance=KIND, title="Real tasks").as_uri()
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for scheme in ("light", "dark"):
             page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme=scheme)

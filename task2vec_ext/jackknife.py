@@ -172,7 +172,7 @@ class Estimate:
     """A number, or a tensor of them, and how sure it is.
 
     Args:
-        value: Θ as computed from all images, float64.
+        value: θ as computed from all images, float64.
         standard_error: Of `value`, same shape and unit.
         bias: How much `value` is expected to exceed the truth because the images are few, same shape and unit.
         freedom: Degrees of freedom of `standard_error`, same shape.

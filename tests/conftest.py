@@ -1,12 +1,14 @@
 """What needs a GPU, emulated kernels, real data or a browser is skipped by name, or failed where that was promised."""
 
 import os
+import random
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 # Small tensors: threads would only wait for each other. The tests of threaded loops ask for them.
 torch.set_num_threads(1)
@@ -75,3 +77,18 @@ def opened(browser):
     for page in pages:
         page.close()
     assert said == []
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> list[Path]:
+    """Four tasks of two classes, three images each."""
+    root = tmp_path_factory.mktemp("tasks")
+    for t in range(4):
+        for c in range(2):
+            (root / f"task{t}" / f"class{c}").mkdir(parents=True)
+            for i in range(3):
+                colour = tuple(random.Random(f"{t}{c}{i}").choices(range(256), k=3))
+                Image.effect_noise((50, 50 + t), 60).convert("RGB").point(lambda v, k=colour[0]: v ^ k).save(
+                    root / f"task{t}" / f"class{c}" / f"{i}.png"
+                )
+    return [root / f"task{t}" for t in range(4)]

@@ -2,26 +2,17 @@ import math
 
 import pytest
 import torch
+from synthetic import groups_of
 
 from task2vec_ext.jackknife import (
     Estimate,
-    Groups,
     covariance,
     estimate,
-    group_sizes,
     half_samples,
     halved,
-    num_groups,
     side,
     t_quantile,
 )
-
-
-def groups_of(rows):
-    """Images dealt to groups in turn."""
-    count = num_groups(len(rows))
-    means = torch.stack([rows[g::count].mean(0) for g in range(count)])
-    return Groups(rows.mean(0), means.float(), group_sizes(len(rows), count))
 
 
 def rows_of(n, k=5, seed=0):

@@ -27,7 +27,7 @@ from .sheets import contact_sheet
 
 if TYPE_CHECKING:
     from ..data import Task
-    from ..distance.kinds import SymKind
+    from ..distance.rules import SymDistanceName
     from ..embedding import Embedding
 
 Experts = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -44,7 +44,7 @@ def write_atlas(
     *,
     images: Iterable[Task] = (),
     experts: Experts | None = None,
-    kind: SymKind = "sym",
+    distance: SymDistanceName = "sym",
     k: int = 10,
     title: str = "Atlas of tasks",
     seed: int = 0,
@@ -57,7 +57,7 @@ def write_atlas(
         folder: Where ``index.html`` is put; made if it does not exist.
         images: Tasks again, to take small images from; matched by name, those of no embedding are ignored.
         experts: What selection found, or None.
-        kind: Which distance.
+        distance: Which distance.
         k: How many nearest tasks are listed, with their intervals.
         title: Of the page.
         seed: Of the map.
@@ -84,9 +84,9 @@ def write_atlas(
     names = [row["name"] for row in rows]
     if twins := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"write_atlas: expected tasks of different names, got {sorted(twins)[:5]} more than once.")
-    distances = distance_matrix(torch.stack(fisher), kind)
+    distances = distance_matrix(torch.stack(fisher), distance)
     order, places = cluster_order(distances), map_positions(distances, seed=seed)
-    for index, near in nearest_tasks(embeddings, distances, k, kind, order):
+    for index, near in nearest_tasks(embeddings, distances, k, distance, order):
         rows[index]["near"] = [[j, *map(_rounded, figures)] for j, *figures in near]
     by_name = dict(zip(names, rows, strict=True))
     for task in images:
@@ -99,7 +99,7 @@ def write_atlas(
         row.update(x=round(x, 4), y=round(y, 4))
     data = {
         "title": title,
-        "kind": {"sym": "d_sym", "sym_scaled": "d_sym of embeddings scaled to unit mean"}[kind],
+        "kind": {"sym": "d_sym", "sym_scaled": "d_sym of embeddings scaled to unit mean"}[distance],
         "probe": f"{first.probe.name} {first.probe.weights}",
         "domains": _place_domains(rows),
         "tasks": rows,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .._util.terminal import console, print_table, printable
-from ..distance.kinds import SymKind
+from ..distance.rules import SymDistanceName
 from .options import (
     BatchSize,
     Beta,
@@ -176,7 +176,9 @@ def nearest(
         str | None, typer.Option(help="For images: the probe's checkpoint, where the library was built with one.")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
-    kind: Annotated[SymKind, typer.Option(help="sym is the paper's d_sym; sym_scaled: scaled to unit mean.")] = "sym",
+    distance: Annotated[
+        SymDistanceName, typer.Option(help="sym is the paper's d_sym; sym_scaled: scaled to unit mean.")
+    ] = "sym",
 ) -> None:
     """Find the tasks of a library that are nearest to one."""
     from ..data import tasks_from
@@ -192,6 +194,6 @@ def nearest(
         if len(tasks) != 1:
             raise ValueError(f"nearest: expected one task, {task} has {len(tasks)}; add them to the library.")
         query = embed_for(opened, tasks[0], weights=weights)
-    found = opened.nearest(query, k, kind=kind)
+    found = opened.nearest(query, k, distance=distance)
     rows = [(str(number), name, f"{distance:.4f}") for number, (name, distance) in enumerate(found, 1)]
     print_table(console(), ("", "task", "distance"), rows)

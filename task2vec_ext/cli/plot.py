@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..distance.kinds import DistanceKind, SymKind
+from ..distance.rules import DistanceName, SymDistanceName
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ def plot(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture: .png, .svg or .pdf.")],
-    distance: Annotated[DistanceKind, typer.Option(help="matrix, map, taxonomy: which distance.")] = "sym",
+    distance: Annotated[DistanceName, typer.Option(help="matrix, map, taxonomy: which distance.")] = "sym",
     alpha: Annotated[float, typer.Option(help="Weight of the trivial task in asym and asym_scaled.")] = 0.15,
     method: Annotated[Literal["tsne", "umap"], typer.Option(help="map: how (umap: extra umap).")] = "tsne",
     colour_by: Annotated[str, typer.Option(help="domain, or a rank of the taxonomy.")] = "domain",
@@ -85,7 +85,7 @@ def atlas(
     folder: _Folder,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page.")] = Path("atlas"),
     distance: Annotated[
-        SymKind, typer.Option(help="sym is the paper's d_sym; sym_scaled: scaled to unit mean.")
+        SymDistanceName, typer.Option(help="sym is the paper's d_sym; sym_scaled: scaled to unit mean.")
     ] = "sym",
     pictures: Annotated[
         list[str] | None,
@@ -111,7 +111,7 @@ def atlas(
     files = embeddings_in("atlas", folder)
     tasks = tasks_from(*pictures) if pictures else ()
     experts = None if selection is None else _experts(selection)
-    page = write_atlas(files, output, images=tasks, experts=experts, kind=distance, k=k, title=title, seed=seed)
+    page = write_atlas(files, output, images=tasks, experts=experts, distance=distance, k=k, title=title, seed=seed)
     print(f"{len(files)} tasks, {page.stat().st_size / 1e6:.1f} MB: open {page.resolve().as_uri()} in a browser")
 
 

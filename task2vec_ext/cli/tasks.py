@@ -10,7 +10,7 @@ import typer
 
 from .._util.terminal import console as _console
 from .._util.terminal import print_table as _print_table
-from ..distance.kinds import DistanceKind
+from ..distance.rules import DistanceName
 from .options import (
     BatchSize,
     Beta,
@@ -190,8 +190,8 @@ def embed(
 
 def distances(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of embeddings (.safetensors).")],
-    kind: Annotated[
-        DistanceKind, typer.Option(help="Which distance; sym is the paper's d_sym, asym its d_asym.")
+    distance: Annotated[
+        DistanceName, typer.Option(help="Which distance; sym is the paper's d_sym, asym its d_asym.")
     ] = "sym",
     alpha: Annotated[float, typer.Option(help="Weight of the trivial task in asym and asym_scaled.")] = 0.15,
     csv: Annotated[Path | None, typer.Option(help="Write the matrix to this CSV file.")] = None,
@@ -211,13 +211,13 @@ def distances(
         from ..plot import check_installed
 
         check_installed()
-    matrix = distance_matrix(embeddings, kind, alpha=alpha)
+    matrix = distance_matrix(embeddings, distance, alpha=alpha)
     if csv is not None:
         write_matrix(csv, names, matrix)
     if png is not None:
         from ..plot import plot_matrix, save_figure
 
-        save_figure(plot_matrix(matrix, names, title=f"Distance between tasks ({kind})"), png)
+        save_figure(plot_matrix(matrix, names, title=f"Distance between tasks ({distance})"), png)
     console = _console()
     pairs = nearest(matrix)
     if len(names) <= _MATRIX_COLUMNS:

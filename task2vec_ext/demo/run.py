@@ -12,7 +12,7 @@ from .._util.tables import nearest, safe_name, write_matrix, write_table
 from ..atlas import write_atlas
 from ..data import Task
 from ..distance.distance import distance_matrix
-from ..distance.kinds import SymKind
+from ..distance.rules import SymDistanceName
 from ..embed.fisher_embed import fisher_embed
 from ..plot import plot_matrix, save_figure
 from ..probe.probe import load_probe
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ..embedding import Embedding
 
-DISTANCE: SymKind = "sym_scaled"
+DISTANCE: SymDistanceName = "sym_scaled"
 """Unit-mean scaling: it names a task's own family more often than plain d_sym, on these tasks and on real ones."""
 
 
@@ -35,7 +35,7 @@ class DemoResult(NamedTuple):
     tasks: list[DemoTask]
     embeddings: list[Embedding]
     distances: Tensor
-    """``[T, T]``, kind `DISTANCE`."""
+    """``[T, T]``, distance `DISTANCE`."""
     files: dict[str, Path]
     """What → where."""
     seconds: float
@@ -105,5 +105,5 @@ def run_demo(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lam
     )
     save_figure(axes, files["image"])
     report("the atlas")
-    write_atlas(embeddings, folder / "atlas", images=sources, kind=DISTANCE, title="The demo's tasks", seed=seed)
+    write_atlas(embeddings, folder / "atlas", images=sources, distance=DISTANCE, title="The demo's tasks", seed=seed)
     return DemoResult(tasks, embeddings, distances, files, time.perf_counter() - started)

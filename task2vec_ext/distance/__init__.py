@@ -2,12 +2,12 @@
 
 from .comparable import check_comparable
 from .distance import cross_distances, distance_matrix
-from .kinds import DistanceKind, SymKind
+from .rules import DistanceName, SymDistanceName
 from .uncertainty import neighbour_ranks, norm_with_error, relative_error, with_error
 
 __all__ = [
-    "DistanceKind",
-    "SymKind",
+    "DistanceName",
+    "SymDistanceName",
     "check_comparable",
     "cross_distances",
     "distance_matrix",

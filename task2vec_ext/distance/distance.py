@@ -3,7 +3,7 @@
 With F the Fisher of an embedding, t₀ its prior, p = F + t₀ its precision, v = 1/p its variance, and for a
 pair r = F_a/(F_a + F_b), q = F_b/(F_a + F_b), Δ = log p_a − log p_b (all per filter; d_cos = 1 − cosine):
 
-| kind | formula | range | source |
+| distance | formula | range | source |
 |---|---|---|---|
 | ``sym`` | d_cos(r, q) | [0, 1] | paper; released ``cosine`` |
 | ``sym_scaled`` | sym of F scaled to unit mean | [0, 1] | this project |
@@ -47,33 +47,33 @@ from ..embedding import Embedding
 from ..jackknife import Estimate, Groups, Side, estimate, halved, side
 from ..kernels.pairwise import sym_distances
 from .comparable import check_comparable
-from .kinds import RULES, DistanceKind, Rule, Tasks, row_distances, trivial_distances
+from .rules import RULES, DistanceName, Rule, Tasks, row_distances, trivial_distances
 
 Embeddings: TypeAlias = "Sequence[Embedding] | Tensor | Any"  # Any: what torch.as_tensor takes, say NumPy
 
 
 @overload
 def distance_matrix(
-    embeddings: Embeddings, kind: DistanceKind = "sym", *, alpha: float = 0.15, with_error: Literal[False] = False
+    embeddings: Embeddings, distance: DistanceName = "sym", *, alpha: float = 0.15, with_error: Literal[False] = False
 ) -> Tensor: ...
 @overload
 def distance_matrix(
-    embeddings: Embeddings, kind: DistanceKind = "sym", *, alpha: float = 0.15, with_error: Literal[True]
+    embeddings: Embeddings, distance: DistanceName = "sym", *, alpha: float = 0.15, with_error: Literal[True]
 ) -> Estimate: ...
 def distance_matrix(
-    embeddings: Embeddings, kind: DistanceKind = "sym", *, alpha: float = 0.15, with_error: bool = False
+    embeddings: Embeddings, distance: DistanceName = "sym", *, alpha: float = 0.15, with_error: bool = False
 ) -> Tensor | Estimate:
     """Return the distance of every embedding to every other.
 
     Args:
         embeddings: T comparable embeddings; for ``sym``, ``sym_scaled``, ``cosine`` and ``entropy`` also a
             plain ``[T, K]`` tensor or array.
-        kind: Which distance; the module's table has the formulas.
+        distance: Which distance; the module's table has the formulas.
         alpha: Weight of the distance to the trivial task in ``asym`` and ``asym_scaled``; 0.15 is the paper's
             value for a ResNet-34 probe. Other kinds do not use it.
         with_error: Return an `Estimate` of such matrices: the distances, their standard errors, the bias by which noise
             inflates them, intervals. 64 to 130 times the work: every pair again without each group and of
-            half the groups for a kind that is symmetric.
+            half the groups for a distance that is symmetric.
 
     Returns:
         ``[T, T]`` float64 on the CPU; row = source, column = target. Symmetric to the bit with zeros on the
@@ -81,12 +81,12 @@ def distance_matrix(
 
     Raises:
         ValueError: If there are no embeddings; two of them do not compare, or one is all zero, negative or not
-            finite (they are named); the kind is unknown.
-        TypeError: If the kind needs priors, or errors are asked for, and the embeddings are a plain tensor.
+            finite (they are named); the distance is unknown.
+        TypeError: If the distance needs priors, or errors are asked for, and the embeddings are a plain tensor.
     """
     who = "distance_matrix"
-    rule = _rule(kind, alpha, who)
-    tasks = _gather(embeddings, kind, who)
+    rule = _rule(distance, alpha, who)
+    tasks = _gather(embeddings, distance, who)
     if not with_error:
         return _all_pairs(tasks, rule, alpha)
     if not _are_embeddings(embeddings):
@@ -114,13 +114,13 @@ def _all_pairs(tasks: Tasks, rule: Rule, alpha: float) -> Tensor:
     return result - alpha * trivial_distances(tasks, rule) if rule.minus_trivial else result
 
 
-def cross_distances(a: Embeddings, b: Embeddings, kind: DistanceKind = "sym", *, alpha: float = 0.15) -> Tensor:
+def cross_distances(a: Embeddings, b: Embeddings, distance: DistanceName = "sym", *, alpha: float = 0.15) -> Tensor:
     """Return the distance of every embedding in ``a`` to every one in ``b``.
 
     Args:
         a: A sources (experts), as ``distance_matrix`` takes them.
         b: B targets (tasks), comparable with ``a``.
-        kind: Which distance; the module's table has the formulas.
+        distance: Which distance; the module's table has the formulas.
         alpha: Weight of the distance to the trivial task in ``asym`` and ``asym_scaled``.
 
     Returns:
@@ -132,8 +132,8 @@ def cross_distances(a: Embeddings, b: Embeddings, kind: DistanceKind = "sym", *,
         TypeError: As ``distance_matrix``.
     """
     who = "cross_distances"
-    rule = _rule(kind, alpha, who)
-    sources, targets = _gather(a, kind, who), _gather(b, kind, who)
+    rule = _rule(distance, alpha, who)
+    sources, targets = _gather(a, distance, who), _gather(b, distance, who)
     if _are_embeddings(a) and _are_embeddings(b):
         _check_recipes([*a, *b], rule.needs_prior, who)
     if sources.fisher.shape[1] != targets.fisher.shape[1]:
@@ -186,21 +186,21 @@ def _resampled(tasks: Tasks, which: Sequence[int], fisher: Tensor) -> Tasks:
     return Tasks(fisher, tasks.prior[list(which)] if len(tasks.prior) else tasks.prior, names, tasks.who)
 
 
-def _rule(kind: DistanceKind, alpha: float, who: str) -> Rule:
-    if kind not in RULES:
-        raise ValueError(f"{who}: expected kind to be one of {', '.join(RULES)}; got {kind!r}.")
+def _rule(distance: DistanceName, alpha: float, who: str) -> Rule:
+    if distance not in RULES:
+        raise ValueError(f"{who}: expected distance to be one of {', '.join(RULES)}; got {distance!r}.")
     if not (math.isfinite(alpha) and alpha >= 0):
         raise ValueError(f"{who}: expected alpha to be finite and not negative, got {alpha}.")
-    return RULES[kind]
+    return RULES[distance]
 
 
 def _are_embeddings(value: Embeddings) -> TypeGuard[Sequence[Embedding]]:
     return isinstance(value, Sequence) and {True} == {isinstance(item, Embedding) for item in value}
 
 
-def _gather(embeddings: Embeddings, kind: DistanceKind, who: str) -> Tasks:
+def _gather(embeddings: Embeddings, distance: DistanceName, who: str) -> Tasks:
     """Stack the embeddings and refuses what has no distance to anything, by name."""
-    needs_prior = RULES[kind].needs_prior
+    needs_prior = RULES[distance].needs_prior
     prior = torch.empty(0)
     if _are_embeddings(embeddings):
         _check_recipes(embeddings, needs_prior, who)
@@ -212,11 +212,11 @@ def _gather(embeddings: Embeddings, kind: DistanceKind, who: str) -> Tasks:
     elif isinstance(embeddings, Embedding) or (needs_prior and len(embeddings) > 0):
         without = ", ".join(name for name, rule in RULES.items() if not rule.needs_prior)
         raise TypeError(
-            f"{who}: expected a sequence of Embedding objects for kind {kind!r}, got "
+            f"{who}: expected a sequence of Embedding objects for distance {distance!r}, got "
             f"{type(embeddings).__name__}; the kinds that take a plain [T, K] tensor are {without}."
         )
     else:
-        device = embeddings.device if isinstance(embeddings, Tensor) and RULES[kind].sym_of else "cpu"
+        device = embeddings.device if isinstance(embeddings, Tensor) and RULES[distance].sym_of else "cpu"
         fisher = torch.as_tensor(embeddings, dtype=torch.float64, device=device).detach()
         if fisher.dim() != 2 or fisher.numel() == 0:
             raise ValueError(

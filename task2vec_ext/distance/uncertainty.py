@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..embedding import Embedding
-    from .kinds import DistanceKind
+    from .rules import DistanceName
 
 
 def relative_error(embedding: Embedding) -> float:
@@ -95,7 +95,7 @@ class Ranks(NamedTuple):
 def neighbour_ranks(
     embeddings: Sequence[Embedding],
     target: int,
-    kind: DistanceKind = "sym",
+    distance: DistanceName = "sym",
     *,
     alpha: float = 0.15,
     confidence: float = 0.95,
@@ -109,7 +109,7 @@ def neighbour_ranks(
     Args:
         embeddings: T with error bars, comparable.
         target: Whose neighbours, 0…T−1; the others are sources (experts, for ``asym``).
-        kind: See `distance_matrix`.
+        distance: See `distance_matrix`.
         alpha: See `distance_matrix`.
         confidence: That a neighbour's interval holds its true rank (Bonferroni over the others).
 
@@ -123,11 +123,11 @@ def neighbour_ranks(
     who, T = "neighbour_ranks", len(embeddings)
     if not 0 <= target < T:
         raise ValueError(f"{who}: expected a target in 0…{T - 1}, got {target}; it is a number in the list.")
-    found = distance_matrix(embeddings, kind, alpha=alpha, with_error=True)
+    found = distance_matrix(embeddings, distance, alpha=alpha, with_error=True)
     distances, squares = found.corrected[:, target], found.standard_error[:, target].square()
     groups = Groups.of(embeddings[target], who)
     left = [dataclasses.replace(embeddings[target], fisher=row, group_means=None) for row in groups.without()]
-    without = cross_distances(embeddings, left, kind, alpha=alpha).T  # [G, T]
+    without = cross_distances(embeddings, left, distance, alpha=alpha).T  # [G, T]
     # The target's noise moves all its distances alike, which leaves their order alone.
     shared = covariance(found.value[:, target], without, groups.sizes)
     errors = (squares[:, None] + squares - 2 * shared).clamp_(min=0).sqrt_()

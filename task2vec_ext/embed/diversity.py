@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data import Task, TaskSource
-    from ..distance.kinds import DistanceKind
+    from ..distance.rules import DistanceName
     from ..embedding import Embedding
 
 _FEWEST = 4
@@ -95,12 +95,12 @@ class _Batch(Dataset[tuple[Any, int]]):
         return self.task.item(self.indices[index])[0], int(self.targets[index])
 
 
-def diversity(batches: Sequence[Embedding], kind: DistanceKind = "sym") -> Estimate:
+def diversity(batches: Sequence[Embedding], distance: DistanceName = "sym") -> Estimate:
     """Return the mean distance between batches of one task, with an interval.
 
     Args:
         batches: M ≥ 4 embeddings of disjoint random batches of one size (`embed_batches`).
-        kind: A symmetric distance.
+        distance: A symmetric distance.
 
     Returns:
         Scalars. Pairs share batches and are not independent, so the error is the jackknife's over batches: each batch
@@ -113,7 +113,7 @@ def diversity(batches: Sequence[Embedding], kind: DistanceKind = "sym") -> Estim
         Part of it is the noise of a batch: compare diversities of one batch size alone.
     """
     _check_count(batches, "diversity")
-    matrix = distance_matrix(batches, kind)
+    matrix = distance_matrix(batches, distance)
     M = len(batches)
     total, each = matrix.sum(), matrix.sum(0) + matrix.sum(1)
     value = total / (M * (M - 1))
@@ -121,13 +121,13 @@ def diversity(batches: Sequence[Embedding], kind: DistanceKind = "sym") -> Estim
     return estimate(value, [side(value, without, torch.ones(M).double())], value)
 
 
-def cross_diversity(a: Sequence[Embedding], b: Sequence[Embedding], kind: DistanceKind = "sym") -> Estimate:
+def cross_diversity(a: Sequence[Embedding], b: Sequence[Embedding], distance: DistanceName = "sym") -> Estimate:
     """Return the mean distance between batches of one task and batches of another, with an interval.
 
     Args:
         a: M ≥ 4 embeddings of disjoint random batches of one task.
         b: The same of another task, of the same batch size.
-        kind: Which distance; row = source = `a`.
+        distance: Which distance; row = source = `a`.
 
     Returns:
         Scalars; the jackknife's error over the batches of either task.
@@ -137,7 +137,7 @@ def cross_diversity(a: Sequence[Embedding], b: Sequence[Embedding], kind: Distan
     """
     _check_count(a, "cross_diversity")
     _check_count(b, "cross_diversity")
-    matrix = cross_distances(a, b, kind)
+    matrix = cross_distances(a, b, distance)
     value, sides = matrix.mean(), []
     for means in (matrix.mean(1), matrix.mean(0)):
         M = len(means)

@@ -156,8 +156,8 @@ class RobustFisher:
     Args:
         fisher: F of every filter, ``[K]`` float64, nats² per weight²; 0 where the noise grew beyond the prior's.
         log_variance: Log σ² of every filter, ``[K]`` float64.
-        prior_precision: Λ² of every filter, ``[K]`` float64.
-        kappa: Κ, nats.
+        prior_precision: λ² of every filter, ``[K]`` float64.
+        kappa: κ, nats.
         nll: Mean cross-entropy under noise of each epoch, nats.
     """
 

@@ -193,7 +193,7 @@ def local_noise(
         padding: As in Conv2d.
         dilation: As in Conv2d.
         groups: As in Conv2d.
-        noise: Ε, like `output`.
+        noise: ε, like `output`.
         epsilon: Added to every square.
     """
     variance = log_variance.exp()[:, None, None, None].expand(*weight_shape)

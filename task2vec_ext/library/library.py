@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
-    from ..distance.kinds import SymKind
+    from ..distance.rules import SymDistanceName
 
 __all__ = ["Entry", "Library", "Neighbour"]
 
@@ -94,13 +94,13 @@ class Library:
             raise ValueError(f"library: expected an embedded task, {name!r} is not ({why}); build the library.")
         return Embedding.load(self.file(entry))
 
-    def nearest(self, task: str | Embedding, k: int = 10, *, kind: SymKind = "sym") -> list[Neighbour]:
+    def nearest(self, task: str | Embedding, k: int = 10, *, distance: SymDistanceName = "sym") -> list[Neighbour]:
         """Return the tasks nearest to one.
 
         Args:
             task: The name of one in the library, which is left out of the answer, or an embedding.
             k: How many.
-            kind: ``"sym"`` for the paper's d_sym, ``"sym_scaled"`` for that of embeddings scaled to unit mean.
+            distance: ``"sym"`` for the paper's d_sym, ``"sym_scaled"`` for that of embeddings scaled to unit mean.
 
         Returns:
             At most k tasks, nearest first. d_sym is within 1e-7 of `distance_matrix`'s. All tasks are compared; beyond
@@ -126,7 +126,7 @@ class Library:
         if own is None:
             check_comparable([Embedding.load(self.file(self._by_id(int(slots[0])))), query])
         slots = shortlist(self.folder / "shortlist.faiss", self.matrix, query.fisher, slots)
-        found = nearest(self.matrix, query.fisher[None], slots, k, kind)
+        found = nearest(self.matrix, query.fisher[None], slots, k, distance)
         pairs = zip(found.slots[0].tolist(), found.distances[0].tolist(), strict=True)
         return [Neighbour(self._by_id(slot).name, distance) for slot, distance in pairs]
 

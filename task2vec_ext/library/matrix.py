@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ..distance.kinds import SymKind
+    from ..distance.rules import SymDistanceName
 
 _BLOCK_BYTES = 32 << 20
 """Of one float64 block of rows: large enough that its set-up costs nothing, small beside anything else in memory."""
@@ -86,7 +86,7 @@ class Found(NamedTuple):
     slots: Tensor
 
 
-def nearest(matrix: Matrix, queries: Tensor, slots: Tensor, k: int, kind: SymKind = "sym") -> Found:
+def nearest(matrix: Matrix, queries: Tensor, slots: Tensor, k: int, distance: SymDistanceName = "sym") -> Found:
     """Return the rows with the smallest d_sym to each query, all compared.
 
     Args:
@@ -94,7 +94,7 @@ def nearest(matrix: Matrix, queries: Tensor, slots: Tensor, k: int, kind: SymKin
         queries: ``[Q, K]`` float64, none all zero.
         slots: ``[n]`` int64, ascending: among which rows; none all zero.
         k: How many; fewer where n is smaller.
-        kind: ``"sym"``, or ``"sym_scaled"``: all scaled to unit mean.
+        distance: ``"sym"``, or ``"sym_scaled"``: all scaled to unit mean.
 
     Returns:
         The nearest, equal distances by slot.
@@ -102,15 +102,15 @@ def nearest(matrix: Matrix, queries: Tensor, slots: Tensor, k: int, kind: SymKin
     Note:
         Memory: under 200 MB, however many rows there are (benchmarks/nearest.py).
     """
-    queries = _scaled(queries, kind)
+    queries = _scaled(queries, distance)
     distances, chosen = queries.new_empty(len(queries), 0), slots.new_empty(len(queries), 0)
     for some, rows in matrix.blocks(slots):
-        distances = torch.cat([distances, sym_distances(queries, _scaled(rows, kind))], 1)
+        distances = torch.cat([distances, sym_distances(queries, _scaled(rows, distance))], 1)
         chosen = torch.cat([chosen, some.expand(len(queries), -1)], 1)
         order = distances.sort(dim=1, stable=True).indices[:, :k]
         distances, chosen = distances.gather(1, order), chosen.gather(1, order)
     return Found(distances, chosen)
 
 
-def _scaled(rows: Tensor, kind: SymKind) -> Tensor:
-    return rows if kind == "sym" else rows / rows.mean(1, keepdim=True)
+def _scaled(rows: Tensor, distance: SymDistanceName) -> Tensor:
+    return rows if distance == "sym" else rows / rows.mean(1, keepdim=True)

@@ -10,10 +10,10 @@ SELECTORS: dict[str, Selector] = {
     selector.name: selector
     for selector in (
         *BASELINES,
-        Distance("sym", kind="sym"),
+        Distance("sym", distance="sym"),
         Distance("asym"),
         Distance("asym_fitted", alpha=None),
-        Distance("asym_scaled", kind="asym_scaled"),
+        Distance("asym_scaled", distance="asym_scaled"),
         Model2Vec(),
         *TRANSFERABILITY,
     )

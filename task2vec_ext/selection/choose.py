@@ -90,8 +90,8 @@ def _places(task: TaskFacts, experts: Sequence[ExpertFacts], selector: Distance)
     if any(embedding.group_means is None for embedding in every):
         return {}
     alpha, target = PAPER_ALPHA if selector.alpha is None else selector.alpha, len(known)
-    errors = distance_matrix(every, selector.kind, alpha=alpha, with_error=True).standard_error[:target, target]
-    places = neighbour_ranks(every, target, selector.kind, alpha=alpha)
+    errors = distance_matrix(every, selector.distance, alpha=alpha, with_error=True).standard_error[:target, target]
+    places = neighbour_ranks(every, target, selector.distance, alpha=alpha)
     return {
         name: Ranked(name, 0.0, error, low, high)
         for name, error, low, high in zip(

@@ -36,7 +36,7 @@ class Distance(Selector):
 
     Args:
         name: Of the selector.
-        kind: Which distance; `task2vec_ext.distance` has the formulas.
+        distance: Which distance; `task2vec_ext.distance` has the formulas.
         alpha: Weight of the distance to the trivial task; None: the one of `ALPHAS` whose choices have the least mean
             relative increase of error on the tasks of `fit`, `PAPER_ALPHA` before that.
 
@@ -46,7 +46,7 @@ class Distance(Selector):
 
     name: str = "asym"
     why: ClassVar[str] = "was trained on the nearest task"
-    kind: Literal["sym", "sym_scaled", "asym", "asym_scaled"] = "asym"
+    distance: Literal["sym", "sym_scaled", "asym", "asym_scaled"] = "asym"
     alpha: float | None = PAPER_ALPHA
 
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
@@ -76,7 +76,7 @@ class Distance(Selector):
             raise unknown(self, "an embedding of its task", tasks[0], len(experts))
         found = torch.full((len(experts), len(tasks)), torch.nan, dtype=torch.float64)
         known = [source for source in sources if source is not None]
-        found[has_one] = cross_distances(known, targets, self.kind, alpha=alpha)
+        found[has_one] = cross_distances(known, targets, self.distance, alpha=alpha)
         return found
 
 

@@ -32,7 +32,7 @@ def leep(probabilities: Tensor, labels: Tensor) -> float:
     θ is the expert's softmax over its own classes z, ``p(y|z) = Σ_n 1[y_n = y]·θ_n[z] / Σ_n θ_n[z]``.
 
     Args:
-        probabilities: Θ, ``[N, C_s]``, rows that sum to 1.
+        probabilities: θ, ``[N, C_s]``, rows that sum to 1.
         labels: ``[N]`` int64.
 
     Returns:

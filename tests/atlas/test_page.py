@@ -17,7 +17,7 @@ def atlas(tmp_path_factory):
     """Ten tasks of three families; the first has experts and the second an image."""
     tasks = families(4, 3, 3)
     experts = {tasks[0].name: [{"name": "expert of birds", "score": 0.875}]}
-    from test_atlas import images_of
+    from pages import images_of
 
     sheets = [images_of(tasks[1].name, [(0, "red"), (1, "blue")])]
     return write_atlas(tasks, tmp_path_factory.mktemp("atlas"), experts=experts, images=sheets, k=3, title="Ten <b>")

@@ -3,13 +3,13 @@
 import base64
 import dataclasses
 import io
-import json
 import re
 
 import numpy as np
 import pytest
 import torch
 from families import embedding, families
+from pages import data_of, images_of
 from PIL import Image
 
 from task2vec_ext import distance_matrix
@@ -17,11 +17,6 @@ from task2vec_ext.atlas import write_atlas
 from task2vec_ext.atlas.neighbours import Resampled, distance_with_error, nearest_tasks
 from task2vec_ext.atlas.sheets import contact_sheet
 from task2vec_ext.data import as_task
-
-
-def data_of(page) -> dict:
-    text = page.read_text(encoding="utf-8")
-    return json.loads(re.search(r'<script type="application/json" id="atlas-data">(.*?)</script>', text, re.S)[1])
 
 
 def unpacked(data) -> np.ndarray:
@@ -32,11 +27,11 @@ def unpacked(data) -> np.ndarray:
     return distances + distances.T
 
 
-@pytest.mark.parametrize("kind", ["sym", "sym_scaled"])
-def test_the_page_holds_distances_neighbours_and_intervals(tmp_path, kind):
+@pytest.mark.parametrize("distance", ["sym", "sym_scaled"])
+def test_the_page_holds_distances_neighbours_and_intervals(tmp_path, distance):
     tasks = families(4, 3, 3)
-    data = data_of(write_atlas(tasks, tmp_path / "atlas", kind=kind, k=4))
-    expected = distance_matrix(tasks, kind, with_error=True)
+    data = data_of(write_atlas(tasks, tmp_path / "atlas", distance=distance, k=4))
+    expected = distance_matrix(tasks, distance, with_error=True)
     # 16 bits between the smallest and the largest: half a level at most.
     np.testing.assert_allclose(unpacked(data), expected.value, atol=(data["high"] - data["low"]) / 65535)
     low, high = expected.interval()
@@ -56,11 +51,11 @@ def test_the_page_holds_distances_neighbours_and_intervals(tmp_path, kind):
     assert max(np.hypot(task["x"], task["y"]) for task in data["tasks"]) == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize(("kind", "images"), [("sym", (48, 20)), ("sym_scaled", (20, 48)), ("sym", (9, 9))])
-def test_one_distance_has_the_error_that_the_matrix_has(kind, images):
+@pytest.mark.parametrize(("distance", "images"), [("sym", (48, 20)), ("sym_scaled", (20, 48)), ("sym", (9, 9))])
+def test_one_distance_has_the_error_that_the_matrix_has(distance, images):
     tasks = [embedding(t, family=t, images=n) for t, n in enumerate(images)]
-    found = distance_with_error(*(Resampled.of(task, kind) for task in tasks), kind)
-    wanted = distance_matrix(tasks, kind, with_error=True)
+    found = distance_with_error(*(Resampled.of(task, distance) for task in tasks), distance)
+    wanted = distance_matrix(tasks, distance, with_error=True)
     for field in dataclasses.fields(found):
         if field.name != "log":
             torch.testing.assert_close(getattr(found, field.name), getattr(wanted, field.name)[0, 1])
@@ -100,26 +95,6 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path):
     assert "default-src 'none'" in text
     assert set(re.findall(r"https?://[^\"'\s]+", text)) <= {"http://www.w3.org/2000/svg"}  # a name, not an address
     assert not re.search(r"<(link|iframe|img|script src)", text)
-
-
-def images_of(name, colours, broken=()):
-    """A task of one plain image for each (label, colour)."""
-
-    class Images(torch.utils.data.Dataset):
-        @property
-        def targets(self):
-            return [label for label, _ in colours]
-
-        def __len__(self):
-            return len(colours)
-
-        def __getitem__(self, index):
-            if index in broken:
-                raise OSError("cannot read")
-            label, colour = colours[index]
-            return Image.new("RGB", (40, 90), colour), label
-
-    return as_task(Images(), name=name)
 
 
 def tiles(url) -> list[tuple[int, int, int]]:

@@ -11,7 +11,7 @@ from task2vec_ext import as_task
 from task2vec_ext.data import read_labels, tasks_from
 from task2vec_ext.experts import recipe
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -85,8 +85,8 @@ def test_the_run_from_data_sets_to_table_goes_on_where_it_stopped(roots, tmp_pat
     assert rows[0].startswith("imagenet,")
     assert len(rows) == 1 + 5
     monkeypatch.setattr(model_selection, "fisher_embed", None)
-    monkeypatch.setattr("task2vec_ext.expert.fine_tune", None)
-    monkeypatch.setattr("task2vec_ext.selection.features.Extractor._read", None)
+    monkeypatch.setattr("task2vec_ext.experts.expert.fine_tune", None)
+    monkeypatch.setattr("task2vec_ext.experts.features.Extractor._read", None)
     capsys.readouterr()
     model_selection.main()
     assert (tmp_path / "work" / "errors.csv").read_bytes() == csv

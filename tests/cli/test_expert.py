@@ -1,8 +1,8 @@
 import re
 
 import pytest
+from command import run
 from safetensors.torch import save_file
-from test_cli import folders, run  # noqa: F401  # a fixture
 
 from task2vec_ext import fisher_embed, load_probe
 from task2vec_ext.experts import recipe
@@ -16,7 +16,7 @@ def quick(monkeypatch):
     monkeypatch.setitem(recipe.RECIPES, "quick", recipe.Recipe("lbfgs", 2, 1e-2, "cosine", batch_size=4))
 
 
-def test_train_ls_register_transfer(capsys, folders, tmp_path, quick):  # noqa: F811
+def test_train_ls_register_transfer(capsys, folders, tmp_path, quick):
     experts, tiny = tmp_path / "experts", ("--probe", "tiny")
     train = ("expert", "train", *folders[:2], "-o", experts, *tiny, "--recipe", "quick")
     code, out, _ = run(capsys, *train)
@@ -44,7 +44,7 @@ def test_train_ls_register_transfer(capsys, folders, tmp_path, quick):  # noqa: 
     assert f"{float(found.errors.min()):.1%}" in out
 
 
-def test_any_checkpoint_is_registered_with_its_embedding(capsys, folders, tmp_path):  # noqa: F811
+def test_any_checkpoint_is_registered_with_its_embedding(capsys, folders, tmp_path):
     from torchvision.models import resnet18
 
     save_file(resnet18(num_classes=4).state_dict(), tmp_path / "mine.safetensors")
@@ -60,7 +60,7 @@ def test_any_checkpoint_is_registered_with_its_embedding(capsys, folders, tmp_pa
     assert expert.embedding.name == "task2"
 
 
-def test_mistakes_are_one_line(capsys, folders, tmp_path):  # noqa: F811
+def test_mistakes_are_one_line(capsys, folders, tmp_path):
     for arguments, message in (
         (["ls", tmp_path / "none"], "expected a folder of experts, found none"),
         (["transfer", folders[0], "--experts", tmp_path, "-o", tmp_path / "e.csv"], "at least one expert"),

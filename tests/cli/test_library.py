@@ -3,8 +3,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from command import run
 from PIL import Image
-from test_cli import run
 
 from task2vec_ext import Library
 
@@ -50,7 +50,7 @@ def test_build_status_ls_nearest_rm_verify(capsys, folders, tmp_path):
     assert code == 0
     assert Library(output).nearest("task1", 1)[0].name in out
     file = output / "embeddings" / Library(output).entries()[0].file
-    found = run(capsys, "nearest", file, "--library", output, "--kind", "sym_scaled")[1]
+    found = run(capsys, "nearest", file, "--library", output, "--distance", "sym_scaled")[1]
     assert re.search(r"1 +task0 +0\.0000", found)
 
     assert run(capsys, "library", "verify", output)[:2] == (0, "3 embeddings, all sound\n")

@@ -3,9 +3,9 @@ import json
 import re
 
 import pytest
+from command import run
 from families import embedding, families
-from test_atlas import data_of
-from test_cli import run
+from pages import data_of
 
 from task2vec_ext.plot import save_figure
 

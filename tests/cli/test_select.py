@@ -7,9 +7,9 @@ from typing import get_args
 
 import pytest
 import torch
+from command import run
 from PIL import Image
 from synthetic import problem
-from test_cli import run
 
 from task2vec_ext import Embedding, cross_distances, fisher_embed, load_probe
 from task2vec_ext.cli.select import SelectorName

@@ -5,37 +5,12 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
+from command import run
 from PIL import Image
 
 from task2vec_ext import Embedding, cli, distance_matrix
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Three tasks of two classes, six images each."""
-    root = tmp_path_factory.mktemp("tasks")
-    random = np.random.default_rng(0)
-    for t in range(3):
-        for c in range(2):
-            (root / f"task{t}" / f"class{c}").mkdir(parents=True)
-            for i in range(6):
-                pixels = random.integers(0, 120 + 60 * c, (52, 52 + 4 * t, 3)).astype(np.uint8)
-                Image.fromarray(pixels).save(root / f"task{t}" / f"class{c}" / f"{i}.png")
-    return [root / f"task{t}" for t in range(3)]
-
-
-def run(capsys, *arguments) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of one call."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["task2vec", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-    code = exit.value.code
-    captured = capsys.readouterr()
-    return (code if isinstance(code, int) else 0 if code is None else 1), captured.out, captured.err
 
 
 def embed(capsys, folders, output, *options):
@@ -50,7 +25,7 @@ def test_embed_then_distances_then_info(capsys, folders, tmp_path):
     assert [e.num_samples for e in embeddings] == [12, 12, 12]
 
     table, image = tmp_path / "matrix.csv", tmp_path / "matrix.png"
-    code, out, _ = run(capsys, "distances", tmp_path / "out", "--kind", "asym", "--csv", table, "--png", image)
+    code, out, _ = run(capsys, "distances", tmp_path / "out", "--distance", "asym", "--csv", table, "--png", image)
     assert code == 0
     assert str(table) in out
     with table.open() as file:
@@ -136,7 +111,7 @@ def test_options_reach_the_embedding(capsys, folders, tmp_path):
 
 def test_alpha_reaches_the_distance(capsys, folders, tmp_path):
     embed(capsys, folders[:2], tmp_path)
-    run(capsys, "distances", tmp_path, "--kind", "asym", "--alpha", 0, "--csv", tmp_path / "m.csv")
+    run(capsys, "distances", tmp_path, "--distance", "asym", "--alpha", 0, "--csv", tmp_path / "m.csv")
     with (tmp_path / "m.csv").open() as file:
         assert [row[i + 1] for i, row in enumerate(list(csv.reader(file))[1:])] == ["0.0", "0.0"]
 
@@ -214,7 +189,7 @@ def test_the_module_runs_as_a_program(tmp_path):
 
 def test_ctrl_c_exits_with_130_and_leaves_no_file_behind(folders, tmp_path):
     program = (
-        "import sys, task2vec_ext.fisher as f\n"
+        "import sys, task2vec_ext.fisher.per_sample as f\n"
         "def interrupted(*a, **k): raise KeyboardInterrupt\n"
         "f.per_sample_fisher = interrupted\n"
         "from task2vec_ext.cli import main; main()\n"

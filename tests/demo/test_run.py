@@ -1,5 +1,5 @@
 import pytest
-from test_atlas import data_of
+from pages import data_of
 
 from task2vec_ext import Embedding
 from task2vec_ext.demo import run

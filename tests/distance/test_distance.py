@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from task2vec_ext.distance import kinds as _kinds
-from task2vec_ext.distance.distance import DistanceKind, cross_distances, distance_matrix
+from task2vec_ext.distance import rules as _rules
+from task2vec_ext.distance.distance import DistanceName, cross_distances, distance_matrix
 from task2vec_ext.embedding import Embedding, HeadInfo, ProbeInfo
 from task2vec_ext.probe.layers import Layer
 
-KINDS = typing.get_args(DistanceKind)
-ZERO_DIAGONAL = [kind for kind in KINDS if not kind.startswith("asym_") and kind not in ("asym", "asymmetric_kl")]
+KINDS = typing.get_args(DistanceName)
+ZERO_DIAGONAL = [
+    distance for distance in KINDS if not distance.startswith("asym_") and distance not in ("asym", "asymmetric_kl")
+]
 PLAIN = ["sym", "sym_scaled", "cosine", "entropy"]  # need no prior
 EXACT = 1e-12  # float64 sums of a few hundred terms of size 1: a thousand roundings of 1e-16 and some room
 
@@ -48,7 +50,7 @@ def embeddings(rows: Tensor) -> list[Embedding]:
     return [make(row, f"task {index}", prior) for index, row in enumerate(rows)]
 
 
-def by_the_book(kind: str, a: Embedding, b: Embedding, alpha: float = 0.15) -> float:
+def by_the_book(distance: str, a: Embedding, b: Embedding, alpha: float = 0.15) -> float:
     """The formula as printed, in NumPy and SciPy, one pair at a time."""
     from scipy.spatial.distance import correlation, cosine
 
@@ -61,7 +63,7 @@ def by_the_book(kind: str, a: Embedding, b: Embedding, alpha: float = 0.15) -> f
         return 0.5 * (v / w - 1 + np.log(w) - np.log(v))
 
     fa, fb, prior = a.fisher.numpy(), b.fisher.numpy(), a.prior.numpy()
-    if kind.endswith("_scaled"):
+    if distance.endswith("_scaled"):
         fa, fb, prior = fa / fa.mean(), fb / fb.mean(), prior / prior.mean()
     va, vb = 1 / (fa + prior), 1 / (fb + prior)
     live = (fa + fb) > 0
@@ -79,28 +81,30 @@ def by_the_book(kind: str, a: Embedding, b: Embedding, alpha: float = 0.15) -> f
         "kl": lambda: np.maximum(kl(va, vb), kl(vb, va)).sum(),
         "asymmetric_kl": lambda: kl(va, vb).sum(),
         "jsd": lambda: (0.5 * (kl(va, middle) + kl(vb, middle))).mean(),
-    }[kind.removesuffix("_scaled")]()
+    }[distance.removesuffix("_scaled")]()
 
 
 @pytest.mark.parametrize("dead", [0.0, 0.3], ids=["all-alive", "dead-filters"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_distance_matrix_and_cross_distances_equal_the_printed_formula(kind, dead):
+@pytest.mark.parametrize("distance", KINDS)
+def test_distance_matrix_and_cross_distances_equal_the_printed_formula(distance, dead):
     tasks = embeddings(fishers(dead=dead))
-    expected = torch.tensor([[by_the_book(kind, a, b) for b in tasks] for a in tasks], dtype=torch.float64)
-    matrix = distance_matrix(tasks, kind)
+    expected = torch.tensor([[by_the_book(distance, a, b) for b in tasks] for a in tasks], dtype=torch.float64)
+    matrix = distance_matrix(tasks, distance)
     assert matrix.dtype == torch.float64
     torch.testing.assert_close(matrix, expected, rtol=EXACT, atol=EXACT)
-    torch.testing.assert_close(cross_distances(tasks[:2], tasks[1:], kind), expected[:2, 1:], rtol=EXACT, atol=EXACT)
+    torch.testing.assert_close(
+        cross_distances(tasks[:2], tasks[1:], distance), expected[:2, 1:], rtol=EXACT, atol=EXACT
+    )
 
 
-@pytest.mark.parametrize("kind", ZERO_DIAGONAL)
-def test_symmetric_kinds_are_symmetric_to_the_bit_with_an_exactly_zero_diagonal(kind):
+@pytest.mark.parametrize("distance", ZERO_DIAGONAL)
+def test_symmetric_kinds_are_symmetric_to_the_bit_with_an_exactly_zero_diagonal(distance):
     tasks = embeddings(fishers(6, 97, dead=0.1))
-    matrix = distance_matrix(tasks, kind)
+    matrix = distance_matrix(tasks, distance)
     assert torch.equal(matrix, matrix.T)
     assert torch.equal(matrix.diagonal(), torch.zeros(6, dtype=torch.float64))
     assert (matrix + torch.eye(6) > 0).all()
-    assert torch.equal(cross_distances(tasks, tasks, kind).diagonal(), torch.zeros(6, dtype=torch.float64))
+    assert torch.equal(cross_distances(tasks, tasks, distance).diagonal(), torch.zeros(6, dtype=torch.float64))
 
 
 def test_asym_subtracts_the_sources_distance_to_its_prior_and_may_be_negative():
@@ -150,26 +154,30 @@ def test_sym_stays_between_zero_and_one_and_reaches_both():
     assert matrix.max() <= 1
 
 
-@pytest.mark.parametrize("kind", PLAIN)
-def test_filters_dead_in_both_tasks_count_for_nothing(kind):
+@pytest.mark.parametrize("distance", PLAIN)
+def test_filters_dead_in_both_tasks_count_for_nothing(distance):
     rows = fishers(4, 60, dead=0.2)
     padded = torch.cat([rows, torch.zeros(4, 40, dtype=torch.float64)], dim=1)
-    torch.testing.assert_close(distance_matrix(padded, kind), distance_matrix(rows, kind), rtol=0, atol=EXACT)
+    torch.testing.assert_close(distance_matrix(padded, distance), distance_matrix(rows, distance), rtol=0, atol=EXACT)
 
 
-@pytest.mark.parametrize("kind", PLAIN)
-def test_plain_kinds_are_right_at_the_ends_of_float64(kind):
+@pytest.mark.parametrize("distance", PLAIN)
+def test_plain_kinds_are_right_at_the_ends_of_float64(distance):
     rows = torch.tensor([[1.0, 2.0, 4.0, 0.0], [4.0, 1.0, 0.5, 2.0]], dtype=torch.float64)
     for exponent in (-1073, 1021):  # 2**-1074 is the least, 2**1024 too much
         extreme = (rows.numpy() * 2.0 ** (exponent // 2)) * 2.0 ** (exponent - exponent // 2)
-        torch.testing.assert_close(distance_matrix(extreme, kind), distance_matrix(rows, kind), rtol=0, atol=EXACT)
+        torch.testing.assert_close(
+            distance_matrix(extreme, distance), distance_matrix(rows, distance), rtol=0, atol=EXACT
+        )
 
 
 @pytest.mark.parametrize("factor", [1e-300, 1e-150, 1e150, 1e200, 1e305])
-@pytest.mark.parametrize("kind", PLAIN)
-def test_plain_kinds_are_right_at_any_common_scale(kind, factor):
+@pytest.mark.parametrize("distance", PLAIN)
+def test_plain_kinds_are_right_at_any_common_scale(distance, factor):
     rows = fishers(3, 40, spread=1.0, dead=0.1)
-    torch.testing.assert_close(distance_matrix(rows * factor, kind), distance_matrix(rows, kind), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        distance_matrix(rows * factor, distance), distance_matrix(rows, distance), rtol=0, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("ratio", [1e4, 1e8, 1e16, 1e100, 1e300], ids="ratio {:.0e}".format)
@@ -188,22 +196,22 @@ def test_sym_is_right_at_any_relative_scale(ratio):
 
 def test_kl_family_is_finite_where_a_filter_is_dead_in_one_task():
     tasks = embeddings(torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]], dtype=torch.float64))
-    for kind in ("kl", "asymmetric_kl", "jsd", "correlation", "normalized_cosine"):
-        assert math.isfinite(distance_matrix(tasks, kind)[0, 1])
+    for distance in ("kl", "asymmetric_kl", "jsd", "correlation", "normalized_cosine"):
+        assert math.isfinite(distance_matrix(tasks, distance)[0, 1])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_blocks_over_tasks_and_filters_do_not_show(kind, monkeypatch):
+@pytest.mark.parametrize("distance", KINDS)
+def test_blocks_over_tasks_and_filters_do_not_show(distance, monkeypatch):
     tasks = embeddings(fishers(7, 50, dead=0.1))
-    whole = distance_matrix(tasks, kind)
+    whole = distance_matrix(tasks, distance)
     for elements in (1, 16, 120):  # one filter at a time; part of one pair; two pairs at a time
-        monkeypatch.setattr(_kinds, "_BLOCK_ELEMENTS", elements)
-        torch.testing.assert_close(distance_matrix(tasks, kind), whole, rtol=EXACT, atol=EXACT)
-        torch.testing.assert_close(cross_distances(tasks, tasks, kind), whole, rtol=EXACT, atol=EXACT)
+        monkeypatch.setattr(_rules, "_BLOCK_ELEMENTS", elements)
+        torch.testing.assert_close(distance_matrix(tasks, distance), whole, rtol=EXACT, atol=EXACT)
+        torch.testing.assert_close(cross_distances(tasks, tasks, distance), whole, rtol=EXACT, atol=EXACT)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_temporary_is_larger_than_a_block(kind):
+@pytest.mark.parametrize("distance", KINDS)
+def test_no_temporary_is_larger_than_a_block(distance):
     """Every tensor that is made while one row is computed, seen by torch itself."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -217,20 +225,20 @@ def test_no_temporary_is_larger_than_a_block(kind):
             return out
 
     T, K = 300, 1000
-    rule = _kinds.RULES[kind]
+    rule = _rules.RULES[distance]
     rows = fishers(T, K)
-    vectors = rule.prepare(_kinds.Tasks(rows, torch.ones_like(rows), [str(i) for i in range(T)], "test"))
+    vectors = rule.prepare(_rules.Tasks(rows, torch.ones_like(rows), [str(i) for i in range(T)], "test"))
     with Recorder():
-        _kinds.row_distances(rule, vectors.row(0), vectors)
-    assert max(sizes) <= _kinds._BLOCK_ELEMENTS < T * K
-    assert 12 * 8 * _kinds._BLOCK_ELEMENTS <= 32 * 2**20
+        _rules.row_distances(rule, vectors.row(0), vectors)
+    assert max(sizes) <= _rules._BLOCK_ELEMENTS < T * K
+    assert 12 * 8 * _rules._BLOCK_ELEMENTS <= 32 * 2**20
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_one_embedding_is_enough(kind):
+@pytest.mark.parametrize("distance", KINDS)
+def test_one_embedding_is_enough(distance):
     task = embeddings(fishers(1, 20))
-    assert distance_matrix(task, kind).shape == (1, 1)
-    assert cross_distances(task, task, kind).shape == (1, 1)
+    assert distance_matrix(task, distance).shape == (1, 1)
+    assert cross_distances(task, task, distance).shape == (1, 1)
 
 
 def test_plain_tensors_arrays_and_embeddings_give_the_same_and_are_left_alone():
@@ -262,7 +270,7 @@ def test_plain_tensors_arrays_and_embeddings_give_the_same_and_are_left_alone():
         (
             lambda: distance_matrix(torch.ones(2, 3), "cosin"),
             ValueError,
-            "expected kind to be one of sym, .*'cosin'",
+            "expected distance to be one of sym, .*'cosin'",
         ),
         (lambda: distance_matrix(torch.ones(2, 3), alpha=-1), ValueError, "alpha"),
         (lambda: distance_matrix(torch.ones(2, 3), alpha=math.nan), ValueError, "alpha"),

@@ -6,7 +6,7 @@ import typing
 import pytest
 import torch
 from small import Blobs, small_probe
-from test_jackknife import groups_of
+from synthetic import task_of
 
 from task2vec_ext import (
     cross_distances,
@@ -18,32 +18,9 @@ from task2vec_ext import (
     with_error,
 )
 from task2vec_ext.data import Batch
-from task2vec_ext.distance.kinds import DistanceKind
-from task2vec_ext.embedding import Embedding, HeadInfo, ProbeInfo
+from task2vec_ext.distance.rules import DistanceName
 from task2vec_ext.fisher.head import fit_head
 from task2vec_ext.fisher.per_sample import sum_fisher
-from task2vec_ext.probe.layers import Layer
-
-K = 40
-
-
-def task_of(seed, n=96, spread=1.0, noise=1.0, twin=0):
-    """An embedding of n images whose Fisher is exponential around a log-normal truth of its seed."""
-    truth = torch.randn(K, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul(spread).exp()
-    uniform = torch.rand(n, K, generator=torch.Generator().manual_seed(1000 * seed + twin), dtype=torch.float64)
-    rows = truth * (1 - noise - noise * uniform.clamp(min=1e-12).log())
-    groups = groups_of(rows)
-    return Embedding(
-        fisher=groups.mean,
-        prior=torch.full((K,), 0.1, dtype=torch.float64) * torch.linspace(1, 2, K, dtype=torch.float64),
-        layers=(Layer("conv1", "conv", 0, K, 27),),
-        probe=ProbeInfo("tiny", "none", "00"),
-        head=HeadInfo("lbfgs", 2, 0.5, 0.5, 1e-3, False),
-        recipe={"estimator": "signed", "prior_scale": 2e-7},
-        num_samples=n,
-        name=f"task {seed}.{twin}",
-        group_means=groups.means,
-    ), truth
 
 
 def embeddings(count, **how):
@@ -55,22 +32,22 @@ def d_sym(a, b):
     return 1 - (r * q).sum() / (r.square().sum() * q.square().sum()).sqrt()
 
 
-@pytest.mark.parametrize("kind", typing.get_args(DistanceKind))
-def test_distance_matrix_with_error_equals_the_jackknife_of_each_pair(kind):
+@pytest.mark.parametrize("distance", typing.get_args(DistanceName))
+def test_distance_matrix_with_error_equals_the_jackknife_of_each_pair(distance):
     tasks = [task_of(1)[0], task_of(2, n=50)[0], task_of(3, n=20)[0]]
-    found = distance_matrix(tasks, kind, with_error=True)
-    assert torch.equal(found.value, distance_matrix(tasks, kind))
+    found = distance_matrix(tasks, distance, with_error=True)
+    assert torch.equal(found.value, distance_matrix(tasks, distance))
 
     def one(a, b):
         pair = [
             dataclasses.replace(task, fisher=f, group_means=None) for task, f in zip(tasks[:2], (a, b), strict=True)
         ]
-        return cross_distances(pair[:1], pair[1:], kind)[0, 0]
+        return cross_distances(pair[:1], pair[1:], distance)[0, 0]
 
     pair = with_error(one, *tasks[:2])
     for part in ("value", "standard_error", "bias", "freedom"):
         assert float(getattr(found, part)[0, 1]) == pytest.approx(float(getattr(pair, part)), rel=1e-5, abs=1e-9), part
-    if "asym" not in kind:
+    if "asym" not in distance:
         assert torch.allclose(found.standard_error, found.standard_error.T)
         assert found.standard_error.diagonal().abs().max() == 0
         assert (found.standard_error[0, 1:] > 0).all()

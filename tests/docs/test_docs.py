@@ -29,7 +29,7 @@ from torchvision.models import ResNet34_Weights, resnet34
 from task2vec_ext import cli
 from task2vec_ext.selection import ErrorMatrix
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] if "```" in path.read_text("utf-8")
 )

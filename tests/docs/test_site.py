@@ -17,7 +17,7 @@ def site(tmp_path_factory):
     command = [Path(sys.executable).with_name("mkdocs"), "build", "--quiet", "--strict", "--site-dir", place]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     built = subprocess.run(
-        command, cwd=Path(__file__).parent.parent, env=environment, capture_output=True, text=True, timeout=300
+        command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=300
     )
     assert (built.returncode, built.stderr) == (0, "")
     return place

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 from small import Blobs, small_probe
-from test_uncertainty import task_of
+from synthetic import task_of
 
 from task2vec_ext import cross_diversity, distance_matrix, diversity, embed_batches
 

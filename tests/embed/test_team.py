@@ -13,7 +13,7 @@ from small import Blobs, small_probe
 
 from task2vec_ext import Embedding, Library, as_task, build_library, fisher_embed
 
-RANKS = Path(__file__).with_name("ranks.py")
+RANKS = Path(__file__).parents[1] / "support" / "ranks.py"
 
 
 def torchrun(folder: Path, *arguments: object, restarts: int = 0) -> subprocess.CompletedProcess:

@@ -3,16 +3,14 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import Blobs, small_probe, small_resnet
-from test_finetune import QUICK
-from test_library import folders  # noqa: F401  # a fixture
+from small import QUICK, Blobs, small_probe, small_resnet
 
 from task2vec_ext import as_task, fisher_embed, load_probe
 from task2vec_ext.experts.expert import Expert, experts_in, head_fingerprint, load_expert, save_expert, train_expert
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, folders):  # noqa: F811
+def folder(tmp_path_factory, folders):
     """A folder with one expert, of the tiny probe and ``task0``."""
     root = tmp_path_factory.mktemp("experts")
     train_expert(folders[0], root, "tiny", recipe=QUICK, held_out=0.34)
@@ -37,8 +35,8 @@ def test_an_expert_is_found_again_with_the_network_that_was_trained(folder):
     assert {file.name for file in expert.folder.iterdir()} == {"card.json", "weights.safetensors"}
 
 
-def test_an_expert_that_is_there_is_not_trained_again(folder, folders, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("task2vec_ext.expert.fine_tune", None)
+def test_an_expert_that_is_there_is_not_trained_again(folder, folders, monkeypatch):
+    monkeypatch.setattr("task2vec_ext.experts.expert.fine_tune", None)
     again = train_expert(folders[0], folder, "tiny", recipe=QUICK, held_out=0.34)
     assert again.card == experts_in(folder)[0].card
     with pytest.raises(ValueError, match="another recipe, seed or probe"):
@@ -47,7 +45,7 @@ def test_an_expert_that_is_there_is_not_trained_again(folder, folders, monkeypat
         train_expert(folders[1], folder, "tiny", recipe=QUICK, held_out=0.34, name="task0")
 
 
-def test_the_embedding_of_its_task_lies_beside_it(folder, folders):  # noqa: F811
+def test_the_embedding_of_its_task_lies_beside_it(folder, folders):
     expert = experts_in(folder)[0]
     assert expert.embedding is None
     made = fisher_embed(folders[0], "tiny", progress=False)

@@ -1,7 +1,6 @@
 import pytest
 import torch
 from small import Blobs, assert_untouched, small_probe, small_resnet, state_of
-from test_library import folders  # noqa: F401  # a fixture
 
 from task2vec_ext import Preprocess, as_task, load_probe
 from task2vec_ext.data import draw
@@ -58,7 +57,7 @@ def test_a_draw_is_the_loaders_own():
     assert found.labels.tolist() == data.targets[draw(data.targets, 6, 3)].tolist()
 
 
-def test_several_experts_see_every_image_once_and_the_cache_sees_none_again(folders, tmp_path, reads):  # noqa: F811
+def test_several_experts_see_every_image_once_and_the_cache_sees_none_again(folders, tmp_path, reads):
     kinds = {"a": load_probe("tiny"), "b": load_probe("tiny", weights="random")}
     kinds["c"] = save_expert(kinds["b"], tmp_path, "c")
     first = Extractor(kinds, cache=tmp_path / "cache")(folders[0])
@@ -76,7 +75,7 @@ def test_several_experts_see_every_image_once_and_the_cache_sees_none_again(fold
     assert reads[1:] == [("task0", 4), ("task0", 6), ("task0", 6)]  # other images, precision, preprocessing
 
 
-def test_another_head_of_the_same_network_is_another_entry(folders, tmp_path, reads):  # noqa: F811
+def test_another_head_of_the_same_network_is_another_entry(folders, tmp_path, reads):
     one, other = load_probe("tiny"), load_probe("tiny")
     with torch.no_grad():
         other.module.fc.bias.add_(torch.arange(len(other.module.fc.bias)))
@@ -86,7 +85,7 @@ def test_another_head_of_the_same_network_is_another_entry(folders, tmp_path, re
     assert not torch.equal(first.probabilities, second.probabilities)
 
 
-def test_experts_of_another_architecture_and_preprocessing_come_together(folders):  # noqa: F811
+def test_experts_of_another_architecture_and_preprocessing_come_together(folders):
     from task2vec_ext import Probe
 
     small = Probe(small_resnet(), "fc", "small", "random", Preprocess(16, 16))
@@ -96,7 +95,7 @@ def test_experts_of_another_architecture_and_preprocessing_come_together(folders
     assert torch.equal(found["small"].labels, found["tiny"].labels)
 
 
-def test_a_damaged_file_is_named(folders, tmp_path):  # noqa: F811
+def test_a_damaged_file_is_named(folders, tmp_path):
     extract(load_probe("tiny"), folders[0], cache=tmp_path)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:100])

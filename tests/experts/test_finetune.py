@@ -4,13 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import Blobs, assert_untouched, small_probe, state_of
+from small import QUICK, Blobs, assert_untouched, small_probe, state_of
 
 from task2vec_ext import Task, as_task
 from task2vec_ext.experts.finetune import fine_tune
-from task2vec_ext.experts.recipe import RECIPES, Recipe, as_recipe
-
-QUICK = Recipe("lbfgs", 4, 1e-2, "cosine", batch_size=8)
+from task2vec_ext.experts.recipe import RECIPES, as_recipe
 
 
 def blobs(n: int = 24, noise: float = 3.0, seed: int = 0) -> Task:

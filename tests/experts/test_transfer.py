@@ -5,8 +5,7 @@ import signal
 
 import pytest
 import torch
-from small import Blobs, small_probe, small_resnet
-from test_finetune import QUICK
+from small import QUICK, Blobs, small_probe, small_resnet
 
 from task2vec_ext import Task, as_task
 from task2vec_ext.experts import transfer as module

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from small import Blobs, small_probe, small_resnet
 
 from task2vec_ext import Embedding, Library, as_task, build_library
@@ -25,21 +24,6 @@ from task2vec_ext.library import matrix as _matrix
 def tasks_of(count: int, n: int = 12) -> list:
     """So many tasks in memory that differ."""
     return [as_task(Blobs(n=n, noise=0.5 + t, seed=t), name=f"task{t}") for t in range(count)]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> list[Path]:
-    """Four tasks of two classes, three images each."""
-    root = tmp_path_factory.mktemp("tasks")
-    for t in range(4):
-        for c in range(2):
-            (root / f"task{t}" / f"class{c}").mkdir(parents=True)
-            for i in range(3):
-                colour = tuple(random.Random(f"{t}{c}{i}").choices(range(256), k=3))
-                Image.effect_noise((50, 50 + t), 60).convert("RGB").point(lambda v, k=colour[0]: v ^ k).save(
-                    root / f"task{t}" / f"class{c}" / f"{i}.png"
-                )
-    return [root / f"task{t}" for t in range(4)]
 
 
 @pytest.fixture

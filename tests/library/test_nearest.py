@@ -23,15 +23,15 @@ def built(tmp_path) -> Library:
     return build_library(tasks_of(5), tmp_path / "library", small_probe())
 
 
-@pytest.mark.parametrize("kind", ["sym", "sym_scaled"])
+@pytest.mark.parametrize("distance", ["sym", "sym_scaled"])
 @pytest.mark.parametrize("rows_a_block", [1, 2, 1000])
-def test_the_nearest_are_those_of_the_distance_matrix(built, monkeypatch, kind, rows_a_block):
+def test_the_nearest_are_those_of_the_distance_matrix(built, monkeypatch, distance, rows_a_block):
     monkeypatch.setattr(_matrix, "_BLOCK_BYTES", rows_a_block * 8 * built.matrix.filters)
     names = [entry.name for entry in built.entries()]
-    matrix = distance_matrix([built.embedding(name) for name in names], kind)
+    matrix = distance_matrix([built.embedding(name) for name in names], distance)
     for row, name in zip(matrix, names, strict=True):
         order = [i for i in row.argsort().tolist() if names[i] != name]
-        found = built.nearest(name, k=3, kind=kind)
+        found = built.nearest(name, k=3, distance=distance)
         assert [other for other, _ in found] == [names[i] for i in order[:3]]
         assert [d for _, d in found] == pytest.approx(row[order[:3]].tolist(), abs=1e-7)  # float32 rows
 

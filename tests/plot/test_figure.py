@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from test_plot_matrix import blocks
+from synthetic import blocks
 
 from task2vec_ext.plot import _figure, plot_matrix, save_figure, shorten
 from task2vec_ext.plot._figure import MOST_GROUPS, looks

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.text import Text
-from test_plot_matrix import blocks
+from synthetic import blocks
 
 from task2vec_ext.plot import map_positions, plot_map
 

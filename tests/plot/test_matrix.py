@@ -6,21 +6,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from synthetic import blocks
 
 from task2vec_ext.plot import cluster_order, plot_matrix
-
-
-def blocks(sizes: list[int], seed: int = 0) -> tuple[Tensor, list[str], list[str]]:
-    """Distances of shuffled tasks, 0.1 to 0.2 inside a family, 0.6 to 0.7 between; names say the family."""
-    generator = torch.Generator().manual_seed(seed)
-    family = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    family = family[torch.randperm(len(family), generator=generator)]
-    T = len(family)
-    noise = 0.1 * torch.rand(T, T, generator=generator, dtype=torch.float64)
-    distances = torch.where(family[:, None] == family, 0.1, 0.6) + (noise + noise.T) / 2
-    distances.fill_diagonal_(0)
-    return distances, [f"f{f}-task{t}" for t, f in enumerate(family)], [f"family {f}" for f in family]
 
 
 def tick_texts(ax) -> list[str]:

@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 from task2vec_ext.embedding import Embedding, HeadInfo, ProbeInfo
+from task2vec_ext.jackknife import Groups, group_sizes, num_groups
 from task2vec_ext.probe.layers import Layer
 from task2vec_ext.selection import Distance, ErrorMatrix, ExpertFacts, TaskFacts
 
 LAYERS = 4
+K = 40
 
 
 def embedding(fisher: Tensor, name: str, fingerprint: str = "0") -> Embedding:
@@ -49,3 +51,41 @@ def problem(
     distances = torch.stack([-Distance(alpha=alpha).rank(task, models) for task in tasks.values()], 1)
     errors = 0.1 + 0.5 * (distances - distances.min()) / (distances.max() - distances.min())
     return ErrorMatrix(errors, names[:E], names), tasks, experts
+
+
+def groups_of(rows):
+    """Images dealt to groups in turn."""
+    count = num_groups(len(rows))
+    means = torch.stack([rows[g::count].mean(0) for g in range(count)])
+    return Groups(rows.mean(0), means.float(), group_sizes(len(rows), count))
+
+
+def task_of(seed, n=96, spread=1.0, noise=1.0, twin=0):
+    """An embedding of n images whose Fisher is exponential around a log-normal truth of its seed."""
+    truth = torch.randn(K, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul(spread).exp()
+    uniform = torch.rand(n, K, generator=torch.Generator().manual_seed(1000 * seed + twin), dtype=torch.float64)
+    rows = truth * (1 - noise - noise * uniform.clamp(min=1e-12).log())
+    groups = groups_of(rows)
+    return Embedding(
+        fisher=groups.mean,
+        prior=torch.full((K,), 0.1, dtype=torch.float64) * torch.linspace(1, 2, K, dtype=torch.float64),
+        layers=(Layer("conv1", "conv", 0, K, 27),),
+        probe=ProbeInfo("tiny", "none", "00"),
+        head=HeadInfo("lbfgs", 2, 0.5, 0.5, 1e-3, False),
+        recipe={"estimator": "signed", "prior_scale": 2e-7},
+        num_samples=n,
+        name=f"task {seed}.{twin}",
+        group_means=groups.means,
+    ), truth
+
+
+def blocks(sizes: list[int], seed: int = 0) -> tuple[Tensor, list[str], list[str]]:
+    """Distances of shuffled tasks, 0.1 to 0.2 inside a family, 0.6 to 0.7 between; names say the family."""
+    generator = torch.Generator().manual_seed(seed)
+    family = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    family = family[torch.randperm(len(family), generator=generator)]
+    T = len(family)
+    noise = 0.1 * torch.rand(T, T, generator=generator, dtype=torch.float64)
+    distances = torch.where(family[:, None] == family, 0.1, 0.6) + (noise + noise.T) / 2
+    distances.fill_diagonal_(0)
+    return distances, [f"f{f}-task{t}" for t, f in enumerate(family)], [f"family {f}" for f in family]

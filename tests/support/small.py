@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from task2vec_ext import Probe
+from task2vec_ext.experts.recipe import Recipe
 from task2vec_ext.probe.tiny import TinyResNet
 
 
@@ -63,3 +64,6 @@ def assert_untouched(module: nn.Module, before: dict) -> None:
         assert torch.equal(value, after["values"][name]), name
     after.pop("values")
     assert before == after
+
+
+QUICK = Recipe("lbfgs", 4, 1e-2, "cosine", batch_size=8)

@@ -1,4 +1,4 @@
-"""How each kind of distance is computed; `distance` has their formulas and sources."""
+"""How each distance is computed; `distance` has their formulas and sources."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-DistanceKind = Literal[
+DistanceName = Literal[
     "sym",
     "sym_scaled",
     "asym",
@@ -24,7 +24,7 @@ DistanceKind = Literal[
     "jsd",
 ]
 
-SymKind = Literal["sym", "sym_scaled"]
+SymDistanceName = Literal["sym", "sym_scaled"]
 """Those that order neighbours: symmetric, and the native kernel's."""
 
 # Float64 elements of one [targets, filters] temporary: 512 kB stays in the cache (1.5 times as fast as
@@ -38,13 +38,13 @@ class Tasks(NamedTuple):
     """The embeddings of one argument, checked."""
 
     fisher: Tensor  # [T, K]
-    prior: Tensor  # [T, K]; empty where the kind needs none
+    prior: Tensor  # [T, K]; empty where the distance needs none
     names: list[str]
     who: str  # the public function, for messages
 
 
 class Vectors(NamedTuple):
-    """What a kind compares: row t is ``values[t] · 2**exponent[t]``, which may not be representable."""
+    """What a distance compares: row t is ``values[t] · 2**exponent[t]``, which may not be representable."""
 
     values: Tensor  # [T, K]
     exponent: Tensor  # [T] int64
@@ -69,7 +69,7 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True)
 class Rule:
-    """How one kind is computed: vectors, then sums over the filters of a pair, then the distance."""
+    """How one distance is computed: vectors, then sums over the filters of a pair, then the distance."""
 
     prepare: Callable[[Tasks], Vectors]
     sums: Callable[[Pairs], tuple[Tensor, ...]]  # each [B]
@@ -239,7 +239,7 @@ def _half_mean(sums: Tensor, K: int) -> Tensor:
     return sums[0].clamp(min=0) / (2 * K)
 
 
-RULES: dict[DistanceKind, Rule] = {
+RULES: dict[DistanceName, Rule] = {
     "sym": Rule(_fisher, _sym_sums, _sym_finish, sym_of=_plain),
     "sym_scaled": Rule(_unit_mean_fisher, _sym_sums, _sym_finish, sym_of=_unit_mean),
     "asym": Rule(_fisher, _sym_sums, _sym_finish, needs_prior=True, minus_trivial=True, sym_of=_plain),
