@@ -32,9 +32,9 @@ function cellAt(x, y) {
 }
 
 // Made once, when the matrix is first looked at.
-let picture = null;
-function matrixPicture() {
-  if (picture) return picture;
+let drawing = null;
+function drawMatrix() {
+  if (drawing) return drawing;
   const stops = VIRIDIS.map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
   const table = Array.from({ length: 256 }, (_, value) => {
     const at = (value / 255) * (stops.length - 1);
@@ -42,17 +42,17 @@ function matrixPicture() {
     const [a, b] = [stops[k], stops[k + 1]];
     return a.map((c, channel) => Math.round(c + (b[channel] - c) * (at - k)));
   });
-  picture = document.createElement("canvas");
-  picture.width = picture.height = T;
-  const context = picture.getContext("2d");
-  const image = context.createImageData(T, T);
+  drawing = document.createElement("canvas");
+  drawing.width = drawing.height = T;
+  const context = drawing.getContext("2d");
+  const drawing = context.createImageData(T, T);
   for (let row = 0, at = 0; row < T; row++)
     for (let column = 0; column < T; column++, at += 4) {
       const [red, green, blue] = row === column ? [0, 0, 0] : table[level(order[row], order[column]) >> 8];
-      image.data.set([red, green, blue, 255], at);
+      drawing.data.set([red, green, blue, 255], at);
     }
-  context.putImageData(image, 0, 0);
-  return picture;
+  context.putImageData(drawing, 0, 0);
+  return drawing;
 }
 
 const STRIP = 10; // pixels
@@ -61,7 +61,7 @@ function drawMatrix(context, view) {
   const [left, top] = view.toScreen(0, 0);
   const size = T * view.scale;
   context.imageSmoothingEnabled = view.scale < 1;
-  context.drawImage(matrixPicture(), left, top, size, size);
+  context.drawImage(drawMatrix(), left, top, size, size);
   const first = Math.max(0, Math.floor(-Math.min(left, top) / view.scale) - 1);
   for (let row = 0; row < T; row++) {
     const at = row * view.scale;

@@ -2,7 +2,7 @@
 
 function facts(task) {
   const rows = [
-    ["pictures", task.pictures.toLocaleString("en")],
+    ["images", task.images.toLocaleString("en")],
     ["norm", interval(task.norm)],
     ["head", `${(100 * task.score).toFixed(1)} % (${task.metric})`],
   ];
@@ -20,7 +20,7 @@ function classes(task, most) {
 }
 
 function sheet(task) {
-  return task.sheet ? element("img.sheet", { src: task.sheet, alt: `Pictures of ${task.name}` }) : null;
+  return task.sheet ? element("img.sheet", { src: task.sheet, alt: `Images of ${task.name}` }) : null;
 }
 
 function showCard(parts, x, y) {
@@ -72,7 +72,7 @@ function showPanel() {
     facts(task),
     classes(task, Infinity),
     ...(near.length ? [element("h3", {}, "Nearest tasks"), element("ol", { id: "nearest" }, ...near)] : []),
-    ...(bounded ? [element("p.hint", {}, "Small: the 95 % interval of the distance between the whole tasks. Few pictures make tasks look farther apart, so it may lie below the distance measured.")] : []),
+    ...(bounded ? [element("p.hint", {}, "Small: the 95 % interval of the distance between the whole tasks. Few images make tasks look farther apart, so it may lie below the distance measured.")] : []),
     ...(experts.length ? [element("h3", {}, "Best experts"), element("ol", { id: "experts" }, ...experts)] : [])
   );
   panel.scrollTop = 0;
