@@ -45,13 +45,13 @@ function drawMatrix() {
   drawing = document.createElement("canvas");
   drawing.width = drawing.height = T;
   const context = drawing.getContext("2d");
-  const drawing = context.createImageData(T, T);
+  const pixels = context.createImageData(T, T);
   for (let row = 0, at = 0; row < T; row++)
     for (let column = 0; column < T; column++, at += 4) {
       const [red, green, blue] = row === column ? [0, 0, 0] : table[level(order[row], order[column]) >> 8];
-      drawing.data.set([red, green, blue, 255], at);
+      pixels.data.set([red, green, blue, 255], at);
     }
-  context.putImageData(drawing, 0, 0);
+  context.putImageData(pixels, 0, 0);
   return drawing;
 }
 
