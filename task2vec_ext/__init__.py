@@ -16,22 +16,27 @@ from .embed.diversity import cross_diversity, diversity, embed_batches
 from .embed.feature_cache import FeatureCache
 from .embed.fisher_embed import fisher_embed
 from .embedding import Embedding
+from .fisher import HeadSettings, VariationalSettings
 from .jackknife import Estimate
 from .kernels.filter_grad_sq import filter_grad_sq
 from .kernels.native import BuildInfo, build_info
-from .library import Library, build_library, embed_for
+from .library import Library, build_library, embed_for, load_embeddings
 from .probe.probe import Probe, load_probe
+from .settings import EmbedSettings
 
 __all__ = [
     "BuildInfo",
+    "EmbedSettings",
     "Embedding",
     "Estimate",
     "FeatureCache",
+    "HeadSettings",
     "Library",
     "Preprocess",
     "Probe",
     "Task",
     "Task2VecWarning",
+    "VariationalSettings",
     "as_task",
     "build_info",
     "build_library",
@@ -43,6 +48,7 @@ __all__ = [
     "embed_for",
     "filter_grad_sq",
     "fisher_embed",
+    "load_embeddings",
     "load_probe",
     "neighbour_ranks",
     "norm_with_error",

@@ -7,26 +7,30 @@ import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from ._util.atomic import atomic_path
-from .jackknife import checked_group_means
+from .jackknife import FEWEST_GROUPS, Groups, checked_group_means, group_sizes
 from .probe.layers import Layer, LayerKind
+from .settings import JSON, EmbedSettings, value_differences
 
-JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
+if TYPE_CHECKING:
+    from .probe.probe import Probe
 
-FORMAT_VERSION = 2  # of what older versions would misread; the tensor group_means they need not know
+
+FORMAT_VERSION = 3  # raised where older versions would misread a file
 _METADATA_KEY = "task2vec_ext"  # one key only: safetensors does not promise an order of several
 _TENSORS = ("fisher", "prior", "group_means")
 _BLANK_DIGEST = "0" * 64
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
 _RENAMED = {"num_classes": "num_outputs", "accuracy": "score"}  # fields of the head in files of format 1
+_OF_HEAD_SETTINGS = ("method", "l2", "class_balanced")  # which files of format 2 had among the head's fields
 
 
 @dataclass(frozen=True)
@@ -37,35 +41,51 @@ class ProbeInfo:
         name: Architecture, e.g. ``"resnet34"``.
         weights: Where its weights came from, e.g. ``"IMAGENET1K_V1"``.
         fingerprint: Hash of architecture and weights; equal fingerprints mean equal probes.
+        head: Name of the layer that was refitted.
+        preprocess: `Preprocess.to_dict` of what was done to every image; None where the task gave the probe's input.
     """
 
     name: str
     weights: str
     fingerprint: str
+    head: str = ""
+    preprocess: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, probe: Probe) -> ProbeInfo:
+        """Return what an embedding keeps of a probe."""
+        preprocess = None if probe.preprocess is None else probe.preprocess.to_dict()
+        return cls(probe.name, probe.weights, probe.fingerprint, probe.head, preprocess)
+
+    def differences(self, other: ProbeInfo) -> list[str]:
+        """Return in what the two probes differ, in words: weights by fingerprint, whatever they are called."""
+        found = []
+        if self.fingerprint != other.fingerprint:
+            found.append(f"probe: {self} against {other}")
+        if self.head and other.head:  # files of format 1 did not say
+            found += value_differences("head layer", self.head, other.head)
+        return found + value_differences("preprocess", self.preprocess, other.preprocess)
+
+    def __str__(self) -> str:
+        """Return name, weights and the first digits of the fingerprint."""
+        return f"{self.name} {self.weights} ({self.fingerprint[:12]})"
 
 
 @dataclass(frozen=True)
 class HeadInfo:
-    """How the head was fitted and how well it does on the samples it was fitted on.
+    """The fitted head: how well it does on the images that it was fitted to.
 
     Args:
-        method: ``"lbfgs"``, ``"adam"``, …
         num_outputs: C classes or labels, or K numbers.
-        score: How well it does, at most 1, in the measure that ``metric`` names.
-        nll: Mean negative log-likelihood in nats, of an image's label, all of its known labels, or its standardised
-            numbers; of a labelled cell of the feature map for ``"dense"``.
-        l2: Strength of the L2 penalty.
-        class_balanced: Whether every class weighed the same.
-        metric: ``"accuracy"`` (share labelled right), ``"mean average precision"`` (over labels), ``"R²"`` (mean over
-            targets).
+        score: At most 1, in the measure that ``metric`` names.
+        nll: Mean negative log-likelihood in nats: of an image's label, of all its known labels, of its standardised
+            numbers, or of a labelled cell of the feature map for ``"dense"``.
+        metric: ``"accuracy"``, ``"mean average precision"`` (over labels) or ``"R²"`` (mean over targets).
     """
 
-    method: str
     num_outputs: int
     score: float
     nll: float
-    l2: float
-    class_balanced: bool
     metric: str = "accuracy"
 
 
@@ -78,20 +98,24 @@ class Embedding:
         prior: The trivial embedding t₀ = c/λ_l² in the same unit, ``[K]`` float64 on the CPU.
         layers: Which entries belong to which layer; they tile ``[0, K)`` in order.
         probe: Which network measured the task.
-        head: How the head was fitted.
-        recipe: How F was estimated, JSON only: ``loss``, ``estimator``, ``seed``, ``preprocess``,
-            ``include_batchnorm``, ``prior_scale`` (c), the package's version, …
-        num_samples: N, the number of samples F is the mean over.
-        num_skipped: How many samples could not be read and were left out.
+        head: How well the fitted head does.
+        settings: What decided the numbers.
+        num_samples: N, the number of images that F is the mean over.
+        num_skipped: How many images could not be read and were left out.
         name: What people call the task.
         classes: Names of the C classes in label order, or None.
-        group_means: The mean over each of G groups of the samples, ``[G, K]`` float32 on the CPU, from which
-            `jackknife` tells how sure F is; the samples were dealt in random order, one to each group in turn. None
-            where they were not kept, or are too few.
+        group_means: The mean over each of G groups of the images, ``[G, K]`` float32 on the CPU, from which `jackknife`
+            computes error bars; the images were dealt in random order, one to each group in turn. None where there are
+            fewer than 8 images, or the estimator has none.
+        prior_scale: C, nats.
+        epoch_nll: Of the variational estimator: the mean cross-entropy under noise of each epoch, nats.
+        task_digest: Hash of the task's files and labels (`Task.digest`); None where they are unknown.
+        metadata: What the task's source knew of it, JSON only: ``domain``, ``taxonomy``, …
+        version: Of this package, which made the embedding.
 
     Raises:
         TypeError: If a tensor is not a float64 tensor, or another field holds what JSON cannot.
-        ValueError: If a shape or count is wrong, an entry negative or not finite, a gap between the layers.
+        ValueError: If a shape or count is wrong, an entry is negative or not finite, or the layers leave a gap.
     """
 
     fisher: Tensor
@@ -99,12 +123,17 @@ class Embedding:
     layers: tuple[Layer, ...]
     probe: ProbeInfo
     head: HeadInfo
-    recipe: dict[str, JSON]
+    settings: EmbedSettings
     num_samples: int
     num_skipped: int = 0
     name: str = ""
     classes: tuple[str, ...] | None = None
     group_means: Tensor | None = None
+    prior_scale: float | None = None
+    epoch_nll: tuple[float, ...] = ()
+    task_digest: str | None = None
+    metadata: dict[str, JSON] = field(default_factory=dict)
+    version: str = ""
 
     def __post_init__(self) -> None:
         """Check every field; copies what a caller could change later."""
@@ -126,8 +155,9 @@ class Embedding:
             if len(self.classes) != self.head.num_outputs:
                 wanted, got = self.head.num_outputs, len(self.classes)
                 raise ValueError(f"Embedding: expected a name for each of the {wanted} classes, got {got}.")
-        # Found out now, not when hours of work are to be saved. The recipe becomes what a file gives back.
-        object.__setattr__(self, "recipe", json.loads(_to_json(self._fields()))["recipe"])
+        object.__setattr__(self, "epoch_nll", tuple(self.epoch_nll))
+        # Found out now, not when hours of work are to be saved; the metadata become what a file gives back.
+        object.__setattr__(self, "metadata", json.loads(_to_json(self._fields()))["metadata"])
 
     @property
     def norm(self) -> float:
@@ -141,6 +171,20 @@ class Embedding:
         F shrunk towards the prior, without SGD, from any estimator's F (`task2vec_ext.variational` has the derivation).
         """
         return self.fisher + self.prior
+
+    @property
+    def groups(self) -> Groups:
+        """The groups of images that error bars are computed from.
+
+        Raises:
+            ValueError: If the embedding kept none.
+        """
+        if self.group_means is None:
+            raise ValueError(
+                f"Embedding: expected embeddings with error bars, got {self.name!r} (of {self.num_samples} images) "
+                f"without; embed the task again, with {FEWEST_GROUPS} images or more and not by 'variational'."
+            )
+        return Groups(self.fisher, self.group_means, group_sizes(self.num_samples, len(self.group_means)))
 
     def layer(self, name: str) -> Tensor:
         """Return the Fisher of one layer's filters.
@@ -165,11 +209,29 @@ class Embedding:
         return self.fisher.numel()
 
     def __repr__(self) -> str:
-        """One line: name, size, samples, norm, head, probe."""
+        """One line: name, size, images, norm, head, probe."""
         return (
             f"Embedding({self.name!r}, K={len(self):,}, N={self.num_samples:,}, norm={self.norm:.4g}, "
             f"head {self.head.metric} {self.head.score:.1%} of {self.head.num_outputs} outputs, "
             f"probe {self.probe.name} {self.probe.weights})"
+        )
+
+    def __str__(self) -> str:
+        """Name, size, norm with its error, head and settings, a line each, and what to call next."""
+        norm = f"{self.norm:.4g}"
+        if self.group_means is not None:
+            norm += f" ± {self.groups.norm_error():.2g}"
+        images = f"{self.num_samples:,} images" + (f", {self.num_skipped:,} unreadable" if self.num_skipped else "")
+        what = self.settings.loss_object.name.replace("_", "-")
+        return "\n".join(
+            (
+                f"Task2Vec embedding of {self.name!r}: {len(self):,} filters of {self.probe.name} {self.probe.weights}",
+                f"  norm   {norm} nats² per weight² (how hard the task is), from {images}",
+                f"  head   {self.head.metric} {self.head.score:.1%} on its own images, {self.head.num_outputs} outputs, "
+                f"NLL {self.head.nll:.3g} nats",
+                f"  made   {self.settings.estimator} estimator, {what} loss, seed {self.settings.seed}",
+                "  next   distance_matrix([this, …]), embedding.save(FILE), Library.nearest(embedding)",
+            )
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -200,13 +262,13 @@ class Embedding:
                 version of this package wrote it.
         """
         record, raw = _read(Path(path))
+        fields = record["embedding"] if record["format"] >= 3 else _from_format_2(record["embedding"])
         tensors = safetensors.torch.load(raw)
-        fields = {**record["embedding"], **{field: tensors[field] for field in _TENSORS if field in tensors}}
+        fields |= {field: tensors[field] for field in _TENSORS if field in tensors}
         fields["layers"] = tuple(Layer(**layer) for layer in fields["layers"])
         fields["probe"] = ProbeInfo(**fields["probe"])
-        fields["head"] = HeadInfo(**{_RENAMED.get(key, key): value for key, value in fields["head"].items()})
-        if fields["classes"] is not None:
-            fields["classes"] = tuple(fields["classes"])
+        fields["head"] = HeadInfo(**fields["head"])
+        fields["settings"] = EmbedSettings.from_json(fields["settings"])
         return cls(**fields)
 
     def _fields(self) -> dict[str, Any]:
@@ -216,6 +278,7 @@ class Embedding:
         fields["layers"] = [dataclasses.asdict(layer) for layer in self.layers]
         fields["probe"] = dataclasses.asdict(self.probe)
         fields["head"] = dataclasses.asdict(self.head)
+        fields["settings"] = self.settings.to_json()
         return fields
 
     def _encode(self, digest: str) -> bytes:
@@ -223,6 +286,36 @@ class Embedding:
         text = _to_json({"format": FORMAT_VERSION, "sha256": digest, "embedding": self._fields()})
         tensors = {field: getattr(self, field) for field in _TENSORS if getattr(self, field) is not None}
         return safetensors.torch.save(tensors, metadata={_METADATA_KEY: text})
+
+
+def _from_format_2(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a file of format 1 or 2, which had one dictionary for settings, probe and task: ``recipe``."""
+    recipe, head = fields.pop("recipe"), fields["head"]
+    fields["probe"] |= {"head": recipe.pop("head_layer", ""), "preprocess": recipe.pop("preprocess", None)}
+    fields["head"] = {_RENAMED.get(key, key): value for key, value in head.items() if key not in _OF_HEAD_SETTINGS}
+    fields |= {
+        "prior_scale": recipe.pop("prior_scale", None),
+        "epoch_nll": recipe.pop("variational_nll", ()),
+        "task_digest": recipe.pop("task_digest", None),
+        "metadata": recipe.pop("task_metadata", None) or {},
+        "version": recipe.pop("version", ""),
+        "settings": settings_of_format_2(recipe, {key: head[key] for key in _OF_HEAD_SETTINGS}),
+    }
+    return fields
+
+
+def settings_of_format_2(recipe: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of files and libraries of version 0.1 as `EmbedSettings.to_json` writes them.
+
+    Args:
+        recipe: Options by name; those that are no settings are left out.
+        head: ``method``, ``l2`` and ``class_balanced``.
+    """
+    names = ("loss", "estimator", "num_samples", "rel_error", "seed", "layers", "include_batchnorm")
+    variational = recipe.get("variational")
+    if variational is not None:
+        variational = {"objective" if key == "recipe" else key: value for key, value in variational.items()}
+    return {**{key: recipe[key] for key in names if key in recipe}, "head": head, "variational": variational}
 
 
 def _checked_vector(field: str, value: Tensor) -> Tensor:
@@ -282,8 +375,8 @@ def _check_counts(embedding: Embedding) -> None:
             f"got {embedding.num_samples} and {embedding.num_skipped}."
         )
     head = embedding.head
-    if not (-math.inf < head.score <= 1 and math.isfinite(head.nll) and math.isfinite(head.l2)):
-        raise ValueError(f"Embedding: expected a score of at most 1 and a finite nll and l2, got {head}.")
+    if not (-math.inf < head.score <= 1 and math.isfinite(head.nll)):
+        raise ValueError(f"Embedding: expected a score of at most 1 and a finite nll, got {head}.")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bytes]:

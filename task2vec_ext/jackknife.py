@@ -36,8 +36,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from .embedding import Embedding
-
 GROUPS = 32
 """Groups of an embedding. 31 degrees of freedom make an interval 4 % wider than infinitely many would; the float32
 means are a megabyte at 8,512 filters. A power of two: see `half_samples`."""
@@ -56,32 +54,16 @@ class Groups(NamedTuple):
     means: Tensor  # [G, K] over each group's
     sizes: Tensor  # [G] float64, images in each group
 
-    @classmethod
-    def of(cls, embedding: Embedding, who: str) -> Groups:
-        """Return an embedding's groups.
-
-        Args:
-            embedding: One that kept them.
-            who: The public function, for the message.
-
-        Returns:
-            The groups.
-
-        Raises:
-            ValueError: If it kept none.
-        """
-        if embedding.group_means is None:
-            raise ValueError(
-                f"{who}: expected embeddings with error bars, got {embedding.name!r} (of {embedding.num_samples} "
-                f"images) without; embed it again with error_bars=True and {FEWEST_GROUPS} images or more."
-            )
-        sizes = group_sizes(embedding.num_samples, len(embedding.group_means))
-        return cls(embedding.fisher, embedding.group_means, sizes)
-
     def without(self) -> Tensor:
         """Return the mean without each group in turn, ``[G, K]`` float64, none negative."""
         odds = (self.sizes / (self.sizes.sum() - self.sizes))[:, None]
         return (self.mean - (self.means - self.mean) * odds).clamp_(min=0)  # group means are rounded to float32
+
+    def norm_error(self) -> float:
+        """Return the standard error of the norm ``‖mean‖₁``."""
+        share = self.sizes / self.sizes.sum()
+        squares = (self.means.double().sum(1) - self.mean.sum()).square()
+        return math.sqrt(float((squares * share / (1 - share)).mean()))
 
     def relative_error(self) -> float:
         """Return ``‖SE‖₂ / ‖mean‖₂``, the expected ``‖mean − truth‖₂ / ‖truth‖₂``; infinite for a mean of zero."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from ..distance.rules import RULES, Pairs, Tasks, Vectors
-from ..jackknife import Estimate, Groups, estimate, halved, side
+from ..jackknife import Estimate, estimate, halved, side
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,7 @@ class Resampled(NamedTuple):
         """Return what a task's distances need, or None where it has no error bars."""
         if embedding.group_means is None:
             return None
-        groups = Groups.of(embedding, "atlas")
+        groups = embedding.groups
         halves = [half for (half,) in halved([groups])]
         fisher = torch.cat([groups.mean[None], groups.without(), torch.stack(halves)])
         return cls(groups.sizes, RULES[distance].prepare(Tasks(fisher, torch.empty(0), [], "atlas")))

@@ -53,7 +53,7 @@ def write_atlas(
 
     Args:
         embeddings: One or more, comparable, of different names, none all zero. Their domains are those of
-            ``recipe["task_metadata"]``.
+            ``metadata``.
         folder: Where ``index.html`` is put; made if it does not exist.
         images: Tasks again, to take small images from; matched by name, those of no embedding are ignored.
         experts: What selection found, or None.
@@ -116,7 +116,7 @@ def write_atlas(
 
 def domain_of(embedding: Embedding) -> str | None:
     """Return the domain that an embedding's recipe states, or None."""
-    metadata = embedding.recipe.get("task_metadata")
+    metadata = embedding.metadata
     domain = metadata.get("domain") if isinstance(metadata, dict) else None
     return str(domain) if domain else None
 

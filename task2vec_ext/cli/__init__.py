@@ -1,4 +1,4 @@
-"""The command line: `tasks`, `library`, `images`, `expert`, `select` hold the commands, `options` what they share."""
+"""The command line: a file for each group of commands; `options` has what they share."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from .compare import distances, nearest
+from .demo import demo
+from .embed import embed, info
 from .expert import expert
-from .library import library, nearest
+from .library import library
 from .plot import atlas, plot
 from .select import select
-from .tasks import demo, distances, embed, info
 
 __all__ = ["app", "main"]
 

@@ -46,12 +46,12 @@ def plot(
     """Draw a picture of a library's tasks."""
     from .. import plot as draw
     from ..distance.distance import distance_matrix
-    from ..library.embeddings import embeddings_in
+    from ..library import load_embeddings
     from ..plot._figure import check_suffix
 
     draw.check_installed()
     check_suffix(output)
-    files = embeddings_in("plot", folder)
+    files = load_embeddings(folder)
     ax: Axes
     if kind == "layers":
         ax = draw.plot_layers(_chosen(files, task or []), title=title)
@@ -104,11 +104,11 @@ def atlas(
     """Write a page on which to browse a library's tasks; it opens from the disk, without network or server."""
     from ..atlas import write_atlas
     from ..data import tasks_from
-    from ..library.embeddings import embeddings_in
+    from ..library import load_embeddings
     from ..plot import check_installed
 
     check_installed()
-    files = embeddings_in("atlas", folder)
+    files = load_embeddings(folder)
     tasks = tasks_from(*pictures) if pictures else ()
     experts = None if selection is None else _experts(selection)
     page = write_atlas(files, output, images=tasks, experts=experts, distance=distance, k=k, title=title, seed=seed)
@@ -174,5 +174,4 @@ def _groups(
 
 
 def _metadata(embedding: Embedding) -> dict[str, Any]:
-    found = embedding.recipe.get("task_metadata")
-    return found if isinstance(found, dict) else {}
+    return embedding.metadata

@@ -14,7 +14,6 @@ from typer.core import TyperGroup
 from .._util.terminal import console, print_table, printable
 
 if TYPE_CHECKING:
-    from ..embedding import Embedding
     from ..experts.expert import Expert
     from ..selection import ErrorMatrix, ExpertFacts, TaskFacts
     from ..selection.evaluate import Interval, Table
@@ -251,40 +250,9 @@ def _facts_of(spec: str, by: str, experts: list[Expert], weights: str | None, wo
             f"select: expected an expert with the embedding of its task for --by {by}, got none; task2vec expert train "
             "keeps one, and --by logme needs none."
         )
-    return TaskFacts(task.name, _embed_alike(task, like, weights, work), len(task))
-
-
-def _embed_alike(task: Any, like: Embedding, weights: str | None, work: dict[str, Any]) -> Embedding:
-    """Return the task's embedding, made as another one was."""
-    from ..data import Preprocess
-    from ..embed.fisher_embed import fisher_embed
-    from ..probe.probe import load_probe
-
-    recipe: dict[str, Any] = like.recipe
-    if recipe["estimator"] == "variational" or recipe.get("loss", {}).get("name") != "cross_entropy":
-        raise NotImplementedError(
-            "select: the experts' tasks were embedded with options of their own (variational, or another loss); embed "
-            "the task alike and name the embedding's file instead."
-        )
-    preprocess = recipe["preprocess"] and Preprocess.from_dict(recipe["preprocess"])
-    net = load_probe(like.probe.name, weights=weights or like.probe.weights, preprocess=preprocess)
-    if net.fingerprint != like.probe.fingerprint:
-        raise ValueError(
-            f"select: expected the probe that the experts' tasks were embedded with, {like.probe.name} "
-            f"{like.probe.weights} ({like.probe.fingerprint[:12]}), got {net.name} {net.weights} "
-            f"({net.fingerprint[:12]}); pass its --weights."
-        )
-    return fisher_embed(
-        task,
-        net,
-        estimator=recipe["estimator"],
-        layers=recipe["layers"],
-        include_batchnorm=recipe["include_batchnorm"],
-        head_method=like.head.method,  # type: ignore[arg-type]  # JSON knows no Literal
-        head_l2=like.head.l2,
-        class_balanced=like.head.class_balanced,
-        **work,
-    )
+    settings = replace(like.settings, num_samples=work["num_samples"], seed=work["seed"])
+    place = Work(device=work["device"], num_workers=work["num_workers"])
+    return TaskFacts(task.name, embed_like(like.probe, settings, task, weights=weights, work=place), len(task))
 
 
 def _to_learn_from(
@@ -343,6 +311,6 @@ def _embedded(folder: Path) -> dict[str, TaskFacts]:
     found = [Embedding.load(file) for file in files]
     # A draw of the images does not tell how many there were.
     return {
-        one.name: TaskFacts(one.name, one, one.num_samples if one.recipe.get("num_samples") is None else None)
+        one.name: TaskFacts(one.name, one, one.num_samples if one.settings.num_samples is None else None)
         for one in found
     }

@@ -94,7 +94,7 @@ def distance_matrix(
             f"{who}: expected Embedding objects where with_error=True, got {type(embeddings).__name__}; a plain tensor "
             "does not say how sure it is."
         )
-    return _with_error(tasks, [Groups.of(item, who) for item in embeddings], rule, alpha)
+    return _with_error(tasks, [item.groups for item in embeddings], rule, alpha)
 
 
 def _all_pairs(tasks: Tasks, rule: Rule, alpha: float) -> Tensor:
@@ -203,17 +203,18 @@ def _gather(embeddings: Embeddings, distance: DistanceName, who: str) -> Tasks:
     needs_prior = RULES[distance].needs_prior
     prior = torch.empty(0)
     if _are_embeddings(embeddings):
-        _check_recipes(embeddings, needs_prior, who)
+        check_comparable(embeddings)
         names = [f"embedding {item.name!r}" for item in embeddings]
         fisher = torch.stack([item.fisher for item in embeddings])
         if needs_prior:
+            _check_priors(embeddings, who)
             prior = torch.stack([item.prior for item in embeddings])
             _check_rows(prior, math.ulp(0.0), names, f"{who}: expected priors that are finite and positive")
     elif isinstance(embeddings, Embedding) or (needs_prior and len(embeddings) > 0):
         without = ", ".join(name for name, rule in RULES.items() if not rule.needs_prior)
         raise TypeError(
             f"{who}: expected a sequence of Embedding objects for distance {distance!r}, got "
-            f"{type(embeddings).__name__}; the kinds that take a plain [T, K] tensor are {without}."
+            f"{type(embeddings).__name__}; the distances that take a plain [T, K] tensor are {without}."
         )
     else:
         device = embeddings.device if isinstance(embeddings, Tensor) and RULES[distance].sym_of else "cpu"
@@ -235,9 +236,8 @@ def _check_rows(values: Tensor, at_least: float, names: list[str], message: str)
             raise ValueError(f"{message}; {name} has entries from {low:g} to {high:g}.")
 
 
-def _check_recipes(embeddings: Sequence[Embedding], needs_prior: bool, who: str) -> None:
-    """Comparable embeddings, and where priors enter the distance, priors of one strength."""
-    check_comparable(embeddings)
-    strengths = {item.name: item.recipe.get("prior_scale") for item in embeddings}
-    if needs_prior and len({str(strength) for strength in strengths.values()}) > 1:
-        raise ValueError(f"{who}: expected embeddings with one prior_scale in the recipe, got {strengths}.")
+def _check_priors(embeddings: Sequence[Embedding], who: str) -> None:
+    """Refuse priors of different strength: c of t₀ = c/λ²."""
+    strengths = {item.name: item.prior_scale for item in embeddings}
+    if len(set(strengths.values())) > 1:
+        raise ValueError(f"{who}: expected embeddings with one prior_scale, got {strengths}.")

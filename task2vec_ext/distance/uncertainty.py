@@ -1,4 +1,4 @@
-"""Error bars: how sure are an embedding, its norm, any other number made from embeddings, the order of neighbours?
+"""Error bars of an embedding, of its norm, of any number computed from embeddings, and of the order of neighbours.
 
 Distances have theirs from ``distance_matrix(…, with_error=True)``; `jackknife` says how all of them are made.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..jackknife import Estimate, Groups, covariance, estimate, halved, side, t_quantile
+from ..jackknife import Estimate, covariance, estimate, halved, side, t_quantile
 from .distance import cross_distances, distance_matrix
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ def relative_error(embedding: Embedding) -> float:
     Raises:
         ValueError: If it has no error bars.
     """
-    return Groups.of(embedding, "relative_error").relative_error()
+    return embedding.groups.relative_error()
 
 
 def norm_with_error(embedding: Embedding) -> Estimate:
-    """Return the norm ``‖F‖₁``, the task's complexity, and how sure it is.
+    """Return the norm ``‖F‖₁``, the task's complexity, with its error.
 
     Args:
         embedding: With error bars.
@@ -52,7 +52,7 @@ def norm_with_error(embedding: Embedding) -> Estimate:
 
 
 def with_error(statistic: Callable[..., Tensor], *embeddings: Embedding, log: bool = False) -> Estimate:
-    """Return a statistic of one or several embeddings and how sure it is.
+    """Return a statistic of one or several embeddings with its error.
 
     Args:
         statistic: From one float64 ``[K]`` an embedding to a tensor of any shape; smooth in them (a rank or a minimum
@@ -66,7 +66,7 @@ def with_error(statistic: Callable[..., Tensor], *embeddings: Embedding, log: bo
     Raises:
         ValueError: If one has no error bars.
     """
-    groups = [Groups.of(embedding, "with_error") for embedding in embeddings]
+    groups = [embedding.groups for embedding in embeddings]
     means = [group.mean for group in groups]
     value = _float64(statistic(*means))
     sides = []
@@ -125,7 +125,7 @@ def neighbour_ranks(
         raise ValueError(f"{who}: expected a target in 0…{T - 1}, got {target}; it is a number in the list.")
     found = distance_matrix(embeddings, distance, alpha=alpha, with_error=True)
     distances, squares = found.corrected[:, target], found.standard_error[:, target].square()
-    groups = Groups.of(embeddings[target], who)
+    groups = embeddings[target].groups
     left = [dataclasses.replace(embeddings[target], fisher=row, group_means=None) for row in groups.without()]
     without = cross_distances(embeddings, left, distance, alpha=alpha).T  # [G, T]
     # The target's noise moves all its distances alike, which leaves their order alone.

@@ -1,13 +1,34 @@
-"""From a task to its embedding."""
+"""From a task to its embedding: `fisher_embed`, and its steps for those who need one of them."""
 
 from .diversity import cross_diversity, diversity, embed_batches
 from .feature_cache import FeatureCache
-from .fisher_embed import fisher_embed
+from .features import read_features
+from .fisher_embed import (
+    draw_images,
+    embed_like,
+    embed_task,
+    fisher_embed,
+    fit_task_head,
+    measure_fisher,
+    measure_robust_fisher,
+)
+from .team import Team, launched_ranks
+from .work import Work
 
 __all__ = [
     "FeatureCache",
+    "Team",
+    "Work",
     "cross_diversity",
     "diversity",
+    "draw_images",
     "embed_batches",
+    "embed_like",
+    "embed_task",
     "fisher_embed",
+    "fit_task_head",
+    "launched_ranks",
+    "measure_fisher",
+    "measure_robust_fisher",
+    "read_features",
 ]

@@ -1,8 +1,8 @@
 """The head that is fitted to a task, and the Fisher information of the probe's filters under it."""
 
-from .head import Head, HeadMethod, fit_head
+from .head import Head, HeadMethod, HeadSettings, fit_head
 from .per_sample import AnyEstimator, Estimator, FisherSum, cotangents, per_sample_fisher, sum_fisher
-from .variational import Noise, Variational, VariationalRecipe
+from .variational import Noise, Objective, VariationalSettings
 
 __all__ = [
     "AnyEstimator",
@@ -10,9 +10,10 @@ __all__ = [
     "FisherSum",
     "Head",
     "HeadMethod",
+    "HeadSettings",
     "Noise",
-    "Variational",
-    "VariationalRecipe",
+    "Objective",
+    "VariationalSettings",
     "cotangents",
     "fit_head",
     "per_sample_fisher",

@@ -32,6 +32,61 @@ ADAM_EPOCHS, ADAM_LEARNING_RATE, ADAM_BATCH = 10, 4e-4, 64
 
 
 @dataclass(frozen=True)
+class HeadSettings:
+    """How the head is fitted.
+
+    Args:
+        method: ``"lbfgs"`` solves the convex problem to convergence; ``"adam"`` is the authors' recipe.
+        l2: Strength of the L2 penalty, > 0; default: 1e-2 for ``"lbfgs"``, the authors' 1e-4 for ``"adam"``.
+        class_balanced: Every class weighs the same in the fit, and a draw of ``num_samples`` takes equally many of each
+            class, as far as they go.
+
+    Raises:
+        ValueError: If the method is unknown or the penalty not positive.
+    """
+
+    method: HeadMethod = "lbfgs"
+    l2: float | None = None
+    class_balanced: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values, and fill in the penalty."""
+        if self.method not in get_args(HeadMethod):
+            raise ValueError(f"HeadSettings: expected method 'lbfgs' or 'adam', got {self.method!r}.")
+        if self.l2 is None:
+            object.__setattr__(self, "l2", DEFAULT_L2[self.method])
+        elif not (self.l2 > 0 and math.isfinite(self.l2)):
+            raise ValueError(
+                f"HeadSettings: expected l2 > 0 (without it a separable task has no optimum), got {self.l2}."
+            )
+
+    def check(self, loss: Loss) -> None:
+        """Raise unless a head can be fitted so to this loss.
+
+        Args:
+            loss: Of the targets.
+
+        Raises:
+            ValueError: If classes are to be balanced where the loss has none, or has weights for them already.
+            NotImplementedError: If ``"adam"`` is to fit anything but plain cross-entropy.
+        """
+        if self.method == "adam" and loss != CrossEntropy():
+            raise NotImplementedError(
+                f"HeadSettings: method 'adam' is the authors' recipe for plain cross-entropy, got {loss}; use 'lbfgs'."
+            )
+        if self.class_balanced and not loss.has_classes:
+            raise ValueError(f"HeadSettings: expected class_balanced with classes, got loss {loss.name!r}; drop it.")
+        if self.class_balanced and getattr(loss, "class_weights", None) is not None:
+            raise ValueError("HeadSettings: expected either class_balanced or class_weights, got both; drop one.")
+
+    @property
+    def penalty(self) -> float:
+        """The L2 penalty, a number."""
+        assert self.l2 is not None
+        return self.l2
+
+
+@dataclass(frozen=True)
 class Head:
     """A fitted linear head and how well it does on the samples it was fitted on.
 
@@ -90,7 +145,9 @@ def fit_head(
             other.
         NotImplementedError: If ``"adam"`` is to fit anything but plain cross-entropy.
     """
-    l2 = head_l2(method, l2, loss, class_balanced)
+    settings = HeadSettings(method, l2, class_balanced)
+    settings.check(loss)
+    l2 = settings.penalty
     if not torch.isfinite(features).all():
         rows = (~torch.isfinite(features)).flatten(1).any(1).nonzero().flatten()
         raise ValueError(
@@ -107,45 +164,6 @@ def fit_head(
     logits = F.linear(features.double(), weight, bias)
     loss = loss.fitted(logits, targets)
     return Head(weight, bias, loss.score(logits, targets), loss.nll(logits, targets), loss)
-
-
-def head_l2(
-    method: HeadMethod,
-    l2: float | None,
-    loss: Loss = CrossEntropy(),  # noqa: B008 - frozen
-    class_balanced: bool = False,
-) -> float:
-    """Return the penalty `fit_head` will use, once its options are known to go together.
-
-    Args:
-        method: ``"lbfgs"`` or ``"adam"``.
-        l2: As given, None for the method's default.
-        loss: To be fitted.
-        class_balanced: As given.
-
-    Returns:
-        A positive number.
-
-    Raises:
-        ValueError: If the method is unknown, the penalty not positive, or classes are to be balanced where the loss has
-            none, or where they have weights already.
-        NotImplementedError: If ``"adam"`` is to fit anything but plain cross-entropy.
-    """
-    if method not in get_args(HeadMethod):
-        raise ValueError(f"fit_head: expected method 'lbfgs' or 'adam', got {method!r}.")
-    if method == "adam" and loss != CrossEntropy():
-        raise NotImplementedError(
-            f"fit_head: method 'adam' is the authors' recipe for plain cross-entropy, got {loss}; use 'lbfgs'."
-        )
-    if class_balanced and not loss.has_classes:
-        raise ValueError(f"fit_head: expected class_balanced with classes, got loss {loss.name!r}; drop it.")
-    if class_balanced and getattr(loss, "class_weights", None) is not None:
-        raise ValueError("fit_head: expected either class_balanced or class_weights, got both; drop one.")
-    if l2 is None:
-        return DEFAULT_L2[method]
-    if not (l2 > 0 and math.isfinite(l2)):
-        raise ValueError(f"fit_head: expected l2 > 0 (without it a separable task has no optimum), got {l2}.")
-    return l2
 
 
 def _fit_lbfgs(

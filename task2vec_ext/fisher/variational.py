@@ -4,9 +4,9 @@
 
     J = E_w[mean cross-entropy] + κ·Σ_o P_o·(λ²σ_o² − 1 − log(λ²σ_o²)),        λ² the prior's precision, one a layer
 
-- recipe ``"paper"``: J·N is the paper's L(ŵ;Λ) = E[H] + β·KL(N(0,Λ)‖N(0,λ²I)) with H summed over N images and KL =
+- objective ``"paper"``: J·N is the paper's L(ŵ;Λ) = E[H] + β·KL(N(0,Λ)‖N(0,λ²I)) with H summed over N images and KL =
   ½Σ(λ²/Λ − 1 − log(λ²/Λ)), so **κ = β/2N**; λ² is fixed, 1/mean(w²) of the layer.
-- recipe ``"authors"``: their code's mean cross-entropy + β·2KL(N(ŵ,σ²)‖N(0,1/λ²)), so **κ = β**; λ² is learned, and an
+- objective ``"authors"``: their code's mean cross-entropy + β·2KL(N(ŵ,σ²)‖N(0,1/λ²)), so **κ = β**; λ² is learned, and an
   output's variance is σ²·Σ(x² + 0.01). That KL also has λ²‖ŵ‖², which no σ feels and which keeps λ² where the weights
   are: at the optimum 1/λ² = mean(w² + σ²) of the layer.
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from ..probe.probe import Probe
     from .head import Head
 
-VariationalRecipe = Literal["paper", "authors"]
+Objective = Literal["paper", "authors"]
 Noise = Literal["activations", "weights"]
 
 DEFAULT_KAPPA = 1e-7
@@ -66,11 +66,11 @@ _START = 0.05
 
 
 @dataclass(frozen=True)
-class Variational:
+class VariationalSettings:
     """How the robust Fisher is fitted.
 
     Args:
-        recipe: ``"paper"`` or ``"authors"`` (module docstring).
+        objective: ``"paper"`` or ``"authors"`` (module docstring).
         beta: Weight of the KL term; default: what gives κ = 1e-7, the authors' 1e-7 and the paper's 2e-7·N.
         noise: ``"activations"`` or ``"weights"``.
         epochs: Passes of `epoch_samples` images each; the paper has 2, after which a ResNet-18's variances on a real
@@ -83,7 +83,7 @@ class Variational:
         ValueError: If a value is unknown or out of range.
     """
 
-    recipe: VariationalRecipe = "paper"
+    objective: Objective = "paper"
     beta: float | None = None
     noise: Noise = "activations"
     epochs: int = 4
@@ -93,18 +93,18 @@ class Variational:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, known in (("recipe", get_args(VariationalRecipe)), ("noise", get_args(Noise))):
+        for name, known in (("objective", get_args(Objective)), ("noise", get_args(Noise))):
             if getattr(self, name) not in known:
                 wanted = " or ".join(map(repr, known))
-                raise ValueError(f"Variational: expected {name} {wanted}, got {getattr(self, name)!r}.")
+                raise ValueError(f"VariationalSettings: expected {name} {wanted}, got {getattr(self, name)!r}.")
         for name in ("beta", "learning_rate", "head_learning_rate"):
             value = getattr(self, name)
             if value is not None and not (0 < value < math.inf):
-                raise ValueError(f"Variational: expected {name} > 0, got {value!r}.")
+                raise ValueError(f"VariationalSettings: expected {name} > 0, got {value!r}.")
         for name in ("epochs", "epoch_samples"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Variational: expected {name} as a whole number >= 1, got {value!r}.")
+                raise ValueError(f"VariationalSettings: expected {name} as a whole number >= 1, got {value!r}.")
 
     def epochs_of(self, labels: Tensor, seed: int) -> Iterator[Tensor]:
         """Yield which images to take, ``[epoch_samples]`` int64 an epoch: with replacement, classes equally often.
@@ -125,28 +125,7 @@ class Variational:
         """κ, the weight of the KL term for a task of so many images, nats."""
         if self.beta is None:
             return DEFAULT_KAPPA
-        return self.beta if self.recipe == "authors" else self.beta / (2 * images)
-
-
-def variational_options(estimator: str, **given: Any) -> Variational | None:
-    """Return the options of ``"variational"``, checked; None for other estimators, which have none.
-
-    Args:
-        estimator: As given to `fisher_embed`.
-        **given: Fields of `Variational`; None is the default.
-
-    Raises:
-        ValueError: If another estimator is given one, or a value is out of range.
-    """
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if estimator == "variational":
-        return Variational(**chosen)
-    if chosen:
-        raise ValueError(
-            f"fisher_embed: expected {', '.join(chosen)} with estimator='variational' alone, got estimator "
-            f"{estimator!r}; leave them out or change it."
-        )
-    return None
+        return self.beta if self.objective == "authors" else self.beta / (2 * images)
 
 
 @dataclass(frozen=True)
@@ -194,7 +173,7 @@ def variational_epochs(
     head: Head,
     epochs: Iterable[Iterable[Batch]],
     images: int,
-    options: Variational,
+    options: VariationalSettings,
     seed: int = 0,
 ) -> Iterator[RobustFisher]:
     """Minimise the robust objective over the noise's variances and the head (module docstring), epoch by epoch.
@@ -205,7 +184,7 @@ def variational_epochs(
         head: Where the head starts; untouched.
         epochs: Batches on the probe's device, epoch after epoch, drawn as wanted.
         images: N, of the task.
-        options: Recipe and rates.
+        options: Objective and rates.
         seed: Of the noise.
 
     Yields:
@@ -224,9 +203,9 @@ def variational_epochs(
     bias = head.bias.float().clone().requires_grad_()
     groups: list[dict[str, Any]] = [
         {"params": [noisy.log_variance], "lr": options.learning_rate},
-        {"params": [weight, bias], "lr": options.head_learning_rate or _HEAD_RATE[options.recipe]},
+        {"params": [weight, bias], "lr": options.head_learning_rate or _HEAD_RATE[options.objective]},
     ]
-    if options.recipe == "authors":
+    if options.objective == "authors":
         groups.append({"params": [log_prior.requires_grad_()], "lr": options.learning_rate})
     adam = torch.optim.Adam(groups)
     nll: list[float] = []
@@ -255,7 +234,7 @@ def variational_epochs(
 class _NoisyProbe:
     """A probe whose layers are noisy. The variances are those of the original weights, also if it is a folded one."""
 
-    def __init__(self, probe: Probe, layers: Sequence[Layer], options: Variational, seed: int) -> None:
+    def __init__(self, probe: Probe, layers: Sequence[Layer], options: VariationalSettings, seed: int) -> None:
         self.probe, self.options, self.seed = probe, options, seed
         self.weights = {layer.name: probe.weight(layer.name) for layer in layers}
         rows = [weight.detach().flatten(1) for weight in self.weights.values()]
@@ -311,7 +290,7 @@ class _NoisyProbe:
             number, own = of_layers[name]
             conv = (use.stride, use.padding, use.dilation, use.groups) if isinstance(use, ConvUse) else ()
             key: dict[str, Any] = {"seed": self.seed, "layer": number, "step": step}
-            epsilon = _EPSILON[self.options.recipe]
+            epsilon = _EPSILON[self.options.objective]
             input = use.input.to(output.dtype)  # as autocast, where it is on, gave it to the layer
             noisy = local_noise(output, input, own, use.weight.shape, *conv, **key, epsilon=epsilon)
             return look(name, use, noisy) if look else noisy

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
+from ..distance import cross_distances
 from ..embedding import Embedding
+from .library import Library, Neighbour
+
+if TYPE_CHECKING:
+    from ..distance import SymDistanceName
+    from ..embedding import ProbeInfo
+    from ..settings import EmbedSettings
 
 _KEPT = 64
 """Embeddings in memory: one has 1 MB of group means at 8,512 filters."""
@@ -19,11 +27,12 @@ class EmbeddingFiles(Sequence[Embedding]):
 
     Args:
         files: One `Embedding` each.
+        library: Where they are of one, which then answers what it knows without reading them.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], library: Library | None = None) -> None:
         """Keep the paths; reads nothing."""
-        self.files = tuple(files)
+        self.files, self.library = tuple(files), library
         self._load = lru_cache(_KEPT)(Embedding.load)
 
     @overload
@@ -42,13 +51,51 @@ class EmbeddingFiles(Sequence[Embedding]):
         """Return how many there are."""
         return len(self.files)
 
+    @property
+    def probe(self) -> ProbeInfo:
+        """Which network measured the first of them."""
+        return self[0].probe if self.library is None else self.library.probe
+
+    @property
+    def settings(self) -> EmbedSettings:
+        """What decided the numbers of the first of them."""
+        return self[0].settings if self.library is None else self.library.settings
+
+    def names(self) -> list[str]:
+        """Return their names, in order."""
+        return [one.name for one in self.without_groups()] if self.library is None else self.library.names()
+
+    def nearest(self, task: str | Embedding, k: int = 10, *, distance: SymDistanceName = "sym") -> list[Neighbour]:
+        """Return the tasks nearest to one, as `Library.nearest` does.
+
+        Args:
+            task: The name of one of these, which is left out of the answer, or an embedding.
+            k: How many.
+            distance: ``"sym"`` or ``"sym_scaled"``.
+
+        Returns:
+            At most k tasks, nearest first.
+
+        Raises:
+            ValueError: If there is no such task, or the embeddings do not compare.
+        """
+        if self.library is not None:
+            return self.library.nearest(task, k, distance=distance)
+        known = {one.name: one for one in self.without_groups()}
+        if isinstance(task, str):
+            if task not in known:
+                raise ValueError(f"nearest: expected a task of {', '.join(sorted(known))}; got {task!r}.")
+            task = known.pop(task)
+        distances = cross_distances(list(known.values()), [task], distance)[:, 0].tolist()
+        return sorted(map(Neighbour, known, distances), key=lambda neighbour: neighbour.distance)[:k]
+
     def without_groups(self) -> list[Embedding]:
         """Read all, without their group means: a thousand of them fit into memory."""
         return [named(without_groups(Embedding.load(file)), file) for file in self.files]
 
 
 def without_groups(embedding: Embedding) -> Embedding:
-    """Return an embedding that has forgotten how sure it is."""
+    """Return an embedding without its error bars."""
     return dataclasses.replace(embedding, group_means=None)
 
 
@@ -57,27 +104,29 @@ def named(embedding: Embedding, file: Path) -> Embedding:
     return embedding if embedding.name else dataclasses.replace(embedding, name=file.stem)
 
 
-def embeddings_in(who: str, folder: Path) -> EmbeddingFiles:
+def load_embeddings(path: str | os.PathLike[str]) -> EmbeddingFiles:
     """Return the embeddings of a library, or of a folder of ``*.safetensors`` files.
 
     Args:
-        who: The command, for messages.
-        folder: The library's, or the files'.
+        path: The library's folder, or the files'.
 
     Returns:
-        Those of a library's tasks that have distances, in the order in which they came; all of a folder's, by name.
+        A sequence that reads an embedding when it is asked for. Of a library: those tasks that have distances, in the
+        order in which they were added; of a folder: all files, by name.
 
     Raises:
         ValueError: If there are none.
     """
+    folder, library = Path(path), None
     if (folder / "index.sqlite").is_file():
-        from . import Library
-
         library = Library(folder)
         comparable = set(library.index.comparable())
         files = [library.file(entry) for entry in library.entries() if entry.id in comparable]
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"{who}: expected a library or embeddings (*.safetensors) in {folder}, found none.")
-    return EmbeddingFiles(files)
+        raise ValueError(
+            f"load_embeddings: expected a library or embeddings (*.safetensors) in {folder}, found none; make them "
+            "with task2vec embed."
+        )
+    return EmbeddingFiles(files, library)

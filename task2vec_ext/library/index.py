@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from ..embedding import JSON
+    from ..settings import JSON
 
 State = Literal["waiting", "done", "failed"]
 
-FORMAT_VERSION = 1
-"""Of index, matrix and layout of a library's folder; the files of its embeddings have their own."""
+FORMAT_VERSION = 2
+"""Of the index and the folder's layout; embeddings have their own. Format 1 differs in the settings' record."""
 
 # The fields of Entry.
 _COLUMNS = {
@@ -31,7 +31,7 @@ _COLUMNS = {
     "id": "INTEGER PRIMARY KEY AUTOINCREMENT",
     "name": "TEXT NOT NULL UNIQUE",
     "file": "TEXT NOT NULL UNIQUE",
-    "images": "INTEGER NOT NULL",
+    "pictures": "INTEGER NOT NULL",  # Entry.images: version 0.1 named the column
     "state": "TEXT NOT NULL",
     "digest": "TEXT",
     "sha256": "TEXT",
@@ -64,7 +64,7 @@ class Entry:
         num_outputs: C.
         score: Of the head, in [0, 1].
         norm: ‖F‖₁, nats² per weight².
-        seconds: That embedding it took.
+        seconds: How long embedding it took.
         error: Why it failed.
     """
 
@@ -107,7 +107,7 @@ class Index:
             db.execute("INSERT INTO settings VALUES (?, ?)", (FORMAT_VERSION, json.dumps(settings)))
 
     def settings(self) -> dict[str, JSON] | None:
-        """Return what all embeddings are made with, or None where no index was finished.
+        """Return what all embeddings are made with, or None where there is no complete index.
 
         Raises:
             ValueError: If a newer version of this package made the library.
@@ -121,10 +121,10 @@ class Index:
             if not {"tasks", "settings"} <= tables:
                 raise ValueError(f"library: expected the index of a library, got another database at {self.path}.")
             version, settings = db.execute("SELECT format, settings FROM settings").fetchone()
-        if version != FORMAT_VERSION:
+        if version not in (1, FORMAT_VERSION):
             raise ValueError(
-                f"library: expected format {FORMAT_VERSION}, {self.path.parent} has format {version}: use the version "
-                "of task2vec_ext that built it, or build it anew."
+                f"library: expected format {FORMAT_VERSION} or older, {self.path.parent} has format {version}; upgrade "
+                "task2vec_ext."
             )
         return dict(json.loads(settings))
 
@@ -155,7 +155,7 @@ class Index:
         Returns:
             All tasks by name.
         """
-        columns = ("name", "file", "images", "state")
+        columns = ("name", "file", "pictures", "state")
         rows = [(name, file_name(name), images, "waiting") for name, images in tasks]
         with self._transaction() as db:
             db.executemany(
@@ -225,8 +225,8 @@ def lock(folder: Path) -> Iterator[None]:
             if "locked" not in str(error):
                 raise RuntimeError(f"library: expected to lock {folder}, got: {error}; see to permissions.") from error
             raise LibraryBusyError(
-                f"library: expected {folder} to be nobody else's at the moment, but another process is building it; "
-                "wait until that has ended (task2vec library status tells how far it is)."
+                f"library: another process is adding tasks to {folder}; wait until it ends (task2vec library status "
+                "DIR shows how far it is)."
             ) from None
         yield
 

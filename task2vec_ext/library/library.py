@@ -13,6 +13,7 @@ from ..distance.comparable import check_comparable
 from ..embedding import Embedding
 from .index import Entry, Index, is_locked, lock
 from .matrix import Matrix, nearest
+from .settings import LibrarySettings
 from .shortlist import shortlist
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ..distance.rules import SymDistanceName
+    from ..embedding import ProbeInfo
+    from ..settings import EmbedSettings
 
 __all__ = ["Entry", "Library", "Neighbour"]
 
@@ -50,16 +53,28 @@ class Library:
         """Open the index."""
         self.folder = Path(folder)
         self.index = Index(self.folder / "index.sqlite")
-        settings = self.index.settings()
-        if settings is None:
+        record = self.index.settings()
+        if record is None:
             raise ValueError(
-                f"library: expected a library at {self.folder}, found none; task2vec library build makes one."
+                f"library: expected a library at {self.folder}, found none; build one with task2vec embed."
             )
-        self.settings = settings
-        """What all embeddings were made with: probe, preprocessing and the options of `fisher_embed`."""
-        filters = settings["filters"]
-        assert isinstance(filters, int)
-        self.matrix = Matrix(self.folder / "matrix.f32", filters)
+        self.made_with = LibrarySettings.from_json(record)
+        """The probe and the settings of all its embeddings, and their length."""
+        self.matrix = Matrix(self.folder / "matrix.f32", self.made_with.filters)
+
+    @property
+    def settings(self) -> EmbedSettings:
+        """What decided the numbers of all its embeddings."""
+        return self.made_with.settings
+
+    @property
+    def probe(self) -> ProbeInfo:
+        """Which network measured all its tasks."""
+        return self.made_with.probe
+
+    def names(self) -> list[str]:
+        """Return the names of the tasks that have an embedding, in the order in which they were added."""
+        return [entry.name for entry in self.entries() if entry.state == "done"]
 
     def __repr__(self) -> str:
         """Return one line: folder, tasks by state."""
@@ -166,7 +181,7 @@ class Library:
 
     def _wrong(self, entry: Entry) -> str | None:
         """What is wrong with a task that is done, or None."""
-        remedy = "remove the task (task2vec library rm) and build again"
+        remedy = "remove the task (task2vec library rm) and embed it again"
         file = self.file(entry)
         if not file.is_file():
             return f"{file} is missing; build again"

@@ -1,21 +1,68 @@
-"""Who embeds which task of a library, and what came of it."""
+"""Several processes share the tasks of a library: whoever is free takes the next, and the first process records."""
 
 from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ..embed.team import RanksLostError
+from ..embed.team import RanksLostError, Team
 from .index import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch.distributed.distributed_c10d import Store
 
 _POLL_SECONDS = 0.2
+
+
+def share_tasks(team: Team, count: int, work: Callable[[int], Entry], record: Callable[[int, Entry], None]) -> None:
+    """Do every task on one of the ranks, and record on the first rank what comes of them, as it comes.
+
+    Args:
+        team: The ranks, all of which call this.
+        count: Number of tasks.
+        work: Does task number i and returns its entry.
+        record: Writes what came of task number i; called on the first rank alone, by one thread.
+
+    Raises:
+        RanksLostError: If a rank cannot go on.
+    """
+    queue = TaskQueue(team.store(), count)
+    try:
+        if team.rank > 0:
+            for number in queue.claim():
+                queue.report(number, work(number))
+            queue.wait_closed()
+        else:
+            _work_and_record(queue, work, record)
+    except BaseException:
+        queue.give_up()
+        raise
+    team.gather(None)  # the store may end with the first rank's process
+
+
+def _work_and_record(queue: TaskQueue, work: Callable[[int], Entry], record: Callable[[int, Entry], None]) -> None:
+    stop = threading.Event()
+
+    def record_all() -> None:
+        for number, entry in queue.reports(stop):
+            record(number, entry)
+
+    with ThreadPoolExecutor(1) as pool:
+        recording = pool.submit(record_all)
+        try:
+            for number in queue.claim():
+                if recording.done():
+                    recording.result()  # raises where it failed: nothing further would be recorded
+                queue.report(number, work(number))
+            recording.result()
+        finally:
+            stop.set()
+    queue.close()
 
 
 class TaskQueue:

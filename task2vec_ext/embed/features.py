@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..probe.layers import Layer
     from ..probe.probe import Probe
     from .team import Team
+    from .work import Work
 
 
 class Features(NamedTuple):
@@ -43,27 +44,22 @@ class FirstPass(NamedTuple):
     num_skipped: int  # on all ranks
 
 
-def first_pass(
-    images: ImageFeed,
-    loss: Loss,
-    layers: Sequence[Layer],
-    indices: Tensor,
-    on_error: OnError,
-    team: Team,
-    cache: FeatureCache | None,
+def read_features(
+    feed: ImageFeed, loss: Loss, layers: Sequence[Layer], indices: Tensor, work: Work, team: Team
 ) -> FirstPass:
     """Return the features of the images ``indices [N]``, in their order.
 
     The first batch is always read: the network is folded and checked with it.
     """
+    cache = work.feature_cache
     # Whole rounds: an image's group is the same whoever takes it.
     mine = team.share(indices, GROUPS)
 
     def read() -> tuple[Features, Batch | None, Probe, int]:
-        named = _keys(images, mine) if cache is not None else {}  # before they are read
-        fresh, known = _known(images, mine, cache, named)
+        named = _keys(feed, mine) if cache is not None else {}  # before they are read
+        fresh, known = _known(feed, mine, cache, named)
         skipped: list[Failure] = []
-        seen, first, probe = _read(images, loss, layers, fresh, on_error, skipped)
+        seen, first, probe = _read(feed, loss, layers, fresh, work.on_error, skipped)
         if cache is not None and named:
             cache.put([named[i] for i in seen.indices.tolist()], seen.features)
         return _joined([seen, known], mine), first, probe, len(skipped)
@@ -72,35 +68,35 @@ def first_pass(
     return FirstPass(_joined(team.gather(of_rank), indices), first, probe, sum(team.gather(skipped)))
 
 
-def _keys(images: ImageFeed, indices: Tensor) -> dict[int, Hashable]:
+def _keys(feed: ImageFeed, indices: Tensor) -> dict[int, Hashable]:
     """Index -> key, where an image's target is known without reading it, and its features are one vector."""
-    if not isinstance(images.task.target, ClassLabel) or images.task.labels is None:
+    if not isinstance(feed.task.target, ClassLabel) or feed.task.labels is None:
         return {}
-    return dict(zip(indices.tolist(), keys(images.task, images.probe, indices), strict=True))
+    return dict(zip(indices.tolist(), keys(feed.task, feed.probe, indices), strict=True))
 
 
 def _known(
-    images: ImageFeed, indices: Tensor, cache: FeatureCache | None, named: Mapping[int, Hashable]
+    feed: ImageFeed, indices: Tensor, cache: FeatureCache | None, named: Mapping[int, Hashable]
 ) -> tuple[Tensor, Features]:
     """Return which images must be read, and all of the others."""
-    labels = images.task.labels
+    labels = feed.task.labels
     if cache is None or labels is None or not named:
         return indices, Features(torch.empty(0, 0), torch.empty(0, dtype=torch.int64), indices[:0])
     known, features = cache.get([named[i] for i in indices.tolist()])
-    read = images.batch_size
+    read = feed.batch_size
     features = features[int(known[:read].sum()) :]
     known[:read] = False
     return indices[~known], Features(features, labels[indices[known]], indices[known])
 
 
 def _read(
-    images: ImageFeed, loss: Loss, layers: Sequence[Layer], indices: Tensor, on_error: OnError, skipped: list[Failure]
+    feed: ImageFeed, loss: Loss, layers: Sequence[Layer], indices: Tensor, on_error: OnError, skipped: list[Failure]
 ) -> tuple[Features, Batch | None, Probe]:
     """Return the features of images that are read now, the first of them alone, and the probe, folded."""
-    probe, kept, first = images.probe, torch.empty_like(indices), None
+    probe, kept, first = feed.probe, torch.empty_like(indices), None
     features, targets = torch.empty(0, probe.feature_size), torch.empty(0, dtype=torch.int64)
     stop = 0
-    with torch.no_grad(), images.batches(indices, "features", on_error, skipped) as loaded:
+    with torch.no_grad(), feed.batches(indices, "features", on_error, skipped) as loaded:
         for batch in loaded:
             if stop == 0:
                 first = Batch(*(part[:1].clone() for part in batch))

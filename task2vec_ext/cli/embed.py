@@ -1,0 +1,172 @@
+"""`task2vec embed` and `task2vec info`: embeddings, and what they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .._util.terminal import console, print_table
+from .options import (
+    BatchSize,
+    Beta,
+    Device,
+    Epochs,
+    Estimator,
+    ImageSize,
+    Loss,
+    NoiseOn,
+    NumSamples,
+    NumWorkers,
+    ProbeName,
+    Seed,
+    SkipUnreadable,
+    Specs,
+    Weights,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..library import Entry
+
+_TABLE_ROWS = 40  # tasks that are listed when they are done; task2vec library ls lists any number
+
+
+def embed(
+    specs: Specs,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The library's folder; made where there is none.")],
+    probe: ProbeName = "resnet34",
+    weights: Weights = None,
+    pseudo_labels: Annotated[
+        int | None,
+        typer.Option(min=2, help="Folders of unlabelled images: take this many k-means clusters for classes."),
+    ] = None,
+    loss: Loss = "cross_entropy",
+    estimator: Estimator = "signed",
+    beta: Beta = None,
+    noise: NoiseOn = None,
+    epochs: Epochs = None,
+    num_samples: NumSamples = None,
+    image_size: ImageSize = None,
+    device: Device = None,
+    batch_size: BatchSize = 32,
+    num_workers: NumWorkers = 0,
+    seed: Seed = 0,
+    skip_unreadable: SkipUnreadable = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try the tasks again that failed in an earlier run.")
+    ] = False,
+    shard_images: Annotated[
+        bool, typer.Option("--shard-images", help="Several processes share the images of one task, not the tasks.")
+    ] = False,
+) -> None:
+    """Embed tasks into a library: one vector for each task, in a folder.
+
+    Tasks that are in the library already are left as they are. The command can be killed at any time; the same command
+    continues where it stopped. A task that fails is recorded and does not stop the others; the exit code is then 1.
+
+    Several processes share the tasks: torchrun --nproc-per-node=4 -m task2vec_ext embed ...
+    """
+    from ..data import Tasks, as_task, tasks_from
+    from ..embed import Team, launched_ranks
+    from ..fisher import VariationalSettings
+    from ..library import build_library
+    from ..losses import PseudoLabels
+    from ..settings import EmbedSettings
+
+    if pseudo_labels is not None and loss != "cross_entropy":
+        raise ValueError(f"embed: expected either --pseudo-labels or --loss {loss}, got both.")
+    given = {"beta": beta, "noise": noise, "epochs": epochs}
+    variational = {name: value for name, value in given.items() if value is not None}
+    settings = EmbedSettings(
+        loss if pseudo_labels is None else PseudoLabels(num_clusters=pseudo_labels),
+        estimator,
+        num_samples=num_samples,
+        seed=seed,
+        variational=VariationalSettings(**variational) if variational else None,
+    )
+    if pseudo_labels is None:
+        tasks = tasks_from(*specs)
+    else:  # folders that hold nothing but images
+        folders = {str(path): as_task(path, target=settings.loss_object.target) for path in specs}
+        tasks = Tasks([task.name for task in folders.values()], list(folders.values()).__getitem__)
+    with launched_ranks() as ranks:
+        rank = Team(ranks).rank
+        library = build_library(
+            tasks,
+            output,
+            probe,
+            settings=settings,
+            weights=weights,
+            image_size=image_size,
+            device=device,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            on_error="skip" if skip_unreadable else "raise",
+            retry_failed=retry_failed,
+            progress=True,
+            process_group=ranks,
+            shard_images=shard_images,
+        )
+    if rank > 0:
+        return  # the first rank reports
+    names = set(tasks.names)
+    entries = [entry for entry in library.entries() if entry.name in names]
+    if len(entries) <= _TABLE_ROWS:
+        print_entries(entries)
+    failed = sum(entry.state == "failed" for entry in entries)
+    print(f"{len(tasks) - failed} of {len(tasks)} tasks are embedded in {output}")
+    if failed:
+        print(f"{failed} failed; task2vec library ls {output} --failed shows why, --retry-failed tries them again")
+        raise typer.Exit(1)
+
+
+def print_entries(entries: Iterable[Entry]) -> None:
+    """Print what a library knows of its tasks, a line each."""
+    rows = [
+        (
+            entry.name,
+            entry.state,
+            f"{entry.images:,}",
+            str(entry.num_skipped or "") if entry.state == "done" else "",
+            "" if entry.num_outputs is None else str(entry.num_outputs),
+            "" if entry.score is None else f"{entry.score:.1%}",
+            "" if entry.norm is None else f"{entry.norm:.4g}",
+            "" if entry.seconds is None else f"{entry.seconds:.1f}",
+        )
+        for entry in entries
+    ]
+    columns = ("task", "state", "images", "unreadable", "classes", "head", "norm", "seconds")
+    print_table(console(), columns, rows)
+
+
+def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding (.safetensors).")]) -> None:
+    """Print what an embedding is and how it was made."""
+    from ..distance.uncertainty import norm_with_error, relative_error
+    from ..embedding import Embedding
+
+    embedding = Embedding.load(file)
+    print(embedding)
+    rows = {
+        "classes": ", ".join(embedding.classes) if embedding.classes else str(embedding.head.num_outputs),
+        "probe": str(embedding.probe),
+        "head layer": embedding.probe.head,
+        "preprocess": str(embedding.probe.preprocess),
+        **{key: str(value) for key, value in embedding.settings.to_json().items()},
+        "prior_scale": str(embedding.prior_scale),
+        **({"epoch_nll": str(embedding.epoch_nll)} if embedding.epoch_nll else {}),
+        "task_digest": str(embedding.task_digest),
+        **{f"metadata {key}": str(value) for key, value in embedding.metadata.items()},
+        "version": embedding.version,
+    }
+    if embedding.group_means is not None:
+        low, high = (float(end) for end in norm_with_error(embedding).interval())
+        rows |= {"norm, 95 %": f"{low:.4g} to {high:.4g}", "relative error": f"{relative_error(embedding):.1%}"}
+    for key, value in rows.items():
+        print(f"{key:>20}: {value}")
+    print(f"{'layers':>20}: {len(embedding.layers)}")
+    for layer in embedding.layers:
+        mean = float(embedding.layer(layer.name).mean())
+        print(f"{'':>20}  {layer.name:<28} {layer.kind:<9} {layer.stop - layer.start:>5} filters  mean F {mean:.3e}")
