@@ -137,8 +137,8 @@ class Embedding:
 
     def __post_init__(self) -> None:
         """Check every field; copies what a caller could change later."""
-        for field in ("fisher", "prior"):
-            object.__setattr__(self, field, _checked_vector(field, getattr(self, field)))
+        for vector in ("fisher", "prior"):
+            object.__setattr__(self, vector, _checked_vector(vector, getattr(self, vector)))
         if self.prior.shape != self.fisher.shape:
             raise ValueError(
                 f"Embedding: expected prior of shape [{len(self)}] like fisher, got {list(self.prior.shape)}."
@@ -227,8 +227,8 @@ class Embedding:
             (
                 f"Task2Vec embedding of {self.name!r}: {len(self):,} filters of {self.probe.name} {self.probe.weights}",
                 f"  norm   {norm} nats² per weight² (how hard the task is), from {images}",
-                f"  head   {self.head.metric} {self.head.score:.1%} on its own images, {self.head.num_outputs} outputs, "
-                f"NLL {self.head.nll:.3g} nats",
+                f"  head   {self.head.metric} {self.head.score:.1%} on its own images, "
+                f"{self.head.num_outputs} outputs, NLL {self.head.nll:.3g} nats",
                 f"  made   {self.settings.estimator} estimator, {what} loss, seed {self.settings.seed}",
                 "  next   distance_matrix([this, …]), embedding.save(FILE), Library.nearest(embedding)",
             )

@@ -49,7 +49,7 @@ class EmbedSettings:
         layers: Names of modules, or prefixes of names, to describe, e.g. ``["layer3", "layer4"]``; default: all.
         include_batchnorm: Add one entry per BatchNorm channel, as the authors' Monte-Carlo embeddings have.
         head: How the head is fitted.
-        variational: How the robust Fisher is fitted; filled in where the estimator is ``"variational"``, None elsewhere.
+        variational: How the robust Fisher is fitted; None for other estimators than ``"variational"``.
 
     Raises:
         ValueError: If a value is out of range, or two options contradict each other.

@@ -46,7 +46,6 @@ def distances(
         from ..plot import plot_matrix, save_figure
 
         save_figure(plot_matrix(matrix, names, title=f"Distance between tasks ({distance})"), png)
-    console = console()
     pairs = nearest(matrix)
     if len(names) <= _MATRIX_COLUMNS:
         columns = ("", *(str(number) for number in range(1, len(names) + 1)))
@@ -57,7 +56,7 @@ def distances(
     else:
         columns = ("task", "nearest task", "distance")
         rows = [(name, names[other], f"{distance:.4f}") for name, (other, distance) in zip(names, pairs, strict=True)]
-    print_table(console, columns, rows)
+    print_table(console(), columns, rows)
     for what, path in (("matrix", csv), ("plot", png)):
         if path is not None:
             print(f"{what:>8}: {path}")
@@ -66,9 +65,7 @@ def distances(
 def nearest(
     task: Annotated[
         str,
-        typer.Argument(
-            metavar="TASK", help="One of the library's tasks, an embedding's file, or images: a folder or SPEC."
-        ),
+        typer.Argument(metavar="TASK", help="A task of DIR, an embedding's file, or images: a folder or SPEC."),
     ],
     folder: Annotated[
         Path, typer.Option("--library", metavar="DIR", help="A library, or a folder of embeddings (.safetensors).")
@@ -85,9 +82,9 @@ def nearest(
     from ..data import tasks_from
     from ..embed import embed_like
     from ..embedding import Embedding
-    from ..library import open_embeddings
+    from ..library import load_embeddings
 
-    known = open_embeddings(folder)
+    known = load_embeddings(folder)
     query: str | Embedding = task
     if task.endswith(".safetensors"):
         query = Embedding.load(task)

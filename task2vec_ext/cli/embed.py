@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -78,7 +78,7 @@ def embed(
 
     if pseudo_labels is not None and loss != "cross_entropy":
         raise ValueError(f"embed: expected either --pseudo-labels or --loss {loss}, got both.")
-    given = {"beta": beta, "noise": noise, "epochs": epochs}
+    given: dict[str, Any] = {"beta": beta, "noise": noise, "epochs": epochs}
     variational = {name: value for name, value in given.items() if value is not None}
     settings = EmbedSettings(
         loss if pseudo_labels is None else PseudoLabels(num_clusters=pseudo_labels),

@@ -250,6 +250,10 @@ def _facts_of(spec: str, by: str, experts: list[Expert], weights: str | None, wo
             f"select: expected an expert with the embedding of its task for --by {by}, got none; task2vec expert train "
             "keeps one, and --by logme needs none."
         )
+    from dataclasses import replace
+
+    from ..embed import Work, embed_like
+
     settings = replace(like.settings, num_samples=work["num_samples"], seed=work["seed"])
     place = Work(device=work["device"], num_workers=work["num_workers"])
     return TaskFacts(task.name, embed_like(like.probe, settings, task, weights=weights, work=place), len(task))

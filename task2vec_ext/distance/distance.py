@@ -135,7 +135,9 @@ def cross_distances(a: Embeddings, b: Embeddings, distance: DistanceName = "sym"
     rule = _rule(distance, alpha, who)
     sources, targets = _gather(a, distance, who), _gather(b, distance, who)
     if _are_embeddings(a) and _are_embeddings(b):
-        _check_recipes([*a, *b], rule.needs_prior, who)
+        check_comparable([*a, *b])
+        if rule.needs_prior:
+            _check_priors([*a, *b], who)
     if sources.fisher.shape[1] != targets.fisher.shape[1]:
         raise ValueError(
             f"{who}: expected a and b with equally many filters, got {list(sources.fisher.shape)} and "

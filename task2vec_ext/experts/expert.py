@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from .._util.progress import Pass
     from ..data import TaskSource
-    from ..embedding import JSON
+    from ..settings import JSON
 
 FORMAT_VERSION = 1
 _CARD, _WEIGHTS, _EMBEDDING, _CHECKPOINT = "card.json", "weights.safetensors", "embedding.safetensors", "checkpoint.pt"

@@ -145,7 +145,7 @@ def transfer_errors(
     recipe = None if fine_tuning is None else as_recipe(fine_tuning)
     how = {
         "method": method if recipe is None else None,
-        "l2": head_l2(method, l2) if recipe is None else None,
+        "l2": HeadSettings(method, l2).l2 if recipe is None else None,
         "fine_tuning": None if recipe is None else asdict(recipe),
         "seed": seed,
     }
