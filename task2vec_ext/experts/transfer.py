@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._util.atomic import atomic_path
 from ..data import as_task, draw, hold_out, read_labels, subset
-from ..fisher.head import HeadMethod, fit_head
+from ..fisher.head import HeadMethod, HeadSettings, fit_head
 from .errors import IMAGENET, ErrorMatrix
 from .expert import Expert
 from .features import ExpertFeatures, Extractor, extract

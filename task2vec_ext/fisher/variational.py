@@ -7,8 +7,8 @@
 - objective ``"paper"``: J·N is the paper's L(ŵ;Λ) = E[H] + β·KL(N(0,Λ)‖N(0,λ²I)) with H summed over N images and KL =
   ½Σ(λ²/Λ − 1 − log(λ²/Λ)), so **κ = β/2N**; λ² is fixed, 1/mean(w²) of the layer.
 - objective ``"authors"``: their code's mean cross-entropy + β·2KL(N(ŵ,σ²)‖N(0,1/λ²)), so **κ = β**; λ² is learned, and
-  an output's variance is σ²·Σ(x² + 0.01). That KL also has λ²‖ŵ‖², which no σ feels and which keeps λ² where the weights
-  are: at the optimum 1/λ² = mean(w² + σ²) of the layer.
+  an output's variance is σ²·Σ(x² + 0.01). That KL also has λ²‖ŵ‖², which no σ feels and which keeps λ² where the
+  weights are: at the optimum 1/λ² = mean(w² + σ²) of the layer.
 
 **What the optimum says.** To second order E_w[mean H] = H(ŵ) + ½Σ_o P_o·F_o·σ_o², so ∂J/∂σ_o² = 0 reads ½F = κ(1/σ² −
 λ²):
