@@ -13,7 +13,9 @@ import torch
 from task2vec_ext._util.atomic import atomic_path
 from task2vec_ext.distance.comparable import check_comparable
 from task2vec_ext.embedding import Embedding, HeadInfo, ProbeInfo
+from task2vec_ext.fisher import HeadSettings
 from task2vec_ext.probe.layers import Layer
+from task2vec_ext.settings import EmbedSettings
 
 LAYERS = (
     Layer("conv1", "conv", 0, 3, 27),
@@ -21,15 +23,26 @@ LAYERS = (
     Layer("fc", "linear", 6, 8, 3),
 )
 
+PROBE = ProbeInfo("resnet18", "IMAGENET1K_V1", "ab" * 32, "fc", {"size": 112})
+SETTINGS = EmbedSettings(include_batchnorm=True, head=HeadSettings(l2=1e-3))
+
+
+def with_head(**changes) -> EmbedSettings:
+    return dataclasses.replace(SETTINGS, head=HeadSettings(**{"l2": 1e-3} | changes))
+
+
+def with_settings(**changes) -> EmbedSettings:
+    return dataclasses.replace(SETTINGS, **changes)
+
 
 def make(name: str = "birds", **changes) -> Embedding:
     fields = {
         "fisher": torch.rand(8, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
         "prior": torch.full((8,), 1e-7, dtype=torch.float64),
         "layers": LAYERS,
-        "probe": ProbeInfo("resnet18", "IMAGENET1K_V1", "ab" * 32),
-        "head": HeadInfo("lbfgs", 2, 0.75, 0.1 + 0.2, 1e-3, False),
-        "recipe": {"estimator": "signed", "seed": 0, "preprocess": {"size": 112}, "include_batchnorm": True},
+        "probe": PROBE,
+        "head": HeadInfo(2, 0.75, 0.1 + 0.2),
+        "settings": SETTINGS,
         "num_samples": 40,
         "num_skipped": 1,
         "name": name,
@@ -65,13 +78,26 @@ def test_repr_is_one_line_that_names_what_matters():
         assert part in text
 
 
+def test_print_says_what_it_is_how_sure_and_what_to_do_next():
+    torch.manual_seed(0)
+    means = torch.rand(32, 8)
+    fisher = (means.double() * torch.tensor([2.0] * 8 + [1.0] * 24, dtype=torch.float64)[:, None]).sum(0) / 40
+    lines = str(make(fisher=fisher, group_means=means)).splitlines()
+    assert len(lines) <= 6
+    groups = make(fisher=fisher, group_means=means).groups
+    assert f"{fisher.sum():.4g} ± {groups.norm_error():.2g} nats" in lines[1]
+    for part in ("'birds'", "8 filters", "resnet18", "40 images, 1 unreadable", "75.0%", "signed", "distance_matrix"):
+        assert part in "\n".join(lines)
+    assert "±" not in str(make())
+
+
 def test_embedding_does_not_share_memory_with_the_caller():
-    fisher, recipe = torch.ones(8, dtype=torch.float64), {"preprocess": {"mean": (0.5, 0.5)}}
-    embedding = make(fisher=fisher, recipe=recipe)
+    fisher, metadata = torch.ones(8, dtype=torch.float64), {"taxonomy": {"ranks": ("order", "class")}}
+    embedding = make(fisher=fisher, metadata=metadata)
     fisher[0] = 7
-    recipe["preprocess"]["mean"] = "changed"
+    metadata["taxonomy"]["ranks"] = "changed"
     assert embedding.fisher[0] == 1
-    assert embedding.recipe == {"preprocess": {"mean": [0.5, 0.5]}}
+    assert embedding.metadata == {"taxonomy": {"ranks": ["order", "class"]}}
 
 
 @pytest.mark.parametrize(
@@ -100,12 +126,12 @@ def test_embedding_does_not_share_memory_with_the_caller():
             ValueError,
             "names that differ",
         ),
-        ({"recipe": {"seed": torch.tensor(0)}}, TypeError, "JSON can hold"),
-        ({"recipe": {"lr": float("nan")}}, TypeError, "JSON can hold"),
+        ({"metadata": {"seed": torch.tensor(0)}}, TypeError, "JSON can hold"),
+        ({"metadata": {"lr": float("nan")}}, TypeError, "JSON can hold"),
         ({"num_samples": 0}, ValueError, "num_samples >= 1"),
         ({"num_skipped": -1}, ValueError, "num_skipped >= 0"),
-        ({"head": HeadInfo("lbfgs", 2, 1.5, 0.1, 0.1, True)}, ValueError, "a score of at most 1"),
-        ({"head": HeadInfo("lbfgs", 2, 0.5, float("inf"), 0.1, True)}, ValueError, "finite nll"),
+        ({"head": HeadInfo(2, 1.5, 0.1)}, ValueError, "a score of at most 1"),
+        ({"head": HeadInfo(2, 0.5, float("inf"))}, ValueError, "finite nll"),
         ({"classes": ("one",)}, ValueError, "each of the 2 classes, got 1"),
     ],
 )
@@ -196,8 +222,8 @@ def test_load_refuses_every_changed_byte_every_truncation_and_a_longer_file(tmp_
         (safetensors.torch.save({"fisher": torch.ones(2)}, {"task2vec_ext": "[" * 100_000}), "damaged"),
         (safetensors.torch.save({}, {"task2vec_ext": json.dumps({"format": 1, "sha256": ""})}), "damaged"),
         (
-            safetensors.torch.save({}, {"task2vec_ext": json.dumps({"format": 3, "sha256": "0" * 64})}),
-            r"newer task2vec_ext \(format 3; this one reads up to 2\): upgrade",
+            safetensors.torch.save({}, {"task2vec_ext": json.dumps({"format": 4, "sha256": "0" * 64})}),
+            r"newer task2vec_ext \(format 4; this one reads up to 3\): upgrade",
         ),
     ],
     ids=["missing", "empty", "zip", "foreign", "no-record", "deep", "no-digest", "newer"],
@@ -266,22 +292,37 @@ def test_atomic_path_names_a_missing_folder_and_refuses_what_is_no_file(tmp_path
             pytest.fail("the block must not run")
 
 
-def test_a_file_of_format_1_is_read_with_its_fields_renamed(tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_of_older_formats_are_read(tmp_path, version):
     path = tmp_path / "old.safetensors"
     fields = make()._fields()
-    head = fields["head"]
-    head["num_classes"], head["accuracy"] = head.pop("num_outputs"), head.pop("score")
-    del head["metric"]
+    settings, probe, head = fields.pop("settings"), fields["probe"], fields["head"]
+    head |= settings.pop("head")
+    fields["recipe"] = {
+        **settings,
+        "preprocess": probe.pop("preprocess"),
+        "head_layer": probe.pop("head"),
+        "prior_scale": 2e-7,
+        "task_digest": "d1",
+        "task_metadata": {"domain": "birds"},
+        "version": "0.1.0",
+    }
+    for name in ("prior_scale", "epoch_nll", "task_digest", "metadata", "version"):
+        del fields[name]
+    if version == 1:  # one loss alone, and other names
+        del fields["recipe"]["loss"], head["metric"]
+        head["num_classes"], head["accuracy"] = head.pop("num_outputs"), head.pop("score")
 
     def encoded(digest):
-        text = json.dumps({"format": 1, "sha256": digest, "embedding": fields})
+        text = json.dumps({"format": version, "sha256": digest, "embedding": fields})
         tensors = {"fisher": make().fisher, "prior": make().prior}
         return safetensors.torch.save(tensors, metadata={"task2vec_ext": text})
 
     path.write_bytes(encoded(hashlib.sha256(encoded("0" * 64)).hexdigest()))
     old = Embedding.load(path)
-    assert_same(old, make())
-    check_comparable([old, make(recipe={**make().recipe, "loss": {"name": "cross_entropy"}})])
+    expected = make(prior_scale=2e-7, task_digest="d1", metadata={"domain": "birds"}, version="0.1.0")
+    assert_same(old, expected)
+    check_comparable([old, make()])
 
 
 # ---- check_comparable
@@ -290,34 +331,32 @@ def test_a_file_of_format_1_is_read_with_its_fields_renamed(tmp_path):
 def test_check_comparable_accepts_what_may_differ():
     check_comparable([])
     estimators = ("exact", "signed", "sampled")
-    recipes = [{**make().recipe, "estimator": estimator, "seed": i} for i, estimator in enumerate(estimators)]
+    settings = [dataclasses.replace(SETTINGS, estimator=e, seed=i) for i, e in enumerate(estimators)]
     head = dataclasses.replace(make().head, num_outputs=7, score=0.5, nll=2.0)
-    check_comparable([make(recipe=recipe) for recipe in recipes] + [make(num_samples=3, head=head, classes=None)])
-    check_comparable([make(recipe={"estimator": "empirical"}), make(recipe={"estimator": "empirical"})])
+    check_comparable([make(settings=one) for one in settings] + [make(num_samples=3, head=head, classes=None)])
+    empirical = dataclasses.replace(SETTINGS, estimator="empirical")
+    check_comparable([make(settings=empirical), make(settings=empirical)])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
-            {"probe": ProbeInfo("resnet34", "mine.pth", "cd" * 32)},
+            {"probe": ProbeInfo("resnet34", "mine.pth", "cd" * 32, "fc", {"size": 112})},
             r"resnet18 IMAGENET1K_V1 \(ab.* against resnet34 mine",
         ),
         (
             {"layers": (Layer("conv1", "conv", 0, 8, 27),)},
             r"layers: Layer\(name='conv1'.*stop=3.* against .*stop=8",
         ),
-        ({"recipe": {**make().recipe, "preprocess": {"size": 96}}}, "preprocess size: 112 against 96"),
-        ({"recipe": {**make().recipe, "preprocess": None}}, "preprocess: .* against None"),
-        ({"recipe": {**make().recipe, "include_batchnorm": False}}, "include_batchnorm: True against False"),
-        ({"recipe": {**make().recipe, "estimator": "empirical"}}, "estimator: signed against empirical"),
-        ({"recipe": {**make().recipe, "estimator": "variational"}}, "estimator: signed against variational"),
-        ({"head": dataclasses.replace(make().head, method="adam")}, "head method: lbfgs against adam"),
-        ({"head": dataclasses.replace(make().head, l2=1.0)}, "head l2: 0.001 against 1.0"),
-        (
-            {"head": dataclasses.replace(make().head, class_balanced=True)},
-            "head class_balanced: False against True",
-        ),
+        ({"probe": dataclasses.replace(PROBE, preprocess={"size": 96})}, "preprocess size: 112 against 96"),
+        ({"probe": dataclasses.replace(PROBE, preprocess=None)}, "preprocess: .* against None"),
+        ({"settings": with_settings(include_batchnorm=False)}, "include_batchnorm: True against False"),
+        ({"settings": with_settings(estimator="empirical")}, "estimator: signed against empirical"),
+        ({"settings": with_settings(estimator="variational")}, "estimator: signed against variational"),
+        ({"settings": with_head(method="adam")}, "head method: lbfgs against adam"),
+        ({"settings": with_head(l2=1.0)}, "head l2: 0.001 against 1.0"),
+        ({"settings": with_head(class_balanced=True)}, "head class_balanced: False against True"),
     ],
 )
 def test_check_comparable_names_both_and_the_difference(changes, message):
@@ -329,6 +368,6 @@ def test_check_comparable_names_both_and_the_difference(changes, message):
 def test_check_comparable_lists_every_difference_and_where_one_layer_list_goes_on():
     longer = (*LAYERS, Layer("more", "conv", 8, 9, 1))
     nine = torch.ones(9, dtype=torch.float64)
-    other = make(fisher=nine, prior=nine, layers=longer, head=dataclasses.replace(make().head, l2=1.0))
+    other = make(fisher=nine, prior=nine, layers=longer, settings=with_head(l2=1.0))
     with pytest.raises(ValueError, match=r"layers: 3 \(K = 8\) against 4 \(K = 9\); head l2: 0.001 against 1.0"):
         check_comparable([make(), other])

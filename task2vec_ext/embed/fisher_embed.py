@@ -38,6 +38,7 @@ PRIOR_SCALE = 2 * DEFAULT_KAPPA
 """c of the prior c/λ_l²: at the optimum of the robust objective a filter's precision is F/c + λ_l² (variational.py)."""
 
 
+@torch.inference_mode(mode=False)  # a network built in inference mode has no gradients
 def fisher_embed(
     task: TaskSource,
     probe: str | nn.Module | Probe = "resnet34",
@@ -361,5 +362,5 @@ def _check_reached(settings: EmbedSettings, measured: Measured, name: str) -> No
             f"fisher_embed: expected a relative error of at most {settings.rel_error:g}, {name!r} came to {reached} "
             f"after all {measured.samples} images; raise rel_error, or take more images (num_samples)",
             Task2VecWarning,
-            stacklevel=5,  # the caller of fisher_embed, behind embed_task and torch's decorator
+            stacklevel=6,  # the caller of fisher_embed, behind embed_task and torch's two decorators
         )

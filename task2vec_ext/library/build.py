@@ -111,7 +111,7 @@ def build_library(
     with ExitStack() as ending:
 
         def prepare() -> list[tuple[int, Entry]]:
-            (root / "embeddings").mkdir(parents=True, exist_ok=True)
+            _make_folder(root / "embeddings")
             ending.enter_context(lock(root))
             index = Index(root / "index.sqlite")
             if index.settings() is None:
@@ -149,7 +149,7 @@ def embed_for(
     probe: str | nn.Module | Probe | None = None,
     *,
     weights: Any = None,
-    work: Work | None = None,
+    **work: Any,
 ) -> Embedding:
     """Return the embedding of a task that is not in a library, made as all of the library's were.
 
@@ -158,15 +158,25 @@ def embed_for(
         task: What `fisher_embed` takes.
         probe: The library's; default: by the name that it has there.
         weights: The file of its weights, where those are a file.
-        work: Where and how, e.g. ``Work(device="cuda")`` of `task2vec_ext.embed`.
+        **work: Where and how: fields of `task2vec_ext.embed.Work`, such as ``device="cuda"`` or ``batch_size=64``.
 
     Returns:
         The embedding, for `Library.nearest`.
 
     Raises:
         ValueError: If the probe is not the library's.
+        TypeError: If `Work` has no such field.
     """
-    return embed_like(library.made_with.probe, library.settings, task, probe, weights=weights, work=work)
+    return embed_like(library.probe, library.settings, task, probe, weights=weights, work=Work(**work))
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"build_library: cannot write into {folder.parent} ({error.strerror}); choose another."
+        ) from error
 
 
 def _check_names(tasks: Sequence[Task]) -> None:

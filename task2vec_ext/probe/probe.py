@@ -220,6 +220,7 @@ class Probe:
         return _within(name, self.head)
 
 
+@torch.inference_mode(mode=False)  # or its parameters could have no gradients
 def load_probe(
     probe: str | nn.Module | Probe = "resnet34",
     *,

@@ -23,10 +23,10 @@ def folders(tmp_path_factory) -> list[Path]:
 
 
 def build(capsys, folders, output, *options):
-    return run(capsys, "library", "build", *folders, "-o", output, "--probe", "tiny", *options)
+    return run(capsys, "embed", *folders, "-o", output, "--probe", "tiny", *options)
 
 
-def test_build_status_ls_nearest_rm_verify(capsys, folders, tmp_path):
+def test_embed_status_ls_nearest_rm_verify(capsys, folders, tmp_path):
     output = tmp_path / "library"
     code, out, error = build(capsys, folders, output)
     assert code == 1
@@ -37,14 +37,14 @@ def test_build_status_ls_nearest_rm_verify(capsys, folders, tmp_path):
     assert "class1/1.png" in run(capsys, "library", "ls", output, "--failed")[1]
     code, out, _ = run(capsys, "library", "status", output)
     assert code == 0
-    assert re.search(r"done: 2\n +failed: 1\n +waiting: 0\nno process is building it\n", out)
+    assert re.search(r"done: 2\n +failed: 1\n +waiting: 0\nno process is adding tasks\n", out)
 
     code, out, error = build(capsys, folders, output, "--skip-unreadable", "--retry-failed", "--batch-size", 4)
     assert code == 0
     assert "3 of 3 tasks are embedded" in out
     assert len(error.splitlines()) == 1
     listed = run(capsys, "library", "ls", output)[1]
-    assert all(re.search(rf"task{t} +6 +done", listed) for t in range(3))
+    assert all(re.search(rf"task{t} +done +6", listed) for t in range(3))
 
     code, out, _ = run(capsys, "nearest", "task1", "--library", output, "-k", 1)
     assert code == 0
@@ -65,9 +65,9 @@ def test_build_status_ls_nearest_rm_verify(capsys, folders, tmp_path):
 def test_mistakes_are_one_line(capsys, folders, tmp_path):
     for arguments, message in (
         (["library", "ls", tmp_path / "none"], "expected a library at"),
-        (["nearest", "task0", "--library", tmp_path / "none"], "expected a library at"),
-        (["library", "build", folders[0], folders[0], "-o", tmp_path / "out", "--probe", "tiny"], "more than once"),
-        (["library", "build", tmp_path / "none", "-o", tmp_path / "out", "--probe", "tiny"], "nothing there"),
+        (["nearest", "task0", "--library", tmp_path / "none"], "expected a library or embeddings"),
+        (["embed", folders[0], folders[0], "-o", tmp_path / "out", "--probe", "tiny"], "more than once"),
+        (["embed", tmp_path / "none", "-o", tmp_path / "out", "--probe", "tiny"], "nothing there"),
     ):
         code, out, error = run(capsys, *arguments)
         assert (code, out) == (1, "")

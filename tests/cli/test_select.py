@@ -96,7 +96,7 @@ def test_mistakes_are_one_line(capsys, world, tmp_path):
         ([task, "--experts", tmp_path / "empty"], "expected experts in"),
         ([task, "--experts", tmp_path / "none"], "expected a folder of experts"),
         ([tmp_path / "random.safetensors", "--experts", experts], "that differ in probe: tiny"),
-        ([task, "--experts", experts, "--weights", "random"], "expected the probe that the experts' tasks"),
+        ([task, "--experts", experts, "--weights", "random"], "expected the probe of the embeddings"),
         ([world / "embeddings" / "task2.safetensors", "--experts", experts, "--by", "leep"], "the experts' outputs"),
         (["evaluate", tmp_path / "none.csv"], "expected a CSV file"),
         (["evaluate", world / "errors.csv", "--by", "nearest"], "expected --by to be one of chance"),

@@ -72,7 +72,7 @@ def test_a_task_goes_on_without_its_bad_images(folder, tmp_path):
     # The folder is entered, as any folder in a class is; it holds nothing.
     assert embedding.num_skipped == len(BAD) - 1
     embedding.save(tmp_path / "pets.safetensors")
-    assert Embedding.load(tmp_path / "pets.safetensors").recipe["task_digest"] == task.digest()
+    assert Embedding.load(tmp_path / "pets.safetensors").task_digest == task.digest()
 
 
 def test_a_class_whose_name_is_not_utf8_is_saved_and_loaded(folder, tmp_path):

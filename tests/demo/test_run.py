@@ -18,4 +18,4 @@ def test_the_demo_ends_with_the_atlas_of_its_tasks(tmp_path, monkeypatch):
     assert [task["classes"] for task in data["tasks"]] == [list(task.classes) for task in few]
     assert all(task["sheet"] for task in data["tasks"])
     for file in (tmp_path / "embeddings").iterdir():
-        assert Embedding.load(file).recipe["task_metadata"]["domain"] in {task.family for task in few}
+        assert Embedding.load(file).metadata["domain"] in {task.family for task in few}

@@ -13,6 +13,7 @@ from task2vec_ext.distance import rules as _rules
 from task2vec_ext.distance.distance import DistanceName, cross_distances, distance_matrix
 from task2vec_ext.embedding import Embedding, HeadInfo, ProbeInfo
 from task2vec_ext.probe.layers import Layer
+from task2vec_ext.settings import EmbedSettings
 
 KINDS = typing.get_args(DistanceName)
 ZERO_DIAGONAL = [
@@ -28,8 +29,9 @@ def make(fisher: Tensor, name: str = "task", prior: Tensor | None = None, scale:
         prior=torch.full_like(fisher, 0.01) if prior is None else prior,
         layers=(Layer("conv1", "conv", 0, len(fisher), 27),),
         probe=ProbeInfo("tiny", "none", "00"),
-        head=HeadInfo("lbfgs", 2, 0.5, 0.5, 1e-3, False),
-        recipe={"estimator": "signed", "prior_scale": scale},
+        head=HeadInfo(2, 0.5, 0.5),
+        settings=EmbedSettings(),
+        prior_scale=scale,
         num_samples=10,
         name=name,
     )

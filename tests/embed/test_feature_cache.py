@@ -5,8 +5,9 @@ import torch
 from PIL import Image
 from small import Blobs, small_probe
 
-from task2vec_ext import FeatureCache, as_task, build_library, fisher_embed, load_probe
+from task2vec_ext import EmbedSettings, FeatureCache, as_task, build_library, load_probe
 from task2vec_ext.data import folder
+from task2vec_ext.embed import Work, embed_task
 from task2vec_ext.embed.feature_cache import keys
 
 
@@ -36,29 +37,32 @@ def read(monkeypatch) -> list[str]:
     return names
 
 
+def embed(task, probe, cache=None, **how):
+    return embed_task(as_task(task), probe, EmbedSettings(), Work(feature_cache=cache, progress=False, **how))
+
+
 def test_a_task_takes_what_another_has_of_its_images_and_its_embedding_is_the_same(probe, images, read):
     cache = FeatureCache()
-    options = {"batch_size": 2, "progress": False}
-    fisher_embed(images[:9], probe, feature_cache=cache, **options)
+    embed(images[:9], probe, cache, batch_size=2)
     assert len(cache) == 9
     other = [(path, label % 2) for path, label in images]
-    expected = fisher_embed(other, probe, **options)
+    expected = embed(other, probe, batch_size=2)
     read.clear()
-    embedding = fisher_embed(other, probe, feature_cache=cache, **options)
+    embedding = embed(other, probe, cache, batch_size=2)
     assert float((embedding.fisher - expected.fisher).norm() / expected.fisher.norm()) < 1e-6
     assert embedding.head.nll == pytest.approx(expected.head.nll, rel=1e-5)
     # Twelve for the Fisher; before that three new ones and the first batch, which the network is checked with.
     assert len(cache) == 12
     assert 12 + 3 <= len(read) <= 12 + 3 + 2
     read.clear()
-    fisher_embed(other, probe, feature_cache=cache, **options)
+    embed(other, probe, cache, batch_size=2)
     assert len(read) == 12 + 2
 
 
 def test_a_file_that_changed_another_probe_and_other_preprocessing_are_unknown(probe, images):
     cache, task = FeatureCache(), as_task(images)
     everything = torch.arange(12)
-    fisher_embed(task, probe, feature_cache=cache, progress=False)
+    embed(task, probe, cache)
     assert cache.get(keys(task, probe, everything))[0].all()
     assert not cache.get(keys(task, load_probe("tiny", image_size=24), everything))[0].any()
     Image.new("RGB", (40, 40)).save(images[3][0])
@@ -89,7 +93,7 @@ def test_its_size_is_bounded_and_what_is_used_stays(probe, images):
 
 def test_images_that_are_no_files_are_not_kept():
     cache = FeatureCache()
-    fisher_embed(Blobs(), small_probe(), feature_cache=cache, progress=False)
+    embed(Blobs(), small_probe(), cache)
     assert len(cache) == 0
 
 
@@ -98,7 +102,7 @@ def test_a_broken_image_is_left_out_as_ever(probe, images):
     with open(images[5][0], "wb"):
         pass
     for _ in range(2):
-        embedding = fisher_embed(images, probe, feature_cache=cache, on_error="skip", batch_size=4, progress=False)
+        embedding = embed(images, probe, cache, on_error="skip", batch_size=4)
         assert (embedding.num_samples, embedding.num_skipped, len(cache)) == (11, 1, 11)
 
 

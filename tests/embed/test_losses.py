@@ -6,7 +6,7 @@ from cases import assert_near
 from PIL import Image
 from small import Blobs, assert_untouched, small_probe, small_resnet, state_of
 
-from task2vec_ext import Embedding, distance_matrix, fisher_embed, load_probe
+from task2vec_ext import Embedding, EmbedSettings, HeadSettings, distance_matrix, fisher_embed, load_probe
 from task2vec_ext.data import Batch
 from task2vec_ext.demo.tasks import demo_tasks
 from task2vec_ext.fisher.head import fit_head
@@ -57,8 +57,9 @@ TASKS = {
 }
 
 
-def embed(task, loss, probe=None, **options) -> Embedding:
-    return fisher_embed(task, probe or small_probe(), loss=loss, progress=False, **options)
+def embed(task, loss, probe=None, *, l2=None, balanced=False, layers=None, **options) -> Embedding:
+    settings = EmbedSettings(layers=layers, head=HeadSettings(l2=l2, class_balanced=balanced))
+    return fisher_embed(task, probe or small_probe(), settings=settings, loss=loss, progress=False, **options)
 
 
 @pytest.fixture(params=TASKS)
@@ -111,7 +112,7 @@ def test_a_part_of_the_images_is_drawn_at_random_and_the_probe_comes_back(case, 
     result.save(tmp_path / "x.safetensors")
     loaded = Embedding.load(tmp_path / "x.safetensors")
     assert loaded.head == result.head
-    assert loaded.recipe["loss"] == result.recipe["loss"]
+    assert loaded.settings == result.settings
 
 
 def test_embeddings_of_different_losses_refuse_to_be_compared():
@@ -154,16 +155,16 @@ def test_pseudo_labels_are_the_labels_of_the_clusters_and_bear_no_class_names():
     blobs.targets = torch.from_numpy(labels).long()
     assert_near(pseudo.fisher, embed(blobs, "cross_entropy", estimator="empirical").fisher, 1e-6)
     assert pseudo.classes is None
-    assert pseudo.recipe["loss"] == {"name": "pseudo_labels", "num_clusters": 3}
+    assert pseudo.settings.loss == PseudoLabels(num_clusters=3)
 
 
 def test_one_binary_label_is_a_task_of_two_classes():
     """σ(f) is softmax(0, f); the penalty of two tied rows is half that of one."""
     blobs = Blobs(N, classes=2)
-    two = embed(blobs, "cross_entropy", estimator="exact", head_l2=2e-2)
+    two = embed(blobs, "cross_entropy", estimator="exact", l2=2e-2)
     labels = With(blobs.targets[:, None])
     labels.images = blobs.images
-    one = embed(labels, "multilabel", estimator="exact", head_l2=1e-2)
+    one = embed(labels, "multilabel", estimator="exact", l2=1e-2)
     assert_near(one.fisher, two.fisher, 1e-4)
 
 
@@ -208,7 +209,7 @@ def test_an_earlier_feature_map_leaves_out_what_comes_after_it_and_is_folded():
         (With(masks()), Dense(pool="fc"), {}, r"a feature map \[B, D, h, w\] at 'fc'"),
         (Blobs(), "multilabel", {}, "multi-hot tensor"),
         (Blobs(), "regresion", {}, "loss to be one of"),
-        (Blobs(), "regression", {"class_balanced": True}, "class_balanced with classes"),
+        (Blobs(), "regression", {"balanced": True}, "class_balanced with classes"),
         (With(torch.ones(N, 3)), "multilabel", {}, "label 0 is 1 for every image"),
     ],
 )

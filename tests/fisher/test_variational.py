@@ -9,11 +9,11 @@ from PIL import Image
 from small import Blobs, assert_untouched, small_probe, small_resnet, state_of
 from torch import nn
 
-from task2vec_ext import distance_matrix, fisher_embed
+from task2vec_ext import EmbedSettings, distance_matrix, fisher_embed
 from task2vec_ext.data import Batch
 from task2vec_ext.distance.comparable import check_comparable
 from task2vec_ext.fisher.head import Head
-from task2vec_ext.fisher.variational import Variational, _NoisyProbe, variational_epochs
+from task2vec_ext.fisher.variational import VariationalSettings, _NoisyProbe, variational_epochs
 from task2vec_ext.kernels import reference
 from task2vec_ext.losses import PseudoLabels
 from task2vec_ext.probe.folding import FoldedProbe, fold
@@ -52,7 +52,7 @@ class TwoLayers:
         self.fisher = closed.diagonal().reshape(4, 12).mean(1)
 
     def fit(self, seed, steps=600, learning_rate=0.1, **options):
-        settings = Variational(head_learning_rate=FROZEN, learning_rate=learning_rate, **options)
+        settings = VariationalSettings(head_learning_rate=FROZEN, learning_rate=learning_rate, **options)
         epochs = [[self.batch] * steps]
         *_, robust = variational_epochs(self.probe, self.layers, self.head, epochs, self.num_images, settings, seed)
         return robust
@@ -62,7 +62,7 @@ class TwoLayers:
 def test_the_objective_is_stationary_at_the_closed_form_within_3_standard_errors(noise):
     """At precision = F/2κ + λ² the likelihood's and the KL term's gradients cancel, up to σ's fourth power."""
     net, kappa = TwoLayers(), 1e-6
-    noisy = _NoisyProbe(net.probe, net.layers, Variational(noise=noise), seed=3)
+    noisy = _NoisyProbe(net.probe, net.layers, VariationalSettings(noise=noise), seed=3)
     precision = net.fisher / (2 * kappa) + 1 / noisy.mean_square.double()
     with torch.no_grad():
         noisy.log_variance.copy_(-precision.log())
@@ -95,12 +95,12 @@ def test_the_fit_converges_to_the_closed_form_within_3_standard_errors(noise):
 def test_the_authors_prior_is_learned():
     """∂J/∂λ² = 0: 1/λ² is the mean square of the noisy weights, which the noise here has made half as large again."""
     net = TwoLayers()
-    robust = net.fit(0, recipe="authors", beta=1e-2, steps=800)
+    robust = net.fit(0, objective="authors", beta=1e-2, steps=800)
     square, variance = net.first.double().square().mean(), robust.log_variance.exp().mean()
     assert variance >= 0.3 * square
     assert float(robust.prior_precision[0]) == pytest.approx(1 / float(square + variance), rel=0.02)
     assert len(robust.prior_precision.unique()) == 1
-    fixed = net.fit(0, recipe="paper", beta=2 * 1e-2 * net.num_images, steps=2)
+    fixed = net.fit(0, objective="paper", beta=2 * 1e-2 * net.num_images, steps=2)
     assert float(fixed.prior_precision[0]) == pytest.approx(1 / float(net.first.square().mean()))
 
 
@@ -123,7 +123,7 @@ def head_of(probe, classes=3):
 
 def run(probe, steps=3, seed=0, batches=None, **options):
     batches = batches or batches_of(steps)
-    epochs, settings = [batches, batches], Variational(beta=1e-4, recipe="authors", **options)
+    epochs, settings = [batches, batches], VariationalSettings(beta=1e-4, objective="authors", **options)
     return list(variational_epochs(probe, probe.layers(), head_of(probe), epochs, 12, settings, seed))
 
 
@@ -162,7 +162,7 @@ def test_the_folded_probe_has_the_same_noise_on_the_original_weights(noise):
     layers, images = probe.layers(), batches_of(1)[0].images.double()
     folded = fold(probe, layers, images)
     assert isinstance(folded, FoldedProbe)
-    options = Variational(noise=noise)
+    options = VariationalSettings(noise=noise)
     a, b = (_NoisyProbe(each, layers, options, seed=3) for each in (probe, folded))
     torch.testing.assert_close(a.log_variance, b.log_variance, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(a.mean_square, b.mean_square)
@@ -183,7 +183,7 @@ def test_gradients_of_the_noisy_network_equal_finite_differences(noise):
     """Through all layers, the noise's way through the norms of the next layers' inputs included."""
     probe = small_probe(small_resnet().double())
     layers, images = probe.layers(), batches_of(1)[0].images.double()
-    noisy = _NoisyProbe(probe, layers, Variational(noise=noise, recipe="authors"), seed=3)
+    noisy = _NoisyProbe(probe, layers, VariationalSettings(noise=noise, objective="authors"), seed=3)
     noisy.flat = noisy.flat.double() if noise == "weights" else None
     noisy.log_variance = (noisy.log_variance.detach().double() - 3).requires_grad_()
     noisy.log_scale = noisy.log_scale.double()
@@ -218,7 +218,7 @@ def test_attention_is_noisy_too(noise):
     assert [layer.name for layer in probe.layers()] == ["attention.in_proj", "attention.out_proj"]
     robust = run(probe, noise=noise)[-1]
     assert torch.isfinite(robust.log_variance).all()
-    noisy = _NoisyProbe(probe, probe.layers(), Variational(noise=noise), 0)
+    noisy = _NoisyProbe(probe, probe.layers(), VariationalSettings(noise=noise), 0)
     images = batches_of(1)[0].images
     assert (noisy.features(images, 0) - probe.features(images)).abs().max() > 1e-3
     (gradient,) = torch.autograd.grad(noisy.features(images, 0).square().sum(), noisy.log_variance)
@@ -228,25 +228,26 @@ def test_attention_is_noisy_too(noise):
 # ---- fisher_embed ---------------------------------------------------------------------------------------------------
 
 
-def embed(**options):
-    settings = {"estimator": "variational", "epochs": 2, "epoch_samples": 24, "progress": False}
-    return fisher_embed(Blobs(), small_probe(), **(settings | options))
+def embed(task=None, probe=None, *, loss="cross_entropy", seed=0, layers=None, **options):
+    variational = VariationalSettings(**{"epochs": 2, "epoch_samples": 24} | options)
+    settings = EmbedSettings(loss, "variational", seed=seed, layers=layers, variational=variational)
+    return fisher_embed(task or Blobs(), probe or small_probe(), settings=settings, progress=False)
 
 
 def test_fisher_embed_gives_a_comparable_embedding_with_its_prior():
-    result = embed(beta=1e-3, recipe="authors", noise="weights")
+    result = embed(beta=1e-3, objective="authors", noise="weights")
     assert torch.equal(result.precision, result.fisher + result.prior)
-    assert result.recipe["estimator"] == "variational"
-    assert result.recipe["variational"]["beta"] == 1e-3
-    assert len(result.recipe["variational_nll"]) == 2
-    assert result.recipe["prior_scale"] == pytest.approx(2e-3)
+    assert result.settings.estimator == "variational"
+    assert result.settings.variational.beta == 1e-3
+    assert len(result.epoch_nll) == 2
+    assert result.prior_scale == pytest.approx(2e-3)
     assert (result.prior > 0).all()
     assert result.num_samples == 24
-    assert torch.equal(embed(beta=1e-3, recipe="authors", noise="weights").fisher, result.fisher)
-    other = embed(beta=1e-3, recipe="authors", noise="weights", seed=1)
+    assert torch.equal(embed(beta=1e-3, objective="authors", noise="weights").fisher, result.fisher)
+    other = embed(beta=1e-3, objective="authors", noise="weights", seed=1)
     assert torch.isfinite(distance_matrix([result, other], "asym")).all()
     with pytest.raises(ValueError, match="variational epochs: 2 against 1"):
-        check_comparable([result, embed(beta=1e-3, recipe="authors", noise="weights", epochs=1)])
+        check_comparable([result, embed(beta=1e-3, objective="authors", noise="weights", epochs=1)])
     with pytest.raises(ValueError, match="estimator: variational against signed"):
         check_comparable([result, fisher_embed(Blobs(), small_probe(), progress=False)])
 
@@ -254,7 +255,7 @@ def test_fisher_embed_gives_a_comparable_embedding_with_its_prior():
 def test_the_command_line_embeds_and_keeps(tmp_path):
     from typer.testing import CliRunner
 
-    from task2vec_ext import Embedding
+    from task2vec_ext import Library
     from task2vec_ext.cli import app
 
     for name in ("a", "b"):
@@ -265,13 +266,13 @@ def test_the_command_line_embeds_and_keeps(tmp_path):
     command = ["embed", str(tmp_path / "task"), "-o", str(tmp_path / "out"), "--probe", "tiny", "--estimator"]
     robust = [*command, "variational", "--epochs", "1", "--beta", "1e-3", "--noise", "weights"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Variational, "epochs_of", lambda self, labels, seed: [torch.arange(6)] * self.epochs)
+        patch.setattr(VariationalSettings, "epochs_of", lambda self, labels, seed: [torch.arange(6)] * self.epochs)
         assert CliRunner().invoke(app, robust).exit_code == 0
-    saved = Embedding.load(tmp_path / "out" / "task.safetensors")
-    assert {"noise": "weights", "epochs": 1, "beta": 1e-3}.items() <= saved.recipe["variational"].items()
+    saved = Library(tmp_path / "out").embedding("task")
+    assert saved.settings.variational == VariationalSettings(noise="weights", epochs=1, beta=1e-3)
     assert CliRunner().invoke(app, robust).exit_code == 0  # kept: ten thousand images would take a while
     other = CliRunner().invoke(app, [*robust[:-1], "activations"])
-    assert "made with other settings (variational)" in str(other.exception)
+    assert "variational noise: weights against activations" in str(other.exception)
     refused = CliRunner().invoke(app, [*command, "signed", "--epochs", "2"])
     assert "expected epochs with estimator='variational'" in str(refused.exception)
 
@@ -284,7 +285,7 @@ def test_the_default_prior_is_that_of_every_estimator():
 
 def test_images_are_drawn_with_replacement_and_classes_equally_often():
     labels = torch.tensor([0] * 90 + [1] * 9 + [2])
-    first, second = Variational(epochs=2, epoch_samples=30_000).epochs_of(labels, seed=4)
+    first, second = VariationalSettings(epochs=2, epoch_samples=30_000).epochs_of(labels, seed=4)
     assert not torch.equal(first, second)
     share = torch.bincount(labels[first]) / len(first)
     assert (share - 1 / 3).abs().max() <= 4.5 * math.sqrt(2 / 9 / len(first))
@@ -298,12 +299,11 @@ def test_pseudo_labels_have_a_robust_fisher_and_several_labels_an_image_have_non
         def __getitem__(self, index):
             return self.images[index]
 
-    settings = {"estimator": "variational", "epochs": 1, "epoch_samples": 16, "progress": False}
-    result = fisher_embed(Unlabelled(), small_probe(), loss=PseudoLabels(num_clusters=2), **settings)
+    result = embed(Unlabelled(), loss=PseudoLabels(num_clusters=2), epochs=1, epoch_samples=16)
     assert result.head.num_outputs == 2
     assert torch.isfinite(result.fisher).all()
     with pytest.raises(NotImplementedError, match="one class an image for 'variational', got 'multilabel'"):
-        fisher_embed(Blobs(), small_probe(), loss="multilabel", **settings)
+        embed(loss="multilabel")
 
 
 @pytest.mark.parametrize(
@@ -314,20 +314,27 @@ def test_pseudo_labels_have_a_robust_fisher_and_several_labels_an_image_have_non
         ({"beta": math.nan}, "expected beta > 0"),
         ({"epochs": 0}, "expected epochs as a whole number >= 1"),
         ({"epoch_samples": 1.5}, "expected epoch_samples as a whole number"),
-        ({"recipe": "other"}, "expected recipe 'paper' or 'authors'"),
+        ({"objective": "other"}, "expected objective 'paper' or 'authors'"),
         ({"noise": "both"}, "expected noise 'activations' or 'weights'"),
-        ({"estimator": "signed", "epochs": 2, "epoch_samples": None}, "expected epochs with estimator='variational'"),
-        ({"include_batchnorm": True}, "leave include_batchnorm off"),
     ],
 )
 def test_bad_options_are_refused_before_any_work(options, words):
+    with pytest.raises(ValueError, match=words):
+        VariationalSettings(**options)
+
+
+def test_what_does_not_go_together_is_refused_before_any_image_is_read():
     class Unread(Blobs):
         def __getitem__(self, index):
             raise AssertionError("read")
 
-    settings = {"estimator": "variational", "progress": False} | options
-    with pytest.raises(ValueError, match=words):
-        fisher_embed(Unread(), small_probe(), **settings)
+    with pytest.raises(ValueError, match="expected variational with estimator='variational' alone"):
+        EmbedSettings(variational=VariationalSettings(epochs=2))
+    with pytest.raises(ValueError, match="expected rel_error with a per-sample estimator"):
+        EmbedSettings(estimator="variational", rel_error=0.1)
+    settings = EmbedSettings(estimator="variational", include_batchnorm=True)
+    with pytest.raises(ValueError, match="leave include_batchnorm off"):
+        fisher_embed(Unread(), small_probe(), settings=settings, progress=False)
 
 
 def test_a_layer_of_one_weight_is_refused():
@@ -335,8 +342,8 @@ def test_a_layer_of_one_weight_is_refused():
     net.append(nn.Linear(2, 2))
     probe = small_probe(net.eval(), "4")
     with pytest.raises(ValueError, match="those of '0' have 1 and no variance"):
-        fisher_embed(Blobs(), probe, estimator="variational", progress=False)
-    fisher_embed(Blobs(), probe, estimator="variational", layers=["1"], epochs=1, epoch_samples=8, progress=False)
+        embed(probe=probe)
+    embed(probe=probe, layers=["1"], epochs=1, epoch_samples=8)
 
 
 @both_noises
@@ -351,7 +358,7 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(noise):
 def test_under_autocast_a_layers_input_is_its_outputs_dtype():
     """No 16-bit noise on the CPU: the operator says so, once input and output agree."""
     probe = small_probe()
-    noisy = _NoisyProbe(probe, probe.layers(), Variational(), 0)
+    noisy = _NoisyProbe(probe, probe.layers(), VariationalSettings(), 0)
     with (
         torch.autocast("cpu", torch.bfloat16),
         pytest.raises(TypeError, match=r"float64 tensors on cpu, got torch\.bf"),
@@ -361,7 +368,7 @@ def test_under_autocast_a_layers_input_is_its_outputs_dtype():
 
 def test_noise_that_is_not_finite_is_its_own_layers():
     probe = small_probe()
-    noisy = _NoisyProbe(probe, probe.layers(), Variational(), 0)
+    noisy = _NoisyProbe(probe, probe.layers(), VariationalSettings(), 0)
     with torch.no_grad():
         noisy.log_variance[5] = 200  # finite, and its σ is not
     assert noisy.blame(batches_of(1)[0].images, 0) == f"the output of layer {probe.layers()[1].name!r} is"
@@ -369,7 +376,7 @@ def test_noise_that_is_not_finite_is_its_own_layers():
 
 @both_noises
 def test_a_last_step_to_variances_that_are_not_finite_keeps_nothing(noise):
-    probe, settings = small_probe(), Variational(beta=1e38, recipe="authors", noise=noise)
+    probe, settings = small_probe(), VariationalSettings(beta=1e38, objective="authors", noise=noise)
     fit = variational_epochs(probe, probe.layers(), head_of(probe), [batches_of(1)], 12, settings)
     with pytest.raises(RuntimeError, match=r"gradient is not finite at step 0: the variances of layer 'conv1' are"):
         next(fit)
@@ -377,7 +384,7 @@ def test_a_last_step_to_variances_that_are_not_finite_keeps_nothing(noise):
 
 def test_variances_that_are_not_finite_are_named():
     probe = small_probe()
-    noisy = _NoisyProbe(probe, probe.layers(), Variational(), 0)
+    noisy = _NoisyProbe(probe, probe.layers(), VariationalSettings(), 0)
     with torch.no_grad():
         noisy.log_variance[5] = math.nan  # after the 4 filters of conv1
     assert noisy.blame(batches_of(1)[0].images, 0) == f"the variances of layer {probe.layers()[1].name!r} are"

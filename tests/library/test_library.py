@@ -1,4 +1,6 @@
+import dataclasses
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -12,9 +14,9 @@ import pytest
 import torch
 from small import Blobs, small_probe, small_resnet
 
-from task2vec_ext import Embedding, Library, as_task, build_library
+from task2vec_ext import EmbedSettings, HeadSettings, Library, as_task, build_library
 from task2vec_ext._util import atomic as _atomic
-from task2vec_ext.embed.fisher_embed import fisher_embed
+from task2vec_ext.embed import embed_task, fisher_embed
 from task2vec_ext.library import build as library_build
 from task2vec_ext.library import index as _index
 from task2vec_ext.library import library
@@ -47,11 +49,11 @@ def watch(monkeypatch) -> list[str]:
     embedded = []
 
     def watched(task, *arguments, **options):
-        result = fisher_embed(task, *arguments, **options)
+        result = embed_task(task, *arguments, **options)
         embedded.append(task.name)
         return result
 
-    monkeypatch.setattr(library_build, "fisher_embed", watched)
+    monkeypatch.setattr(library_build, "embed_task", watched)
     return embedded
 
 
@@ -100,17 +102,15 @@ class Killable:
         self.tasks = [as_task(folder) for folder in folders]
         self.folder, self.log = root / "library", root / "log"
         self.log.touch()
-        template = fisher_embed(Blobs(), small_probe(), error_bars=False)
+        template = dataclasses.replace(fisher_embed(Blobs(), small_probe(), progress=False), group_means=None)
 
         def logged(task, *_, **__):
-            len(task)  # as fisher_embed does before anything else
             with self.log.open("a") as file:
                 file.write(task.name + "\n")
-            record = {**template.recipe, "task_digest": task.digest()}
             fisher = template.fisher * (1 + len(task.source.paths[0]) + int(task.name[-1]))
-            return Embedding(**{**vars(template), "name": task.name, "recipe": record, "fisher": fisher})
+            return dataclasses.replace(template, name=task.name, task_digest=task.digest(), fisher=fisher)
 
-        monkeypatch.setattr(library_build, "fisher_embed", logged)
+        monkeypatch.setattr(library_build, "embed_task", logged)
 
     def build(self) -> Library:
         return build_library(self.tasks, self.folder, small_probe())
@@ -160,7 +160,7 @@ def test_builds_killed_anywhere_lose_nothing_and_do_nothing_twice(folders, tmp_p
 
 
 def test_a_real_build_is_killed_from_outside_and_goes_on(folders, tmp_path):
-    command = [sys.executable, "-m", "task2vec_ext", "library", "build", *map(str, folders), "--probe", "tiny"]
+    command = [sys.executable, "-m", "task2vec_ext", "embed", *map(str, folders), "--probe", "tiny"]
     options = {"cwd": tmp_path, "text": True, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
     first = subprocess.Popen([*command, "-o", "killed"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, **options)
     with first:
@@ -185,7 +185,7 @@ def test_a_second_build_says_that_there_is_a_first_until_that_dies(built):
             signal.pause()
     assert os.read(ready, 6) == b"locked"
     assert built.is_building
-    with pytest.raises(RuntimeError, match="another process is building it"):
+    with pytest.raises(RuntimeError, match="another process is adding tasks"):
         build_library(tasks_of(6), built.folder, small_probe())
     with pytest.raises(RuntimeError, match="another process"):
         built.remove(["task0"])
@@ -225,35 +225,60 @@ def test_tasks_of_one_name_are_refused_before_anything_is_made(tmp_path):
     ("probe", "options", "what"),
     [
         (small_probe(), {"seed": 1}, "seed: 0 against 1"),
-        (small_probe(), {"head_l2": 0.5}, "head_l2: 0.01 against 0.5"),
+        (small_probe(), {"head": HeadSettings(l2=0.5)}, "head l2: 0.01 against 0.5"),
         (small_probe(), {"estimator": "exact"}, "estimator: signed against exact"),
         (small_probe(), {"layers": ["layer4"]}, "layers: None against"),
-        (small_probe(small_resnet(seed=1)), {}, "probe fingerprint"),
+        (small_probe(small_resnet(seed=1)), {}, "probe: "),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_library_of_other_settings_is_not_added_to(built, probe, options, what):
     with pytest.raises(ValueError, match=what):
-        build_library(tasks_of(6), built.folder, probe, **options)
+        build_library(tasks_of(6), built.folder, probe, settings=EmbedSettings(**options))
     assert len(built.entries()) == 5
 
 
 def test_how_the_work_is_done_may_change(built):
-    options = {"batch_size": 5, "on_error": "skip", "head_l2": 1e-2, "device": "cpu"}  # 1e-2 is the default
+    settings = EmbedSettings(head=HeadSettings(l2=1e-2))  # the default
+    options = {"batch_size": 5, "on_error": "skip", "settings": settings, "device": "cpu"}
     assert build_library(tasks_of(6), built.folder, small_probe(), **options).status()["done"] == 6
 
 
-def test_a_library_of_another_format_is_refused(built, tmp_path):
+def test_a_library_of_a_newer_format_is_refused(built, tmp_path):
     with sqlite3.connect(built.folder / "index.sqlite") as db:
-        db.execute("UPDATE settings SET format = 2")
+        db.execute("UPDATE settings SET format = 3")
     db.close()
-    with pytest.raises(ValueError, match=r"expected format 1, .* has format 2"):
+    with pytest.raises(ValueError, match=r"expected format 2 or older, .* has format 3"):
         Library(built.folder)
-    with pytest.raises(ValueError, match="format 2"):
+    with pytest.raises(ValueError, match="format 3"):
         build_library(tasks_of(6), built.folder, small_probe())
     with pytest.raises(ValueError, match="expected a library at"):
         Library(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_library_of_version_0_1_is_read_and_added_to(built):
+    """Its settings were one flat record, of fisher_embed's options at that time."""
+    record = built.made_with.to_json()
+    settings, probe = record["settings"], record["probe"]
+    head = settings.pop("head")
+    old = {
+        **settings,
+        "probe": probe,
+        "preprocess": probe.pop("preprocess"),
+        "filters": record["filters"],
+        "head_method": head["method"],
+        "head_l2": head["l2"],
+        "class_balanced": head["class_balanced"],
+        "error_bars": True,
+    }
+    with sqlite3.connect(built.folder / "index.sqlite") as db:
+        db.execute("UPDATE settings SET format = 1, settings = ?", (json.dumps(old),))
+    db.close()
+    assert Library(built.folder).made_with == built.made_with
+    assert build_library(tasks_of(6), built.folder, small_probe()).status()["done"] == 6
+    with pytest.raises(ValueError, match="seed: 0 against 1"):
+        build_library(tasks_of(6), built.folder, small_probe(), settings=EmbedSettings(seed=1))
 
 
 @pytest.mark.parametrize("loss", ["multilabel", "regression"])
@@ -262,22 +287,23 @@ def test_tasks_of_other_losses(tmp_path, loss):
     targets = torch.rand(12, 2, generator=torch.Generator().manual_seed(1))
     targets = targets.round() if loss == "multilabel" else targets
     pairs = list(zip(images, targets, strict=True))
-    library = build_library([pairs], tmp_path / "library", small_probe(), loss=loss)
+    library = build_library([pairs], tmp_path / "library", small_probe(), settings=EmbedSettings(loss))
     assert states(library) == {"list": "done"}
     assert torch.equal(library.embedding("list").fisher, fisher_embed(pairs, small_probe(), loss=loss).fisher)
 
 
-def test_wrong_options_cost_no_work(tmp_path):
-    with pytest.raises(TypeError, match="got estimater"):
-        build_library(tasks_of(1), tmp_path / "library", small_probe(), estimater="exact")
-    with pytest.raises(ValueError, match="expected estimator to be one of"):
-        build_library(tasks_of(1), tmp_path / "library", small_probe(), estimator="best")
-    with pytest.raises(ValueError, match="expected batch_size >= 1"):
-        build_library(tasks_of(1), tmp_path / "library", small_probe(), batch_size=0)
-    with pytest.raises(RuntimeError, match="expected a device this machine has"):
-        build_library(tasks_of(1), tmp_path / "library", small_probe(), device="cuda:99")
-    with pytest.raises(ValueError, match="layers to name modules"):
-        build_library(tasks_of(1), tmp_path / "library", small_probe(), layers=["layer9"])
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"batch_size": 0}, ValueError, "expected batch_size >= 1"),
+        ({"device": "cuda:99"}, RuntimeError, "expected a device this machine has"),
+        ({"settings": EmbedSettings(layers=["layer9"])}, ValueError, "layers to name modules"),
+        ({"settings": EmbedSettings(estimator="variational", include_batchnorm=True)}, ValueError, "include_batchnorm"),
+    ],
+)
+def test_wrong_options_cost_no_work(tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        build_library(tasks_of(1), tmp_path / "library", small_probe(), **options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -334,7 +360,7 @@ def test_a_lost_index_costs_no_embedding_of_the_same_settings(built, monkeypatch
     again = build_library(tasks_of(5), built.folder, small_probe())
     assert (embedded, sums(again), again.verify()) == ([], before, [])
     (built.folder / "index.sqlite").unlink()
-    other = build_library(tasks_of(5), built.folder, small_probe(), seed=1)
+    other = build_library(tasks_of(5), built.folder, small_probe(), settings=EmbedSettings(seed=1))
     assert len(embedded) == 5
     assert sums(other) != before
 

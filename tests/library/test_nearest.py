@@ -7,7 +7,19 @@ import torch
 from PIL import Image
 from small import Blobs, small_probe, small_resnet
 
-from task2vec_ext import Embedding, Library, as_task, build_library, distance_matrix, embed_for, fisher_embed
+from task2vec_ext import (
+    Embedding,
+    EmbedSettings,
+    HeadSettings,
+    Library,
+    as_task,
+    build_library,
+    distance_matrix,
+    embed_for,
+    fisher_embed,
+    load_embeddings,
+)
+from task2vec_ext.embed import embed_task
 from task2vec_ext.library import build as library_build
 from task2vec_ext.library import matrix as _matrix
 
@@ -53,10 +65,10 @@ def test_an_embedding_from_elsewhere_finds_its_neighbours(built, tmp_path):
 
 def test_an_embedding_of_zeros_is_near_to_nothing(built, monkeypatch):
     def zeros(*arguments, **options):
-        result = fisher_embed(*arguments, **options)
+        result = embed_task(*arguments, **options)
         return Embedding(**{**vars(result), "fisher": torch.zeros_like(result.fisher), "group_means": None})
 
-    monkeypatch.setattr(library_build, "fisher_embed", zeros)
+    monkeypatch.setattr(library_build, "embed_task", zeros)
     build_library(tasks_of(6), built.folder, small_probe())
     assert "task5" not in [name for name, _ in built.nearest("task0")]
     with pytest.raises(ValueError, match="all zero"):
@@ -64,15 +76,33 @@ def test_an_embedding_of_zeros_is_near_to_nothing(built, monkeypatch):
 
 
 def test_a_task_that_is_not_in_the_library_is_embedded_as_its_tasks_were(tmp_path):
-    options = {"estimator": "exact", "seed": 3, "head_l2": 0.1, "num_samples": 9, "layers": ["layer3"]}
-    library = build_library(tasks_of(3), tmp_path / "library", small_probe(), **options)
+    head = HeadSettings(l2=0.1)
+    settings = EmbedSettings(estimator="exact", seed=3, head=head, num_samples=9, layers=["layer3"])
+    library = build_library(tasks_of(3), tmp_path / "library", small_probe(), settings=settings)
     query = embed_for(library, tasks_of(3)[1], small_probe(), batch_size=5, progress=False)
     assert torch.allclose(query.fisher, library.embedding("task1").fisher, rtol=1e-6)
     assert library.nearest(query, k=1)[0].name == "task1"
-    with pytest.raises(ValueError, match=r"expected the probe that .* was built with"):
+    with pytest.raises(ValueError, match="expected the probe of the embeddings"):
         embed_for(library, Blobs(), small_probe(small_resnet(seed=1)))
-    with pytest.raises(TypeError, match="how the work is done, got seed"):
+    with pytest.raises(TypeError, match="seed"):
         embed_for(library, Blobs(), small_probe(), seed=4)
+
+
+def test_a_folder_of_embeddings_has_the_neighbours_of_its_library(built, tmp_path):
+    (tmp_path / "files").mkdir()
+    for name in built.names():
+        built.embedding(name).save(tmp_path / "files" / f"{name}.safetensors")
+    files = load_embeddings(tmp_path / "files")
+    assert files.names() == built.names() == load_embeddings(built.folder).names()
+    assert (files.probe, files.settings) == (built.probe, built.settings)
+    for query in ("task1", built.embedding("task1")):
+        found, expected = files.nearest(query, 3), built.nearest(query, 3)
+        assert [one.name for one in found] == [one.name for one in expected]
+        assert [one.distance for one in found] == pytest.approx([one.distance for one in expected], abs=1e-6)
+    with pytest.raises(ValueError, match=r"expected a task of task0, .*; got 'task9'"):
+        files.nearest("task9")
+    with pytest.raises(ValueError, match="expected a library or embeddings"):
+        load_embeddings(tmp_path)
 
 
 def test_the_nearest_to_a_folder_of_images(tmp_path):

@@ -14,7 +14,7 @@ def points(ax):
 
 def test_points_are_norm_and_loss_with_the_interval_of_the_norm():
     tasks = families(3, 2)
-    ax = plot_norms(tasks, groups=[e.recipe["task_metadata"]["domain"] for e in tasks])
+    ax = plot_norms(tasks, groups=[e.metadata["domain"] for e in tasks])
     np.testing.assert_allclose(points(ax), [[e.norm, e.head.nll] for e in tasks])
     bars = np.array([segment for segment in ax.collections[0].get_segments()])
     for task, bar in zip(tasks, bars, strict=True):

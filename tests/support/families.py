@@ -5,6 +5,7 @@ import torch
 from task2vec_ext.embedding import Embedding, HeadInfo, ProbeInfo
 from task2vec_ext.jackknife import group_sizes, num_groups
 from task2vec_ext.probe.layers import Layer
+from task2vec_ext.settings import EmbedSettings
 
 K = 24
 LAYERS = (Layer("conv1", "conv", 0, 8, 27), Layer("layer1.0.conv1", "conv", 8, K, 72))
@@ -33,8 +34,9 @@ def embedding(
         prior=torch.full((K,), 0.1, dtype=torch.float64),
         layers=LAYERS,
         probe=ProbeInfo("small", "random", "00"),
-        head=HeadInfo("lbfgs", len(classes), 0.9, 0.05 * (1 + seed), 1e-3, False),
-        recipe={"estimator": "signed", "task_metadata": {} if domain is None else metadata},
+        head=HeadInfo(len(classes), 0.9, 0.05 * (1 + seed)),
+        settings=EmbedSettings(),
+        metadata={} if domain is None else metadata,
         num_samples=images,
         name=f"f{family}-task{seed}" if name is None else name,
         classes=classes,

@@ -7,6 +7,7 @@ from task2vec_ext.embedding import Embedding, HeadInfo, ProbeInfo
 from task2vec_ext.jackknife import Groups, group_sizes, num_groups
 from task2vec_ext.probe.layers import Layer
 from task2vec_ext.selection import Distance, ErrorMatrix, ExpertFacts, TaskFacts
+from task2vec_ext.settings import EmbedSettings
 
 LAYERS = 4
 K = 40
@@ -19,8 +20,9 @@ def embedding(fisher: Tensor, name: str, fingerprint: str = "0") -> Embedding:
         prior=torch.full_like(fisher, 0.01),
         layers=tuple(Layer(f"conv{i}", "conv", i * width, (i + 1) * width, 9) for i in range(LAYERS)),
         probe=ProbeInfo("tiny", "none", fingerprint),
-        head=HeadInfo("lbfgs", 2, 0.5, 0.5, 1e-2, False),
-        recipe={"estimator": "signed", "prior_scale": 2e-7},
+        head=HeadInfo(2, 0.5, 0.5),
+        settings=EmbedSettings(),
+        prior_scale=2e-7,
         num_samples=10,
         name=name,
     )
@@ -71,8 +73,9 @@ def task_of(seed, n=96, spread=1.0, noise=1.0, twin=0):
         prior=torch.full((K,), 0.1, dtype=torch.float64) * torch.linspace(1, 2, K, dtype=torch.float64),
         layers=(Layer("conv1", "conv", 0, K, 27),),
         probe=ProbeInfo("tiny", "none", "00"),
-        head=HeadInfo("lbfgs", 2, 0.5, 0.5, 1e-3, False),
-        recipe={"estimator": "signed", "prior_scale": 2e-7},
+        head=HeadInfo(2, 0.5, 0.5),
+        settings=EmbedSettings(),
+        prior_scale=2e-7,
         num_samples=n,
         name=f"task {seed}.{twin}",
         group_means=groups.means,

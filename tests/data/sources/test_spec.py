@@ -90,6 +90,6 @@ def test_an_embedding_keeps_what_its_task_is_about(tmp_path):
     loaded = Embedding.load(tmp_path / "birds.safetensors")
     assert loaded.name == "cub order Procellariiformes"
     assert loaded.classes == ("Black footed Albatross", "Laysan Albatross")
-    assert loaded.recipe["task_metadata"] == task.metadata
+    assert loaded.metadata == task.metadata
     with pytest.raises(TypeError, match="not JSON serializable"):
         Task(task.source, name="x", metadata={"classes": {1, 2}})
