@@ -1,23 +1,21 @@
-"""How sure is a number? The delete-a-group jackknife: leave a group of images out, see what changes.
+"""Error bars by the delete-a-group jackknife: leave out one group of images at a time and see what changes.
 
 With θ of all N images, θ_(g) without the n_g of group g, w_g = n_g/N and G groups:
 
-- pseudo-deviations d_g = (1/w_g − 1)·(θ − θ_(g)); for a mean, how far group g's own mean is from it
+- pseudo-deviations d_g = (1/w_g − 1)·(θ − θ_(g)); for a mean, the distance of group g's own mean from it
 - slope s = −Σ w_g·d_g: the bias, to first order in 1/N
-- variance = 1/G Σ (d_g + s)²·w_g/(1 − w_g); for a mean, without bias whatever the sizes of the groups
+- variance = 1/G Σ (d_g + s)²·w_g/(1 − w_g); for a mean it is unbiased, whatever the sizes of the groups
 
-Noise inflates distances, and at a hundred images not in proportion to 1/N: E θ ≈ θ_true + c/(N + b), which levels off
-as a bounded distance does. Half as many images raise it by a step h (mean over balanced halves of the groups), from
-which b follows: bias = s/(2 − s/h), and s itself where halving tells nothing more (h = s). What the second order adds
-to the first is a measure of what further ones would, so its square is part of the squared standard error; it falls as
-1/N².
+Noise makes distances larger. At a hundred images this bias is not proportional to 1/N; it follows E θ ≈ θ_true +
+c/(N + b), which levels off as a bounded distance does. With half as many images the statistic grows by a step h (the
+mean over balanced halves of the groups), which gives b: bias = s/(2 − s/h), and bias = s where h = s. The second-order
+term indicates the size of higher orders, so its square is added to the squared standard error; it falls as 1/N².
 
-A statistic of several tasks has a sum over tasks for its slope and its variance: each task's images are an
-independent sample. Where two tasks share images their errors are alike and cancel in part in a distance, so that its
-error is over-, not understated.
+For a statistic of several tasks, slopes and variances add up: each task's images are an independent sample. Two tasks
+that share images have similar errors, which partly cancel in a distance; its error is then overstated.
 
-All this is about a task as a source of images, of which those at hand are a random sample, under the head that was
-fitted to them: how another head would change F is not in it.
+The images at hand are seen as a random sample of the task. The head is held fixed: how F would change with another
+head is not included.
 
 Source: Busing, Meijer, van der Leeden, Delete-m jackknife for unequal m, Statistics and Computing 9 (1999); degrees of
 freedom of a sum of variances: Welch and Satterthwaite.
@@ -37,14 +35,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 GROUPS = 32
-"""Groups of an embedding. 31 degrees of freedom make an interval 4 % wider than infinitely many would; the float32
-means are a megabyte at 8,512 filters. A power of two: see `half_samples`."""
+"""Groups of an embedding. With 31 degrees of freedom an interval is 4 % wider than with infinitely many; the float32
+means take 1 MB for 8,512 filters. A power of two: see `half_samples`."""
 
 FEWEST_GROUPS = 8
-"""Fewer say nothing worth printing: eight images tell their own spread to a quarter at best."""
+"""Of fewer images no error bars are kept: even eight give their own spread only to about a quarter."""
 
 _STEEPEST = 1.75
-"""Largest s/h believed (2: no image tells anything): the bias is four times its first order at most."""
+"""Largest s/h that is used (at 2 the formula diverges): the bias is at most four times its first order."""
 
 
 class Groups(NamedTuple):
@@ -151,14 +149,14 @@ def checked_group_means(value: Tensor, mean: Tensor, samples: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, or a tensor of them, and how sure it is.
+    """A number, or a tensor of numbers, with its error.
 
     Args:
-        value: θ as computed from all images, float64.
+        value: θ computed from all images, float64.
         standard_error: Of `value`, same shape and unit.
-        bias: How much `value` is expected to exceed the truth because the images are few, same shape and unit.
+        bias: How much `value` is expected to exceed the true value, because the number of images is finite.
         freedom: Degrees of freedom of `standard_error`, same shape.
-        log: Whether the error is better behaved in proportion: intervals are symmetric on the log scale.
+        log: Whether intervals are symmetric on the log scale, as suits a positive value with a relative error.
     """
 
     value: Tensor
@@ -169,7 +167,7 @@ class Estimate:
 
     @property
     def corrected(self) -> Tensor:
-        """The value less its bias; of a distance near 0 it may be negative, or its mean would not be right."""
+        """The value minus its bias. Near 0 a distance may become negative: clipping it would bias its mean."""
         return self.value - self.bias
 
     def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
@@ -194,7 +192,7 @@ class Estimate:
 
 
 class Side(NamedTuple):
-    """What one task's images contribute to a statistic's error."""
+    """The contribution of one task's images to the error of a statistic."""
 
     slope: Tensor
     variance: Tensor
@@ -202,7 +200,7 @@ class Side(NamedTuple):
 
 
 def side(value: Tensor, without: Tensor, sizes: Tensor) -> Side:
-    """Return one task's part in the error of a statistic.
+    """Return the contribution of one task to the error of a statistic.
 
     Args:
         value: The statistic, of any shape.
@@ -241,7 +239,7 @@ def _deviations(value: Tensor, without: Tensor, sizes: Tensor) -> tuple[Tensor, 
 
 
 def estimate(value: Tensor, sides: Sequence[Side], of_halves: Tensor, *, log: bool = False) -> Estimate:
-    """Return the jackknife's verdict on a statistic of one or several tasks.
+    """Return a statistic of one or several tasks with its jackknife error.
 
     Args:
         value: The statistic of all images, of any shape.

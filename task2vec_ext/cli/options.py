@@ -1,4 +1,4 @@
-"""Options that several commands share, one word and one help text each."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from ..losses import LossName
 Specs = Annotated[
     list[str],
     typer.Argument(
-        metavar="SPEC...", help="Folders of class folders, or SOURCE:WHAT such as cub:DIR (see the README)."
+        metavar="SPEC...",
+        help="Folders of class folders, or SOURCE:WHAT, e.g. cub:DIR (docs/data_sources.md).",
     ),
 ]
 ProbeName = Annotated[
-    str, typer.Option(help="tiny (ships with the package), torchvision's (resnet50, vit_b_16, …) or timm:NAME.")
+    str,
+    typer.Option(help="A torchvision network (resnet50, vit_b_16, …), timm:NAME, or tiny (needs no download)."),
 ]
 Weights = Annotated[
     str | None,
-    typer.Option(help="Checkpoint (.safetensors, .pth) or torchvision's name for its weights; default: ImageNet."),
+    typer.Option(help="Checkpoint (.safetensors, .pth), or torchvision's name of the weights; default: ImageNet."),
 ]
-Loss = Annotated[LossName, typer.Option(help="What the labels are: a class an image, several, numbers, masks.")]
+Loss = Annotated[LossName, typer.Option(help="What the labels are: one class, several classes, numbers or masks.")]
 Estimator = Annotated[
     AnyEstimator, typer.Option(help="How the expectation over labels is taken; variational: the robust Fisher.")
 ]
 Beta = Annotated[float | None, typer.Option(help="variational: weight of the KL term.")]
-NoiseOn = Annotated[Noise | None, typer.Option(help="variational: where the noise is; default: activations.")]
-Epochs = Annotated[int | None, typer.Option(help="variational: passes of 10,000 images.")]
-NumSamples = Annotated[int | None, typer.Option(min=1, help="At most so many images a task; default: all.")]
+NoiseOn = Annotated[Noise | None, typer.Option(help="variational: where noise is added; default: activations.")]
+Epochs = Annotated[int | None, typer.Option(help="variational: passes over 10,000 drawn images; default: 4.")]
+NumSamples = Annotated[int | None, typer.Option(min=1, help="At most this many images a task; default: all.")]
 ImageSize = Annotated[
     int | None, typer.Option(min=1, help="Crop in pixels; default: what the weights were trained with.")
 ]

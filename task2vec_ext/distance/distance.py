@@ -1,38 +1,4 @@
-"""Distances between tasks: smaller is closer.
-
-With F the Fisher of an embedding, t₀ its prior, p = F + t₀ its precision, v = 1/p its variance, and for a
-pair r = F_a/(F_a + F_b), q = F_b/(F_a + F_b), Δ = log p_a − log p_b (all per filter; d_cos = 1 − cosine):
-
-| distance | formula | range | source |
-|---|---|---|---|
-| ``sym`` | d_cos(r, q) | [0, 1] | paper; released ``cosine`` |
-| ``sym_scaled`` | sym of F scaled to unit mean | [0, 1] | this project |
-| ``asym`` | sym(a, b) − α·sym(a, t₀), a the source | [−α, 1] | paper |
-| ``asym_scaled`` | asym of F and t₀ scaled to unit mean | [−α, 1] | this project |
-| ``cosine`` | d_cos(F_a, F_b) | [0, 1] | none: for reference |
-| ``normalized_cosine`` | d_cos(v_a·t₀, v_b·t₀) | [0, 1] | released code |
-| ``correlation`` | 1 − Pearson correlation of v_a, v_b | [0, 2] | released code |
-| ``entropy`` | log 2 − mean of H(r), H binary entropy | [0, log 2] | released code |
-| ``kl`` | Σ max(KL(a‖b), KL(b‖a)) = ½ Σ (exp D − 1 − D), D = abs(Δ) | [0, ∞) | released code |
-| ``asymmetric_kl`` | Σ KL(a‖b) = ½ Σ (exp(−Δ) − 1 + Δ) | [0, ∞) | released code |
-| ``jsd`` | mean ½(KL(a‖m) + KL(b‖m)) = mean ½ log cosh(Δ/2) | [0, ∞) | released code |
-
-KL(a‖b) is that of two zero-mean Gaussians with variances v_a and v_b; m is the one with ½(v_a + v_b).
-"Released code" is ``task_similarity.py`` of awslabs/aws-cv-task2vec. Beware of one name: its ``cosine`` is
-d_sym, so ``"sym"`` here; its ``kl`` takes the larger direction filter by filter, then sums. On purpose:
-
-- Its r adds ε = 1e-8 to the denominator, which is not scale-free. Here ε → 0: a filter that is dead in both
-  tasks (F_a = F_b = 0) counts for nothing, in no sum and no mean, and F may be in any unit.
-- Its variances are 1/F, infinite where a filter is dead (F = 0). Here they are 1/(F + t₀), the posterior
-  variance (as its variational embeddings have it), so ``kl``, ``asymmetric_kl``, ``jsd``, ``correlation`` and
-  ``normalized_cosine`` need embeddings with a prior.
-
-All in float64, and the result on the CPU; but ``sym``, ``asym`` and their scaled twins of many embeddings (2**28
-pairs × filters and more) take d_sym in float32 where that is right to 1e-6, and in float64 elsewhere: distances
-under 1e-3, embeddings of very different scale. Beyond a float64 copy of the embeddings (and for those kinds a
-float32 one, or two where filters are dead) and the result the workspace stays under 32 MB, whatever T and K. Those
-kinds of plain tensors on a GPU are computed there. Same input, same bits, on any number of threads.
-"""
+"""Distances between all pairs of embeddings, and between two sets of them; the package's docstring has formulas."""
 
 from __future__ import annotations
 
@@ -68,7 +34,7 @@ def distance_matrix(
     Args:
         embeddings: T comparable embeddings; for ``sym``, ``sym_scaled``, ``cosine`` and ``entropy`` also a
             plain ``[T, K]`` tensor or array.
-        distance: Which distance; the module's table has the formulas.
+        distance: Which distance; `task2vec_ext.distance` has the formulas.
         alpha: Weight of the distance to the trivial task in ``asym`` and ``asym_scaled``; 0.15 is the paper's
             value for a ResNet-34 probe. Other kinds do not use it.
         with_error: Return an `Estimate` of such matrices: the distances, their standard errors, the bias by which noise
@@ -92,7 +58,7 @@ def distance_matrix(
     if not _are_embeddings(embeddings):
         raise TypeError(
             f"{who}: expected Embedding objects where with_error=True, got {type(embeddings).__name__}; a plain tensor "
-            "does not say how sure it is."
+            "has no error bars."
         )
     return _with_error(tasks, [item.groups for item in embeddings], rule, alpha)
 
@@ -120,7 +86,7 @@ def cross_distances(a: Embeddings, b: Embeddings, distance: DistanceName = "sym"
     Args:
         a: A sources (experts), as ``distance_matrix`` takes them.
         b: B targets (tasks), comparable with ``a``.
-        distance: Which distance; the module's table has the formulas.
+        distance: Which distance; `task2vec_ext.distance` has the formulas.
         alpha: Weight of the distance to the trivial task in ``asym`` and ``asym_scaled``.
 
     Returns:
@@ -201,7 +167,7 @@ def _are_embeddings(value: Embeddings) -> TypeGuard[Sequence[Embedding]]:
 
 
 def _gather(embeddings: Embeddings, distance: DistanceName, who: str) -> Tasks:
-    """Stack the embeddings and refuses what has no distance to anything, by name."""
+    """Stack the embeddings; refuse those that have no distance to anything."""
     needs_prior = RULES[distance].needs_prior
     prior = torch.empty(0)
     if _are_embeddings(embeddings):

@@ -1,4 +1,4 @@
-"""How each distance is computed; `distance` has their formulas and sources."""
+"""How each distance is computed; the package's docstring has formulas and sources."""
 
 from __future__ import annotations
 

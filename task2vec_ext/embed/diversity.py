@@ -1,4 +1,4 @@
-"""Diversity of a task: how far apart are the embeddings of its random batches?
+"""Diversity of a task: the mean distance between embeddings of its random batches.
 
 Source: Lee, Miranda, Sundar, Koyejo, Beyond Scale: the Diversity Coefficient as a Data Quality Metric, 2023
 (arXiv 2306.13840), with d_sym for their cosine distance between Task2Vec embeddings of batches.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..embedding import Embedding
 
 _FEWEST = 4
-"""Batches: of three, two degrees of freedom make an interval more than twice as wide as many would."""
+"""Batches. With three, two degrees of freedom make the interval more than twice as wide as many would."""
 
 
 def embed_batches(
@@ -46,11 +46,10 @@ def embed_batches(
         task: As `fisher_embed` takes it.
         probe: As `fisher_embed` takes it.
         num_batches: How many.
-        images: In each, drawn without regard to class; classes that a batch lacks are not in its head.
+        images: Images in each batch, drawn without regard to class. A batch's head has only the classes that are in it.
         seed: Of the draw and of `fisher_embed`.
         name: What to call the task.
-        **options: Of `fisher_embed`; those of the probe (``weights``, ``head``, ``preprocess``, ``image_size``) come
-            with a `Probe` from `load_probe`.
+        **options: Of `fisher_embed`, except those of the probe: load that with `load_probe`.
 
     Returns:
         `num_batches` embeddings.
@@ -110,7 +109,7 @@ def diversity(batches: Sequence[Embedding], distance: DistanceName = "sym") -> E
         ValueError: If there are too few batches.
 
     Note:
-        Part of it is the noise of a batch: compare diversities of one batch size alone.
+        Part of it is the noise of a batch, so compare diversities of the same batch size only.
     """
     _check_count(batches, "diversity")
     matrix = distance_matrix(batches, distance)

@@ -1,4 +1,4 @@
-"""Features of image files, kept from one task to the next: tasks of one domain often share their images."""
+"""Features of image files, kept from one task to the next: tasks of one domain often share images."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 class FeatureCache:
-    """Features by file, probe and preprocessing, in memory; those that were not asked for the longest go first.
+    """A least-recently-used cache of features in memory, by file, probe and preprocessing.
 
-    An image is one as long as its file has the same path, size and time of change. It saves reading it and one forward
-    pass of the three or so that an embedding takes. They were computed in another batch, which moves an embedding by
-    less than 1e-6 (on the CPU, most often by nothing).
+    A file is the same while its path, size and modification time are. A hit saves reading the image and one forward
+    pass, of the equivalent of about three that an embedding takes. Cached features come from another batch, which
+    changes an embedding by less than 1e-6 (on the CPU, usually not at all).
 
     Args:
-        max_bytes: Of all features; at 512 of them to an image (ResNet-18 and -34) 256 MiB are 130,000 images.
+        max_bytes: Upper limit. 256 MiB hold 130,000 images of 512 features (ResNet-18 and -34).
 
     Raises:
-        ValueError: If the bound is negative.
+        ValueError: If the limit is negative.
     """
 
     def __init__(self, max_bytes: int = 256 << 20) -> None:
@@ -40,7 +40,7 @@ class FeatureCache:
             raise ValueError(f"FeatureCache: expected max_bytes >= 0, got {max_bytes}.")
         self.max_bytes = max_bytes
         self.bytes = 0
-        """Taken at the moment."""
+        """Bytes in use."""
         self._rows: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def __len__(self) -> int:
@@ -51,7 +51,7 @@ class FeatureCache:
         """Keep features.
 
         Args:
-            keys: N, of `keys` before the images were read: a file that is changed later is another one.
+            keys: What `keys` returned before the images were read, n of them.
             features: ``[n, D]`` on the CPU.
         """
         for key, row in zip(keys, features, strict=True):
@@ -76,7 +76,7 @@ class FeatureCache:
 
 
 def keys(task: Task, probe: Probe, indices: Tensor) -> list[Hashable]:
-    """Return what each image's features depend on; None where that is unknown, and of tasks that are no files.
+    """Return what the features of each image depend on; None where that is unknown, or the task is not made of files.
 
     Args:
         task: Whose images.

@@ -1,4 +1,4 @@
-"""The first pass over a task: features of its images, from the probe or from an earlier task, on one rank or many."""
+"""The first pass over a task: the features of its images, from the probe or from the cache."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Features(NamedTuple):
 
 
 class FirstPass(NamedTuple):
-    """What the first pass gives."""
+    """What `read_features` returns."""
 
     of_task: Features  # of all ranks
     first: Batch | None  # the first image that this rank read
@@ -47,12 +47,21 @@ class FirstPass(NamedTuple):
 def read_features(
     feed: ImageFeed, loss: Loss, layers: Sequence[Layer], indices: Tensor, work: Work, team: Team
 ) -> FirstPass:
-    """Return the features of the images ``indices [N]``, in their order.
+    """Return the features of a task's images, in the order of the indices.
 
-    The first batch is always read: the network is folded and checked with it.
+    Args:
+        feed: The task's images.
+        loss: Aligns targets with features.
+        layers: To describe; the network is folded and checked for them on the first batch, which is always read.
+        indices: ``[N]``, which images.
+        work: Cache, and what happens with images that cannot be read.
+        team: The ranks, which share the images.
+
+    Returns:
+        Features and targets of the images that could be read, and the folded probe.
     """
     cache = work.feature_cache
-    # Whole rounds: an image's group is the same whoever takes it.
+    # Blocks of GROUPS images: the group of an image does not depend on the rank that takes it.
     mine = team.share(indices, GROUPS)
 
     def read() -> tuple[Features, Batch | None, Probe, int]:

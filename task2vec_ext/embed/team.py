@@ -1,4 +1,4 @@
-"""Several processes that do one thing together: the ranks of a torch.distributed group."""
+"""Several processes that work on one thing: the ranks of a torch.distributed group."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ T = TypeVar("T")
 
 
 class RanksLostError(RuntimeError):
-    """The ranks of a group can work together no longer: end them, and start them again."""
+    """A rank was lost or is out of step: end all ranks, and start them again."""
 
 
 class Team:
     """The ranks of a group, or one process alone.
 
-    What they exchange is small and on the CPU (features, float64 sums, errors), so that any backend will do. What fails
-    on one rank is raised on all of them: nobody is left waiting.
+    What they exchange is small and on the CPU (features, float64 sums, errors), so any backend works. An exception on
+    one rank is raised on all of them, so that none waits forever.
 
     Args:
         group: The ranks; None: this process alone.
-        doing: What all of them are doing now, so that none takes another's values for those of its own work.
+        doing: What all of them are doing now: a rank that is doing something else is an error.
     """
 
     def __init__(self, group: ProcessGroup | None, doing: str = "") -> None:
-        """Ask the group who is in it."""
+        """Read rank and size from the group."""
         self._group, self._doing = group, doing
         self.rank = 0 if group is None else group.rank()
         self.size = 1 if group is None else group.size()
@@ -102,9 +102,9 @@ class Team:
 
 @contextmanager
 def launched_ranks() -> Iterator[ProcessGroup | None]:
-    """Yield the group of all processes that torchrun started together with this one; None: it is alone.
+    """Yield the group of the processes that torchrun started with this one, or None where it runs alone.
 
-    Each takes the GPU of its number on its machine, where there are GPUs. NCCL for what is on them, gloo for the rest.
+    Each takes the GPU of its local rank, where there are GPUs. NCCL is used for GPU tensors, gloo for the rest.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         yield None

@@ -1,4 +1,4 @@
-"""The head: the one layer that is fitted to a task, on cached features, by a convex problem with one answer."""
+"""The head: the linear layer that is fitted to a task on cached features, a convex problem with one solution."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ..losses import CrossEntropy, Loss
 HeadMethod = Literal["lbfgs", "adam"]
 
 DEFAULT_L2: dict[HeadMethod, float] = {"lbfgs": 1e-2, "adam": 1e-4}
-"""Adam's is the weight decay of the authors' released code, which stops long before the optimum. The convex fit goes
-all the way, and the embedding hardly depends on where that is: over 37 real tasks of 100 images (ResNet-18) a task's
-nearest neighbour was of its own domain for 70 % with 1e-4, 1e-3 and 1e-2, for 73 % with 1e-1. 1e-2 gives confident
-heads (0.01–0.1 nats) in a fifth of the steps of 1e-4."""
+"""Default penalties. Adam's is the weight decay of the authors' code, which stops long before the optimum. The convex
+fit converges, and the embedding depends little on the penalty: of 37 real tasks of 100 images (ResNet-18), 70 % had a
+nearest neighbour of their own domain with 1e-4, 1e-3 and 1e-2, 73 % with 1e-1. 1e-2 gives confident heads (0.01–0.1
+nats) in a fifth of the steps that 1e-4 takes."""
 
 _SCALE = 1e8
 """The objective is multiplied by this: torch's L-BFGS forgets curvature pairs below an absolute 1e-10 and would
@@ -88,14 +88,14 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class Head:
-    """A fitted linear head and how well it does on the samples it was fitted on.
+    """A fitted linear head, and how well it does on the images it was fitted to.
 
     Args:
-        weight: W, ``[C, D]`` float64: logits in float64 keep the rounding of a confident head out of the Fisher.
-        bias: B, ``[C]`` float64.
+        weight: W, ``[C, D]`` float64, so that the rounding of a confident head's logits does not reach the Fisher.
+        bias: ``[C]`` float64.
         score: How well it does, at most 1; ``loss.metric`` says in which measure.
         nll: Mean negative log-likelihood, nats.
-        loss: What the outputs mean: the model's distribution over the targets.
+        loss: The model's distribution over the targets.
     """
 
     weight: Tensor
@@ -134,7 +134,7 @@ def fit_head(
         method: ``"lbfgs"`` solves the convex problem to convergence in float64 (deterministic, no seed);
             ``"adam"`` is the authors' recipe (10 epochs, learning rate 4e-4, batches of 64, L2 inside the gradient).
         l2: Strength of the penalty, > 0; default: `DEFAULT_L2` of the method.
-        class_balanced: Every class weighs the same (``"adam"``: samples drawn with replacement, classes equally often).
+        class_balanced: Every class weighs the same (``"adam"``: images drawn with replacement, classes equally often).
         seed: Of ``"adam"``'s initialisation and order.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The per-sample Fisher: a cotangent per image, one backward pass, squared gradients per filter."""
+"""The per-sample Fisher: one cotangent an image, one backward pass, the squared gradient of each filter."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AnyEstimator = Literal[Estimator, "variational"]
 ANY_ESTIMATORS: tuple[AnyEstimator, ...] = get_args(AnyEstimator)
 
 _FIRST_LOOK = 2 * GROUPS
-"""Images before `sum_fisher` may stop: of one image a group the spread is not known well enough to stop on."""
+"""Images before `sum_fisher` may stop: with one image a group the spread is too uncertain."""
 
 
 def cotangents(
@@ -49,16 +49,15 @@ def cotangents(
     - ``signed``: v = Aε, ε ∈ {−1, +1}^C (cross-entropy: √p ⊙ ε − p·(√p·ε)). One pass, small variance.
     - ``sampled``: v = −∇ log p(y|x) with y drawn from the model (cross-entropy: p − e_y). One pass; heavy-tailed where
       the head is confident.
-    - ``empirical``: the same with y the data's target. One pass; **not** the Fisher.
+    - ``empirical``: as ``sampled``, with y the data's target. One pass; **not** the Fisher.
 
     Args:
-        estimator: Which of them.
+        estimator: One of these.
         logits: ``[B, …, C]``.
-        targets: ``[B, …]``, as ``loss.prepare`` returns them; their values matter to ``empirical`` alone.
-        index: ``[B]``, the images' numbers: ε and y are functions of (seed, index), so that they depend neither on
-            the batches nor on the order.
+        targets: ``[B, …]``, as ``loss.prepare`` returns them; only ``empirical`` uses their values.
+        index: ``[B]``, the images' numbers. ε and y are functions of (seed, index): batches and order do not matter.
         seed: Of ε and y.
-        loss: Fitted, whose distribution is meant.
+        loss: The fitted loss.
 
     Yields:
         ``[B, …, C]`` in the dtype of `logits`.
@@ -85,18 +84,18 @@ def cotangents(
 
 
 def check_per_sample(probe: Probe, layers: Sequence[Layer], images: Tensor) -> None:
-    """Raise unless every layer's gradient can be taken image by image: found out before the work, not after it.
+    """Raise unless every layer has a gradient for each image, before the work begins.
 
-    One forward and backward pass of one image, twice in a batch: with a gradient at the first one's features alone,
-    the other must have none anywhere.
+    One image goes through the network twice in one batch. With a gradient at the features of the first copy only, the
+    second copy must have none in any layer.
 
     Args:
         probe: In eval mode; untouched.
         layers: As ``probe.layers()`` returns them.
-        images: A preprocessed image or more, ``[B, 3, H, W]``, on the probe's device.
+        images: One or more preprocessed images, ``[B, 3, H, W]``, on the probe's device.
 
     Raises:
-        NotImplementedError: If a layer's weight is reused or used in an unknown way, or its rows are no images'.
+        NotImplementedError: If a layer's weight is reused or used in an unknown way, or mixes images.
         RuntimeError: If a layer takes no part in the features, or its input is changed in place.
     """
     with torch.enable_grad(), frozen(probe.module), capture(probe.module, layers, 2) as captured:
@@ -117,7 +116,7 @@ def check_per_sample(probe: Probe, layers: Sequence[Layer], images: Tensor) -> N
 def per_sample_fisher(
     probe: Probe, layers: Sequence[Layer], head: Head, batch: Batch, estimator: Estimator = "signed", seed: int = 0
 ) -> Tensor:
-    """Return every image's contribution to the Fisher, ``Σ_v ‖∂(v·logits_n)/∂w_o‖² / P``.
+    """Return the contribution of every image to the Fisher, ``Σ_v ‖∂(v·logits_n)/∂w_o‖² / P``.
 
     Args:
         probe: In eval mode; untouched. `folding.fold` gives a faster one.
@@ -132,7 +131,7 @@ def per_sample_fisher(
 
     Raises:
         ValueError: If the probe is in train mode or its output is not finite.
-        NotImplementedError: If a layer has no per-sample gradient that is known; see `check_per_sample`.
+        NotImplementedError: If the per-sample gradient of a layer is unknown; see `check_per_sample`.
     """
     check_eval(probe.module)
     with torch.enable_grad(), frozen(probe.module), capture(probe.module, layers, len(batch.images)) as captured:
@@ -155,7 +154,7 @@ def per_sample_fisher(
 
 
 def _unit(probe: Probe, layers: Sequence[Layer], like: Tensor) -> Tensor:
-    """Return what captured squares are multiplied by, ``[K]``: s² of a folded filter, over its number of weights."""
+    """Return the factor of each filter's squared gradient, ``[K]``: 1/P, times s² where BatchNorm was folded in."""
     unit = like.new_empty(layers[-1].stop)
     scale = probe.scale if isinstance(probe, FoldedProbe) else {}
     for layer in layers:
@@ -165,7 +164,7 @@ def _unit(probe: Probe, layers: Sequence[Layer], like: Tensor) -> Tensor:
 
 
 class FisherSum(NamedTuple):
-    """Σ_n of `per_sample_fisher` over each group of images, dealt to the groups in turn like cards."""
+    """The sum of `per_sample_fisher` over each group of images; image i belongs to group i mod G."""
 
     totals: Tensor
     """``[GROUPS, K]`` float64 on the CPU."""
@@ -174,7 +173,7 @@ class FisherSum(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[FisherSum]) -> FisherSum:
-        """Return the sums over several parts of the images, all but one of whole rounds of the groups."""
+        """Return the sums over all parts; every part but one holds a multiple of `GROUPS` images."""
         return cls(torch.stack([part.totals for part in parts]).sum(0), sum(part.samples for part in parts))
 
     @property
@@ -205,19 +204,19 @@ def sum_fisher(
         probe: In eval mode; untouched.
         layers: As ``probe.layers()`` returns them.
         head: Fitted to the task, on the probe's device.
-        batches: Preprocessed images on the probe's device, in random order: image number i goes to group i mod G.
+        batches: Preprocessed images on the probe's device, in random order; image i goes to group i mod G.
         estimator: See `cotangents`.
         seed: See `cotangents`.
-        rel_error: Stop where the mean's relative standard error is below; None: take all.
+        rel_error: Stop when the relative standard error of the mean is at most this; None: take all images.
 
     Returns:
-        The sums and the numbers of images.
+        The sums, and the number of images.
 
     Raises:
         RuntimeError: If the result is not finite.
 
     Note:
-        Where it stops does not depend on the batches: it looks whenever all groups have equally many images.
+        Where it stops does not depend on the batches: it checks whenever all groups have equally many images.
     """
     totals, samples = torch.zeros(GROUPS, layers[-1].stop, dtype=torch.float64), 0
 

@@ -1,4 +1,4 @@
-"""The robust (variational) Fisher: how much noise the weights bear before the task is forgotten.
+"""The robust (variational) Fisher: the largest noise on the weights that leaves the loss of the task nearly unchanged.
 
 **Objective.** Weights w ∼ N(ŵ, σ²), one variance σ_o² a filter, minimised over the variances and the head:
 

@@ -1,6 +1,6 @@
-"""How a library comes to be: every task embedded once, whatever happens in between, by one process or many.
+"""Build a library: embed every task once, in one process or several, and resume after an interruption.
 
-Of many, each writes the embeddings of its own tasks; the first alone holds the lock and writes index and matrix.
+Each process writes the embeddings of its own tasks; only the first holds the lock and writes index and matrix.
 """
 
 from __future__ import annotations

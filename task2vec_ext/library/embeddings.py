@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..settings import EmbedSettings
 
 _KEPT = 64
-"""Embeddings in memory: one has 1 MB of group means at 8,512 filters."""
+"""Embeddings kept in memory: each has 1 MB of group means at 8,512 filters."""
 
 
 class EmbeddingFiles(Sequence[Embedding]):

@@ -1,7 +1,7 @@
-"""The index of a library: which tasks it has, how far each is, and what all embeddings were made with.
+"""The index of a library: its tasks, the state of each, and the settings of all embeddings.
 
-SQLite, not Parquet: a task's row is on the disk before the next task begins, and stays whole whatever ends the
-process. A Parquet file is only ever written as a whole. And SQLite comes with Python.
+SQLite rather than Parquet: the row of a task is on the disk before the next task begins and survives a kill, where a
+Parquet file is only written as a whole. And SQLite comes with Python.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FORMAT_VERSION = 2
 
 # The fields of Entry.
 _COLUMNS = {
-    # Never used twice: it is the task's row in the matrix and its number in the shortlist.
+    # Never reused: it is the task's row in the matrix and its number in the shortlist.
     "id": "INTEGER PRIMARY KEY AUTOINCREMENT",
     "name": "TEXT NOT NULL UNIQUE",
     "file": "TEXT NOT NULL UNIQUE",
@@ -43,7 +43,7 @@ _COLUMNS = {
     "seconds": "REAL",
     "error": "TEXT",
 }
-# Text crosses as bytes: names of files that are no UTF-8 have no other way in.
+# Text is passed as bytes: file names need not be valid UTF-8.
 _VALUES = {name: "CAST(? AS TEXT)" if kind.startswith("TEXT") else "?" for name, kind in _COLUMNS.items()}
 
 
@@ -86,7 +86,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Index:
-    """The table of a library's tasks, opened anew for every transaction: processes that are forked inherit nothing.
+    """The table of a library's tasks. It is opened for each transaction, so that forked processes share no connection.
 
     Args:
         path: The SQLite file.

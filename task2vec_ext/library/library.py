@@ -1,4 +1,4 @@
-"""The embeddings in the folder: reading, searching, removing, checking."""
+"""A library: read, search, remove and check the embeddings in its folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All embeddings of a library as one file of numbers, and the nearest of its rows."""
+"""The Fisher of all tasks of a library in one file, and the nearest rows of it."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def test_what_has_no_error_bars_is_named():
     for function in (relative_error, norm_with_error):
         with pytest.raises(ValueError, match="with 8 images or more"):
             function(without)
-    with pytest.raises(TypeError, match="a plain tensor does not say how sure it is"):
+    with pytest.raises(TypeError, match="a plain tensor has no error bars"):
         distance_matrix(torch.ones(2, 3), with_error=True)
 
 
