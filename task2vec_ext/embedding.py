@@ -110,7 +110,7 @@ class Embedding:
         prior_scale: C, nats.
         epoch_nll: Of the variational estimator: the mean cross-entropy under noise of each epoch, nats.
         task_digest: Hash of the task's files and labels (`Task.digest`); None where they are unknown.
-        metadata: What the task's source knew of it, JSON only: ``domain``, ``taxonomy``, …
+        metadata: What the task's source knew of it, such as ``domain`` and ``taxonomy``; JSON only.
         version: Of this package, which made the embedding.
 
     Raises:

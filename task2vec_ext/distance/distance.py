@@ -94,8 +94,8 @@ def cross_distances(a: Embeddings, b: Embeddings, distance: DistanceName = "sym"
         ``distance_matrix`` of all of them has.
 
     Raises:
-        ValueError: As ``distance_matrix``.
-        TypeError: As ``distance_matrix``.
+        ValueError: If `distance_matrix` would raise it.
+        TypeError: If `distance_matrix` would raise it.
     """
     who = "cross_distances"
     rule = _rule(distance, alpha, who)
