@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .images import load_image
 
-# What cameras, the web and image data sets use, and PIL reads without plugins.
+# Formats of cameras, the web and image data sets that PIL reads without plugins.
 _FORMATS = "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tif tiff webp"
 EXTENSIONS = frozenset("." + name for name in _FORMATS.split(" "))
 
@@ -23,17 +23,22 @@ _SHOWN = 5  # names in a message
 
 @dataclass(frozen=True)
 class Files:
-    """Labelled image files, read when asked for.
+    """Image files and their labels; an image is read when it is asked for.
 
     Args:
-        paths: Absolute paths: workers may run elsewhere.
-        labels: One for each path: class, multi-hot vector, …; None where there is none.
+        paths: Absolute, because workers may run in another directory.
+        labels: One for each path: a class, a multi-hot vector, …; None where there is none.
         names: What messages call the files.
     """
 
     paths: tuple[str, ...]
     labels: Sequence[Any]
     names: tuple[str, ...]
+
+    @classmethod
+    def below(cls, root: str | os.PathLike[str], names: Sequence[str], labels: Sequence[Any]) -> Files:
+        """Return files given by their paths relative to a folder; `root` is absolute."""
+        return cls(tuple(os.path.join(root, name) for name in names), labels, tuple(names))
 
     def __len__(self) -> int:
         """Return the number of files."""
@@ -44,7 +49,7 @@ class Files:
         return load_image(self.paths[index]), self.labels[index]
 
     def digest(self) -> str:
-        """Return a SHA-256 of names, sizes and labels: another one means another task."""
+        """Return the SHA-256 of names, sizes and labels: a task's identity, without reading its images."""
         digest = hashlib.sha256()
         for path, label, name in zip(self.paths, self.labels, self.names, strict=True):
             digest.update(f"{os.fspath(name)!r} {_size(path)} {_written(label)}\n".encode())
@@ -54,22 +59,20 @@ class Files:
 def _size(path: str) -> int | None:
     try:
         return os.path.getsize(path)
-    except OSError:  # a broken link: the image is skipped or named when it is read, not here
+    except OSError:  # a broken link: reported, or skipped, when the image is read
         return None
 
 
+def _written(label: Any) -> str:
+    """A label in full: printing a long array would leave entries out."""
+    return str(np.asarray(label).tolist() if isinstance(label, (Tensor, np.ndarray)) else label)
+
+
 def files_from_list(paths: Sequence[str | os.PathLike[str]], labels: Sequence[Any]) -> Files:
-    """Return the files of a list, all of which exist.
-
-    Args:
-        paths: Their paths.
-        labels: One for each path.
-
-    Returns:
-        The files.
+    """Return the files of a list.
 
     Raises:
-        ValueError: If some are missing; names the first few.
+        ValueError: If some do not exist. The message has the first few.
     """
     names = tuple(os.fspath(path) for path in paths)
     missing = [name for name in names if not os.path.isfile(name)]
@@ -82,16 +85,11 @@ def files_from_list(paths: Sequence[str | os.PathLike[str]], labels: Sequence[An
 
 
 def files_from_folder(root: Path) -> tuple[Files, tuple[str, ...]]:
-    """Return the images of a folder of class folders, and the classes' names.
+    """Return the images of a folder of class folders, in the order of their paths, and the classes' names.
 
-    Args:
-        root: The folder. Its subfolders are the classes 0…C−1 in sorted order; images may lie deeper in
-            them. Names that start with a dot are skipped, and so are files that are not images by their
-            extension and whatever lies beside the class folders. Links are followed, but a class does not
-            enter a folder twice.
-
-    Returns:
-        The files in the order of their paths, and C names.
+    The subfolders are the classes 0…C−1 in sorted order; images may lie deeper in them. Names that start with a dot,
+    files that are not images by their extension, and files beside the class folders are skipped. Links are followed,
+    but a class does not enter a folder twice.
 
     Raises:
         ValueError: If it is not a folder, has no class folders, or a class folder has no images.
@@ -99,7 +97,7 @@ def files_from_folder(root: Path) -> tuple[Files, tuple[str, ...]]:
     if not root.is_dir():
         got = "a file" if root.exists() else "nothing there"
         raise ValueError(f"as_task: expected a folder of class folders at {root}, got {got}; correct the path.")
-    # A link back to the root or above it is no class of its own.
+    # A link back to the root or above it is not a class.
     above = {_identity(folder) for folder in (root.resolve(), *root.resolve().parents)}
     classes = tuple(
         sorted(
@@ -109,7 +107,12 @@ def files_from_folder(root: Path) -> tuple[Files, tuple[str, ...]]:
         )
     )
     if not classes:
-        raise ValueError(_expected_layout(root))
+        images = sum(is_image(name) for name in os.listdir(root))
+        got = f"{images} images and no folders" if images else "no folders"
+        raise ValueError(
+            f"as_task: expected a folder for each class in {root}, got {got}; lay the images out as "
+            f"{root.name}/cats/1.jpg, {root.name}/cats/2.jpg, {root.name}/dogs/1.jpg."
+        )
     found = [list(_images(root / name, set(above))) for name in classes]
     empty = [name for name, images in zip(classes, found, strict=True) if not images]
     if empty:
@@ -117,27 +120,26 @@ def files_from_folder(root: Path) -> tuple[Files, tuple[str, ...]]:
             f"as_task: expected images in every class folder of {root}, got none in {_list(empty)}; "
             f"add some or remove the folder (images end in {' '.join(sorted(EXTENSIONS))})."
         )
-    names = tuple(f"{name}/{image}" for name, images in zip(classes, found, strict=True) for image in images)
+    names = [f"{name}/{image}" for name, images in zip(classes, found, strict=True) for image in images]
     labels = tuple(label for label, images in enumerate(found) for _ in images)
-    return Files(tuple(os.path.abspath(root / name) for name in names), labels, names), classes
+    return Files.below(os.path.abspath(root), names, labels), classes
 
 
 def unlabelled_files(root: Path) -> Files:
-    """Return all images below a folder, without labels.
-
-    Args:
-        root: The folder; see `files_from_folder` for what is skipped.
-
-    Returns:
-        The files in the order of their paths.
+    """Return all images below a folder, without labels; `files_from_folder` says what is skipped.
 
     Raises:
-        ValueError: If it is not a folder, or holds no images.
+        ValueError: If it is not a folder, or has no images.
     """
-    names = tuple(_images(root, set())) if root.is_dir() else ()
+    names = list(_images(root, set())) if root.is_dir() else []
     if not names:
         raise ValueError(f"as_task: expected a folder with images at {root}, got none; correct the path.")
-    return Files(tuple(os.path.abspath(root / name) for name in names), (None,) * len(names), names)
+    return Files.below(os.path.abspath(root), names, (None,) * len(names))
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file is an image by its extension."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def _images(folder: Path, seen: set[tuple[int, int]], prefix: str = "") -> Iterator[str]:
@@ -151,27 +153,13 @@ def _images(folder: Path, seen: set[tuple[int, int]], prefix: str = "") -> Itera
             continue
         if (folder / name).is_dir():
             yield from _images(folder / name, seen, f"{prefix}{name}/")
-        elif os.path.splitext(name)[1].lower() in EXTENSIONS:
+        elif is_image(name):
             yield prefix + name
 
 
 def _identity(folder: Path) -> tuple[int, int]:
     status = folder.stat()
     return status.st_dev, status.st_ino
-
-
-def _expected_layout(root: Path) -> str:
-    images = [name for name in sorted(os.listdir(root)) if os.path.splitext(name)[1].lower() in EXTENSIONS]
-    got = f"{len(images)} images and no folders" if images else "no folders"
-    return (
-        f"as_task: expected a folder for each class in {root}, got {got}; lay the images out as "
-        f"{root.name}/cats/1.jpg, {root.name}/cats/2.jpg, {root.name}/dogs/1.jpg."
-    )
-
-
-def _written(label: Any) -> str:
-    """A label in full: what prints of a long array leaves entries out."""
-    return str(np.asarray(label).tolist() if isinstance(label, (Tensor, np.ndarray)) else label)
 
 
 def _list(names: Sequence[str]) -> str:

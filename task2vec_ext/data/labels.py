@@ -1,4 +1,4 @@
-"""Labels: what counts as one, whether a task's labels are whole, and which images to draw."""
+"""Labels: check that they are the classes 0…C−1, and draw images by them."""
 
 from __future__ import annotations
 
@@ -11,49 +11,38 @@ from torch import Tensor
 
 Labels = Tensor | np.ndarray[Any, Any] | Sequence[Any]
 
+_INTEGERS = {torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64}
 _SHOWN = 5  # enough missing labels to see the pattern, short enough to read
 
 
 def as_label(value: Any) -> int | None:
-    """Return the value as a label, or None if it is not one.
+    """Return an integer of Python, numpy or torch (0-d) as an int; None for anything else, bools included."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+        value = value.item()
+    return int(value) if isinstance(value, (int, np.integer)) and not isinstance(value, bool) else None
 
-    Args:
-        value: A candidate. Integers of Python, numpy and torch (0-d) are labels; bools, floats and strings
-            are not.
 
-    Returns:
-        The label, of either sign.
-    """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, np.integer) or (
-        isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "iu"
-    ):
-        return int(value)
-    if isinstance(value, Tensor) and value.ndim == 0 and _is_integral(value):
-        return int(value)
-    return None
+def not_a_label(value: Any, *, who: str, where: str) -> str:
+    """Return the message for a value that should have been a label."""
+    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
+    return (
+        f"{who}: expected integer labels 0…C−1, got {shown} ({type(value).__name__}) at {where}; "
+        "number the classes, for instance by their position in sorted(set(names))."
+    )
 
 
 def label_tensor(labels: Labels, *, who: str) -> Tensor:
-    """Return the labels as a tensor.
-
-    Args:
-        labels: ``[N]`` integers.
-        who: The caller, for the error message.
-
-    Returns:
-        ``[N]`` int64 on the CPU.
+    """Return ``[N]`` integer labels as an int64 tensor on the CPU.
 
     Raises:
-        TypeError: If one is not an integer; names its index and value.
-        ValueError: If a tensor or array of labels has not one dimension.
+        TypeError: If one is not an integer. The message has its index and value.
+        ValueError: If a tensor or an array does not have one dimension.
     """
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":
         labels = torch.from_numpy(labels.astype(np.int64))
     if isinstance(labels, (Tensor, np.ndarray)) and labels.ndim != 1:
-        raise ValueError(f"{who}: expected labels of shape [N], got {list(labels.shape)}; give one class an image.")
-    if isinstance(labels, Tensor) and _is_integral(labels):
+        raise ValueError(f"{who}: expected labels of shape [N], got {list(labels.shape)}; give every image one class.")
+    if isinstance(labels, Tensor) and labels.dtype in _INTEGERS:
         return labels.detach().to("cpu", torch.int64)
     values = []
     for index, value in enumerate(labels):
@@ -64,43 +53,24 @@ def label_tensor(labels: Labels, *, who: str) -> Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
-def not_a_label(value: Any, *, who: str, where: str) -> str:
-    """Return the message for something that should have been a label.
-
-    Args:
-        value: What was found.
-        who: The caller.
-        where: The place it was found at.
-
-    Returns:
-        One line.
-    """
-    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
-    return (
-        f"{who}: expected integer labels 0…C−1, got {shown} ({type(value).__name__}) at {where}; "
-        "number the classes, for instance by their position in sorted(set(names))."
-    )
-
-
 def check_labels(labels: Labels, *, who: str) -> int:
-    """Return the number of classes C, after making sure that the labels are exactly 0…C−1.
+    """Return the number of classes C of labels that are exactly 0…C−1.
 
     Args:
         labels: ``[N]`` integers.
-        who: The caller, for the error messages.
+        who: The caller, for error messages.
 
     Returns:
         C, at least 2.
 
     Raises:
-        TypeError: If a label is a string, a float or a bool; names its index and value.
-        ValueError: If there are no labels, a single class, a negative label, or labels that no image has.
+        TypeError: If a label is not an integer. The message has its index and value.
+        ValueError: If there are no labels, only one class, a negative label, or a class without images.
     """
     labels = label_tensor(labels, who=who)
     if len(labels) == 0:
         raise ValueError(f"{who}: expected a task with images, got an empty one; check its path or filter.")
-    lowest = int(labels.min())
-    if lowest < 0:
+    if labels.min() < 0:
         index = int((labels < 0).nonzero()[0])
         raise ValueError(
             f"{who}: expected integer labels 0…C−1, got {int(labels[index])} at index {index}; "
@@ -115,36 +85,27 @@ def check_labels(labels: Labels, *, who: str) -> int:
     num_classes = present[-1] + 1
     num_missing = num_classes - len(present)
     if num_missing:
+        # The first few: a label may be 10¹², so the gaps cannot all be listed.
+        missing = sorted(set(range(len(present) + _SHOWN)) - set(present))[: min(num_missing, _SHOWN)]
         dots = ", …" if num_missing > _SHOWN else ""
         raise ValueError(
             f"{who}: expected every label 0…{present[-1]} to occur, got no image with "
-            f"{', '.join(map(str, _first_missing(present)))}{dots} ({num_missing} missing); "
-            "renumber the classes without gaps."
+            f"{', '.join(map(str, missing))}{dots} ({num_missing} missing); renumber the classes without gaps."
         )
     return num_classes
 
 
-def _first_missing(present: list[int]) -> list[int]:
-    missing: list[int] = []
-    expected = 0
-    for label in present:  # one label may be 10¹², so the gaps are not listed in full
-        missing.extend(range(expected, min(label, expected + _SHOWN - len(missing))))
-        expected = label + 1
-    return missing
-
-
 def draw(labels: Labels, num_samples: int | None, seed: int, *, balanced: bool = False) -> Tensor:
-    """Return which images to use: without replacement, in proportion to the classes or equally many of each.
+    """Return the indices of a random choice of images: in proportion to the classes, or equally many of each.
 
-    Every class gets at least one image; the rest go by largest remainder. Which ones is decided by one
-    random order of all images: the same seed gives the same images on every machine, however the classes
-    are numbered.
+    Images are drawn without replacement. Every class gets at least one; the rest go by largest remainder. One random
+    order of all images decides which: a seed gives the same images on every machine, however the classes are numbered.
 
     Args:
         labels: ``[N]`` integers.
-        num_samples: Number of images; None or at least N takes all.
-        seed: Seed of the random order.
-        balanced: Equally many of each class; all of one that has fewer, and more of the others.
+        num_samples: Number of images; None, or N and more, takes all.
+        seed: Of the random order.
+        balanced: Whether to take equally many of each class. A class with too few gives all, the others more.
 
     Returns:
         ``[min(num_samples, N)]`` int64 indices, ascending.
@@ -166,18 +127,18 @@ def draw(labels: Labels, num_samples: int | None, seed: int, *, balanced: bool =
     start = counts.cumsum(0) - counts
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
-    # Equal remainders go to the class whose image comes first, so that low numbers have no advantage.
-    divide = _level if balanced else _apportion
+    # Ties go to the class whose image comes first in the random order, so that low numbers have no advantage.
+    divide = _equal_quotas if balanced else _proportional_quotas
     quota = divide(counts.tolist(), num_samples, place[by_class[start]].tolist())
     rank = torch.arange(len(order)) - start[classes[by_class]]
     return by_class[rank < quota[classes[by_class]]].sort().values
 
 
-def _apportion(counts: list[int], total: int, tie: list[int]) -> Tensor:
+def _proportional_quotas(counts: list[int], total: int, tie: list[int]) -> Tensor:
     """Divide ``total`` over classes in proportion to ``counts``, at least 1 each: int64 ``[C]``."""
     quota = [1] * len(counts)
     large = list(range(len(counts)))
-    # A class with a share below one image gets one, which leaves less for the others: repeat until none is.
+    # A class with a share below one image gets one, which leaves less for the others: repeat until there is none.
     while True:
         seats = total - (len(counts) - len(large))
         size = sum(counts[c] for c in large)
@@ -193,14 +154,10 @@ def _apportion(counts: list[int], total: int, tie: list[int]) -> Tensor:
     return torch.tensor(quota)
 
 
-def _level(counts: list[int], total: int, tie: list[int]) -> Tensor:
-    """Divide ``total`` over classes equally, no more than ``counts``: int64 ``[C]``."""
+def _equal_quotas(counts: list[int], total: int, tie: list[int]) -> Tensor:
+    """Divide ``total`` over classes equally, at most ``counts``: int64 ``[C]``."""
     quota = torch.zeros(len(counts), dtype=torch.int64)
     smallest_first = sorted(range(len(counts)), key=lambda c: (counts[c], tie[c]))
     for taken, c in enumerate(smallest_first):  # what a small class lacks goes to those after it
         quota[c] = min(counts[c], (total - int(quota.sum())) // (len(counts) - taken))
     return quota
-
-
-def _is_integral(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)

@@ -1,4 +1,4 @@
-"""Batches: a task's images decoded, preprocessed and checked, in order, in as many processes as wanted."""
+"""Batches: a task's images in order, decoded, preprocessed and checked by any number of processes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Batch(NamedTuple):
     """Some images of a task, ready for the probe.
 
     Attributes:
-        index: ``[B]`` int64, which images of the task.
+        index: ``[B]`` int64, the images' positions in the task.
         images: ``[B, 3, H, W]`` float32.
-        labels: ``[B]`` int64 classes, or what the task's target is: ``[B, …]``.
+        labels: ``[B]`` int64 classes, or ``[B, …]`` for other targets.
     """
 
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs on a batch
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     images: Tensor
     labels: Tensor
 
@@ -35,7 +35,7 @@ class Failure:
     """An image that could not be used.
 
     Args:
-        index: Which image of the task.
+        index: Its position in the task.
         where: What messages call it: ``image 12 (cats/a.jpg)``.
         reason: What went wrong.
     """
@@ -45,12 +45,18 @@ class Failure:
     reason: str
 
 
+class _Item(NamedTuple):
+    position: int
+    image: Tensor
+    label: Tensor
+
+
 class _Chunk(NamedTuple):
-    """What one batch comes back as from the process that reads it."""
+    """What the process that reads a batch returns."""
 
     batch: Batch | None  # None: no image of it can be used
     failures: list[Failure]
-    error: Exception | None = None  # raised even where failures are skipped: not an image's fault
+    error: Exception | None = None  # raised with on_error="skip" too
 
 
 def batches(
@@ -64,27 +70,27 @@ def batches(
     on_error: OnError = "raise",
     skipped: list[Failure] | None = None,
 ) -> Iterator[Batch]:
-    """Return an iterator over the images in the order of ``indices``.
+    """Return an iterator over batches of a task's images.
 
     Args:
         task: The task.
-        indices: ``[n]`` which of its images.
-        preprocess: Applied to every image; None where the task gives the probe's inputs itself: float
-            tensors ``[3, H, W]``, all of one size.
-        batch_size: Images in a batch; the last one, and one with skipped images, may have fewer.
+        indices: ``[n]`` positions of the images in the task, in the order wanted.
+        preprocess: Applied to every image; None where the task's images already are the probe's input: float tensors
+            ``[3, H, W]`` of one size.
+        batch_size: Images in a batch. The last batch, and one with skipped images, may have fewer.
         num_workers: Processes that read; 0 reads in this one. The batches are the same, bit for bit.
         pin_memory: Whether to page-lock the batches for copies to a CUDA GPU; ignored where there is none.
-        on_error: Whether an image that cannot be used raises or is left out.
-        skipped: Receives the `Failure` of every image left out.
+        on_error: ``"raise"`` or ``"skip"``: what to do with an image that cannot be used.
+        skipped: Receives the `Failure` of every skipped image.
 
     Returns:
-        An iterator. It holds at most ``batch_size · (2 · num_workers + 1)`` images at a time, leaves no
-        process behind however it ends, and leaves torch's global random state alone.
+        An iterator. It holds at most ``batch_size · (2 · num_workers + 1)`` images at a time, ends its processes
+        however it ends, and does not touch torch's global random state.
 
     Raises:
-        ValueError: If an argument is impossible (at once), or if an image cannot be read, is not finite or
-            has a wrong shape (when its batch is due); names the image and the reason.
-        TypeError: If an item of the task is not a pair of image and label of the task's kind.
+        ValueError: If an argument is impossible (at once), or an image cannot be read, is not finite or has a wrong
+            shape (with its batch). The message has the image and the reason.
+        TypeError: If an item of the task is not a pair of an image and a target of the task's kind.
 
     Note:
         Images of different sizes without a ``preprocess``, a malformed task and lack of memory raise with
@@ -100,12 +106,11 @@ def batches(
     loader: DataLoader[_Chunk] = DataLoader(
         chunks,
         batch_size=None,  # an item already is a batch
-        collate_fn=_unchanged,
         num_workers=num_workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
-        generator=torch.Generator(),  # or the loader would advance the global one
+        generator=torch.Generator(),  # by default the loader advances the global one
     )
-    return _settled(loader, task, on_error, skipped)
+    return _usable(loader, task, on_error, skipped)
 
 
 def _checked_indices(indices: Tensor | Sequence[int], num_images: int) -> list[int]:
@@ -126,11 +131,11 @@ def _checked_indices(indices: Tensor | Sequence[int], num_images: int) -> list[i
     return wanted.tolist()
 
 
-def _settled(
+def _usable(
     loader: DataLoader[_Chunk], task: Task, on_error: OnError, skipped: list[Failure] | None
 ) -> Iterator[Batch]:
-    """Yield the good batches and deals with the failures, in the caller's process."""
-    first: Batch | None = None
+    """Yield the batches, and raise or collect the failures, in the caller's process."""
+    first: _Item | None = None
     for chunk in _read(loader):
         if chunk.failures and on_error == "raise":
             failure = chunk.failures[0]
@@ -144,15 +149,10 @@ def _settled(
             skipped.extend(chunk.failures)
         if chunk.batch is None:
             continue
-        first = first or chunk.batch
-        if chunk.batch.images.shape[1:] != first.images.shape[1:]:
-            raise _sizes_differ(
-                task, int(first.index[0]), first.images[0], int(chunk.batch.index[0]), chunk.batch.images[0]
-            )
-        if chunk.batch.labels.shape[1:] != first.labels.shape[1:]:
-            raise _targets_differ(
-                task, int(first.index[0]), first.labels[0], int(chunk.batch.index[0]), chunk.batch.labels[0]
-            )
+        item = _Item(int(chunk.batch.index[0]), chunk.batch.images[0], chunk.batch.labels[0])
+        first = first or item
+        if (error := _mismatch(task, first, item)) is not None:
+            raise error
         yield chunk.batch
 
 
@@ -168,16 +168,13 @@ def _read(loader: DataLoader[_Chunk]) -> Iterator[_Chunk]:
             "often memory or shared memory (/dev/shm) has run out: pass a smaller num_workers, or 0."
         ) from error
     finally:
-        # Said outright: a traceback that somebody keeps would keep the loader and its processes alive.
+        # Without this, a traceback that somebody keeps would keep the loader and its processes alive.
         if hasattr(chunks, "_shutdown_workers"):
             chunks._shutdown_workers()
 
 
 class _Chunks(Dataset[_Chunk]):
-    """A task batch by batch. What fails is returned, never raised.
-
-    An exception would reach the caller wrapped in the worker's traceback, and take its whole batch with it.
-    """
+    """A task, batch by batch. Failures are returned: an exception would lose the batch and add a worker's traceback."""
 
     def __init__(self, task: Task, indices: list[int], batch_size: int, preprocess: Preprocess | None) -> None:
         self.task = task
@@ -190,14 +187,12 @@ class _Chunks(Dataset[_Chunk]):
 
     def __getitem__(self, number: int) -> _Chunk:
         start = number * self.batch_size
-        index: list[int] = []
-        images: list[Tensor] = []
-        labels: list[Tensor] = []
+        items: list[_Item] = []
         failures: list[Failure] = []
         for i in self.indices[start : start + self.batch_size]:
             try:
-                image, label = self._image(i)
-            except TypeError as error:  # the data set's own are ValueErrors by now: see Task.item
+                item = _Item(i, *self._image(i))
+            except TypeError as error:  # malformed; a data set's own TypeErrors are ValueErrors here, see Task.item
                 return _Chunk(None, failures, TypeError(f"batches: {self.task.describe(i)}: {error}"))
             except MemoryError:
                 message = f"batches: expected memory for {self.task.describe(i)}, got none; close other programs."
@@ -206,19 +201,16 @@ class _Chunks(Dataset[_Chunk]):
                 reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
                 failures.append(Failure(i, self.task.describe(i), reason))
                 continue
-            if images and image.shape != images[0].shape:
-                return _Chunk(None, failures, _sizes_differ(self.task, index[0], images[0], i, image))
-            if labels and label.shape != labels[0].shape:
-                return _Chunk(None, failures, _targets_differ(self.task, index[0], labels[0], i, label))
-            index.append(i)
-            images.append(image)
-            labels.append(label)
-        if not images:
+            if items and (mismatch := _mismatch(self.task, items[0], item)) is not None:
+                return _Chunk(None, failures, mismatch)
+            items.append(item)
+        if not items:
             return _Chunk(None, failures)
+        index, images, labels = zip(*items, strict=True)
         return _Chunk(Batch(torch.tensor(index), torch.stack(images), torch.stack(labels)), failures)
 
     def _image(self, index: int) -> tuple[Tensor, Tensor]:
-        """The probe's input for one image, float32 ``[3, H, W]``, and its label."""
+        """The probe's input for one image, float32 ``[3, H, W]``, and its target."""
         if self.preprocess is None:
             item, label = self.task.item(index)
             given = image = _as_input(item)
@@ -227,12 +219,12 @@ class _Chunks(Dataset[_Chunk]):
             image = self.preprocess(given)
         label = self.task.target.prepare(label, given, self.preprocess)
         if not torch.isfinite(image).all():
-            raise ValueError("batches: expected finite pixels, got NaN or infinity; mend or remove the image.")
+            raise ValueError("batches: expected finite pixels, got NaN or infinity; correct or remove the image.")
         return image, label
 
 
 def _as_input(image: Any) -> Tensor:
-    """An image that comes preprocessed, as float32 ``[3, H, W]``."""
+    """A preprocessed image as float32 ``[3, H, W]``."""
     if not isinstance(image, Tensor) or not image.is_floating_point():
         got = image.dtype if isinstance(image, Tensor) else type(image).__name__
         raise TypeError(
@@ -247,20 +239,17 @@ def _as_input(image: Any) -> Tensor:
     return image.detach().to("cpu", torch.float32)
 
 
-def _sizes_differ(task: Task, first: int, image: Tensor, second: int, other: Tensor) -> ValueError:
+def _mismatch(task: Task, one: _Item, other: _Item) -> ValueError | None:
+    """The error of two images that do not fit into one batch, or None."""
+    if one.image.shape != other.image.shape:
+        what, shapes = "images of one size where preprocess is None", (one.image.shape, other.image.shape)
+        advice = "resize them in the data set, or pass a Preprocess"
+    elif one.label.shape != other.label.shape:
+        what, shapes = "targets of one size", (one.label.shape, other.label.shape)
+        advice = "give every image a target of the same size"
+    else:
+        return None
     return ValueError(
-        f"batches: expected images of one size where preprocess is None, got {list(image.shape)} for "
-        f"{task.describe(first)} and {list(other.shape)} for {task.describe(second)}; "
-        "resize them in the data set, or pass a Preprocess."
+        f"batches: expected {what}, got {list(shapes[0])} for {task.describe(one.position)} and {list(shapes[1])} for "
+        f"{task.describe(other.position)}; {advice}."
     )
-
-
-def _targets_differ(task: Task, first: int, target: Tensor, second: int, other: Tensor) -> ValueError:
-    return ValueError(
-        f"batches: expected targets of one size, got {list(target.shape)} for {task.describe(first)} and "
-        f"{list(other.shape)} for {task.describe(second)}; give every image the same."
-    )
-
-
-def _unchanged(chunk: Any) -> Any:
-    return chunk  # a named function, because a lambda does not reach workers that are spawned

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,8 +20,8 @@ _MAX_ASPECT = 100  # longer : shorter side; beyond it the centre crop sees < 1 %
 class Preprocess:
     """What a probe's weights expect of an image: resize, centre crop, normalise.
 
-    Gives the same numbers as torchvision's ``ImageClassification`` preset does on tensors, its rounding of
-    8-bit images after the resize included.
+    The numbers equal those of torchvision's ``ImageClassification`` preset on tensors, which rounds 8-bit images after
+    the resize.
 
     Args:
         resize: Length of the shorter side after the antialiased resize, pixels.
@@ -31,8 +31,8 @@ class Preprocess:
         interpolation: Of the resize.
 
     Raises:
-        ValueError: If a size is not a positive integer, or ``mean`` and ``std`` are not three finite numbers
-            each (``std`` positive), or ``interpolation`` is unknown.
+        ValueError: If a size is not a positive integer, ``mean`` or ``std`` are not three finite numbers (``std``
+            positive), or ``interpolation`` is unknown.
     """
 
     resize: int = 256
@@ -42,7 +42,7 @@ class Preprocess:
     interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
-        """Check the values and makes tuples of lists."""
+        """Check the values, and turn lists into tuples."""
         for name, size in (("resize", self.resize), ("crop", self.crop)):
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise ValueError(f"Preprocess: expected {name} ≥ 1 (whole pixels), got {size!r}; correct it.")
@@ -65,8 +65,8 @@ class Preprocess:
 
         Raises:
             TypeError: If the image is neither uint8 nor float32.
-            ValueError: If it is not ``[3, H, W]``, or one side is more than 100 times the other: resizing the
-                shorter side would need gigabytes for an image of which the crop shows less than 1 %.
+            ValueError: If it is not ``[3, H, W]``, or one side is more than 100 times the other: the resized image
+                would take gigabytes, and the crop would show less than 1 % of it.
         """
         if rgb.ndim != 3 or rgb.shape[0] != 3 or rgb.numel() == 0:
             raise ValueError(f"Preprocess: expected an image [3, H, W], got {list(rgb.shape)}; pass it through to_rgb.")
@@ -74,23 +74,23 @@ class Preprocess:
             raise TypeError(f"Preprocess: expected uint8 or float32, got {rgb.dtype}; pass the image through to_rgb.")
         eight_bit = rgb.dtype == torch.uint8
         image = _crop_center(self._resize(rgb.to(torch.float32)), self.crop)
-        if eight_bit:  # torchvision resizes to 8 bits: whole numbers again, and bicubic's overshoot cut
+        if eight_bit:  # as torchvision: whole numbers again, without the overshoot of bicubic
             image = image.round().clamp(0, 255).div(255)
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
         return image.sub(mean).div(std).contiguous()
 
     def mask(self, mask: Tensor, *, fill: int) -> Tensor:
-        """Return the classes of the pixels of the probe's input, each the nearest pixel's.
+        """Return a mask resized (nearest pixel) and cropped as its image is.
 
         Args:
             mask: ``[H, W]`` integers, of an image ``[3, H, W]``.
-            fill: The class of what lies outside the image.
+            fill: The value outside the image.
 
         Returns:
             ``[crop, crop]`` of the same dtype.
 
         Raises:
-            ValueError: As for the image.
+            ValueError: If one side is more than 100 times the other.
         """
         size = self._size(*mask.shape)
         nearest = F.interpolate(mask[None, None].double(), size=size, mode="nearest-exact")[0].to(mask.dtype)
@@ -115,13 +115,10 @@ class Preprocess:
 
     @classmethod
     def from_torchvision(cls, preset: Any) -> Preprocess:
-        """Return the same preprocessing as one of torchvision's classification presets.
+        """Return the preprocessing of a torchvision classification model.
 
         Args:
-            preset: ``weights.transforms()`` of a torchvision classification model.
-
-        Returns:
-            The preprocessing.
+            preset: ``weights.transforms()``.
 
         Raises:
             TypeError: If it is not such a preset.
@@ -145,13 +142,10 @@ class Preprocess:
 
     @classmethod
     def from_timm(cls, config: Mapping[str, Any]) -> Preprocess:
-        """Return the same preprocessing as timm's for one of its models.
+        """Return the preprocessing of a timm model.
 
         Args:
             config: ``timm.data.resolve_model_data_config(model)``.
-
-        Returns:
-            The preprocessing.
 
         Raises:
             NotImplementedError: If it resizes in a way `Preprocess` does not.
@@ -167,38 +161,25 @@ class Preprocess:
         return cls(math.floor(height / config["crop_pct"]), height, config["mean"], config["std"], mode)
 
     def with_size(self, crop: int) -> Preprocess:
-        """Return the same preprocessing for another input size.
-
-        The ratio resize : crop is kept; resize is rounded, halves up.
+        """Return this preprocessing with another input size and the same ratio of resize to crop.
 
         Args:
             crop: Side of the centre crop, pixels.
-
-        Returns:
-            A new preprocessing; this one is unchanged.
         """
+        # Halves are rounded up.
         resize = (2 * self.resize * crop + self.crop) // (2 * self.crop)
-        return Preprocess(resize, crop, self.mean, self.std, self.interpolation)
+        return replace(self, resize=resize, crop=crop)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the preprocessing as a dictionary that JSON can hold."""
-        return {
-            "resize": self.resize,
-            "crop": self.crop,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "interpolation": self.interpolation,
-        }
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """Return the preprocessing that `to_dict` described.
+        """Return the preprocessing that a dictionary of `to_dict` describes.
 
         Args:
             values: The dictionary.
-
-        Returns:
-            The preprocessing.
 
         Raises:
             ValueError: If entries are missing or unknown, or a value is impossible.

@@ -1,4 +1,4 @@
-"""Targets: what a task's items carry beside the image, and how it is read."""
+"""Targets: what a task's items hold besides the image, and how it is read."""
 
 from __future__ import annotations
 
@@ -18,20 +18,17 @@ from .preprocess import Preprocess
 
 
 class Target(ABC):
-    """One kind of target. Its `read` turns what a data set gives into what batches stack."""
+    """A kind of target: reads what a data set gives into what batches stack. A loss brings its own."""
 
     named: ClassVar[bool] = True
-    """Whether the data set's class names name the model's outputs."""
+    """Whether the data set's class names are the names of the model's outputs."""
 
     def split(self, item: Any, where: str) -> tuple[Any, Any]:
-        """Return the image and the target of an item.
+        """Return the image and the target of an item, both as the data set gives them.
 
         Args:
-            item: As the data set gives it.
+            item: What the data set gives.
             where: What messages call it.
-
-        Returns:
-            The two, as they are.
 
         Raises:
             TypeError: If it is not a pair.
@@ -45,15 +42,12 @@ class Target(ABC):
 
     @abstractmethod
     def read(self, value: Any, *, who: str, where: str) -> Any:
-        """Return an image's target: an int, or a tensor of one dtype.
+        """Return an image's target: an int, or a tensor whose dtype is the same for all images.
 
         Args:
-            value: As the data set gives it.
+            value: What the data set gives.
             who: The caller, for messages.
             where: What messages call the image.
-
-        Returns:
-            The target.
 
         Raises:
             TypeError: If it is of another kind.
@@ -61,12 +55,12 @@ class Target(ABC):
         """
 
     def prepare(self, target: Any, image: Tensor, preprocess: Preprocess | None) -> Tensor:
-        """Return the target of the probe's input, which `preprocess` makes of the image.
+        """Return the target that belongs to the probe's input.
 
         Args:
-            target: As `read` returns it.
+            target: What `read` returned.
             image: ``[3, H, W]``, before `preprocess`.
-            preprocess: Applied to the image, or None.
+            preprocess: Makes the probe's input of the image; None where the image is the input.
 
         Returns:
             A tensor of the same shape for every image of a task.
@@ -76,7 +70,7 @@ class Target(ABC):
 
 @dataclass(frozen=True)
 class ClassLabel(Target):
-    """One class an image: integers 0…C−1."""
+    """One class per image: an integer 0…C−1."""
 
     def read(self, value: Any, *, who: str, where: str) -> int:
         label = as_label(value)
@@ -87,13 +81,13 @@ class ClassLabel(Target):
 
 @dataclass(frozen=True)
 class LabelSet(Target):
-    """Any number of labels an image: float32 ``[C]`` of 0, 1 and NaN (not known).
+    """Any number of labels per image: float32 ``[C]`` of 0, 1 and NaN (unknown).
 
-    Tensors and arrays are multi-hot, −1 or NaN where nobody knows; lists, tuples and sets hold the indices of the
+    Tensors and arrays are multi-hot, with −1 or NaN for unknown labels. Lists, tuples and sets hold the indices of the
     labels that apply.
 
     Args:
-        num_classes: C, needed for lists of indices.
+        num_classes: C; needed for indices.
     """
 
     num_classes: int | None = None
@@ -113,15 +107,15 @@ class LabelSet(Target):
         strange = ~(hot.isnan() | (hot == 0) | (hot == 1))
         if strange.any():
             raise ValueError(
-                f"{who}: expected 0, 1, or −1 (NaN) for a label that is not known, got {float(hot[strange][0]):g} at "
-                f"{where}; a list, not a tensor, holds label indices."
+                f"{who}: expected 0, 1, or −1 (NaN) for an unknown label, got {float(hot[strange][0]):g} at {where}; "
+                "pass label indices as a list, not as a tensor."
             )
         return hot
 
     def _from_indices(self, value: list[Any], who: str, where: str) -> Tensor:
         if self.num_classes is None:
             raise TypeError(
-                f"{who}: expected the number of labels beside lists of indices, got none; pass "
+                f"{who}: expected the number of labels for lists of label indices, got none; pass "
                 "loss=MultiLabel(num_classes=…), or multi-hot tensors."
             )
         hot = torch.zeros(self.num_classes)
@@ -137,7 +131,7 @@ class LabelSet(Target):
 
 @dataclass(frozen=True)
 class Values(Target):
-    """Real numbers: one, or a vector of K; float64 ``[K]``."""
+    """Real numbers: one per image, or a vector of K; float64 ``[K]``."""
 
     named = False
 
@@ -155,7 +149,9 @@ class Values(Target):
 
 @dataclass(frozen=True)
 class Mask(Target):
-    """A class for every pixel: integers ``[H, W]`` as large as the image, or its file; int64, −1 where ignored.
+    """A class for every pixel: int64 ``[H, W]``, the size of the image, −1 for ignored pixels.
+
+    The data set gives integers ``[H, W]`` (tensor, array or PIL image), or the file that holds them.
 
     Args:
         ignore_index: The value of pixels that are not part of the task.
@@ -189,19 +185,6 @@ class Mask(Target):
         return mask.where(labelled, -1)
 
     def prepare(self, target: Tensor, image: Tensor, preprocess: Preprocess | None) -> Tensor:
-        """Return the mask as `preprocess` would see it: the nearest pixel's class, −1 outside the image.
-
-        Args:
-            target: ``[H, W]``.
-            image: ``[3, H, W]``, before `preprocess`.
-            preprocess: Applied to the image, or None.
-
-        Returns:
-            ``[crop, crop]`` int64, or `target` without a preprocess.
-
-        Raises:
-            ValueError: If mask and image differ in size.
-        """
         if target.shape != image.shape[1:]:
             raise ValueError(
                 f"Task: expected a mask as large as its image, {list(image.shape[1:])}, got {list(target.shape)}; "
@@ -212,7 +195,7 @@ class Mask(Target):
 
 @dataclass(frozen=True)
 class Unlabelled(Target):
-    """Nothing: items are images, or tuples that start with one, whose rest is not looked at."""
+    """No target: items are images, or tuples that start with one and whose rest is ignored."""
 
     named = False
 
@@ -224,14 +207,7 @@ class Unlabelled(Target):
 
 
 def kind_of(value: Any) -> str:
-    """Return what a message calls a value that is of the wrong type.
-
-    Args:
-        value: Any.
-
-    Returns:
-        Its type, and its length where it has one.
-    """
+    """Return what a message calls a value of the wrong type: its type, and its length where it has one."""
     length = f" of length {len(value)}" if isinstance(value, (tuple, list, dict)) else ""
     return f"{type(value).__name__}{length}"
 
@@ -245,5 +221,5 @@ def _numbers(value: Any) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise TypeError(str(array.dtype))
     if array.dtype.kind == "u":
-        array = array.astype(np.int64)  # torch knows uint16 and uint32 only in part
-    return torch.from_numpy(np.array(array))  # writable, and ours
+        array = array.astype(np.int64)  # torch has uint16 and uint32 only in part
+    return torch.from_numpy(np.array(array))  # a writable copy

@@ -1,4 +1,4 @@
-"""Tasks: a labelled data set seen as a problem to solve, wherever it comes from."""
+"""Tasks: labelled data sets seen as problems to solve, made by `as_task` of folders, lists and data sets."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from .targets import ClassLabel, Mask, Target, Unlabelled, kind_of
 
 
 class Task(Dataset[tuple[Tensor, Any]]):
-    """A labelled data set seen as a problem to solve; `as_task` makes one from anything.
+    """A labelled data set seen as a problem to solve. Use `as_task` to make one.
 
     Args:
         source: Anything with ``len()`` whose items are pairs of (image, label).
         name: What messages, tables and plots call the task.
         classes: The classes' names, if the source has them.
-        labels: ``[N]`` int64 class labels, or None where only reading the images tells.
-        target: What the items' second halves are; default: class labels.
-        metadata: What else is known, JSON only; goes into the embedding's recipe. `task2vec_ext.data.sources` give
+        labels: ``[N]`` int64 class labels; None where they are known only by reading the items.
+        target: What the labels are; default: classes.
+        metadata: What else is known, JSON only; an embedding of the task keeps it. `task2vec_ext.data.sources` give
             ``domain``, ``rank`` and ``taxonomy`` (rank -> taxon) or ``attribute``.
 
     Raises:
@@ -47,7 +47,7 @@ class Task(Dataset[tuple[Tensor, Any]]):
         target: Target | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """Keep the source; reads nothing."""
+        """Keep the source; read nothing."""
         self.source = source
         self.name = name
         self.target = target or ClassLabel()
@@ -65,23 +65,20 @@ class Task(Dataset[tuple[Tensor, Any]]):
         return f"Task({self.name!r}, {len(self)} images{classes})"
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        """Return the image as RGB ``[3, H, W]`` (see `to_rgb`), not preprocessed, and its label."""
+        """Return an image as RGB ``[3, H, W]`` (see `to_rgb`), not preprocessed, and its label."""
         image, label = self.item(index)
         return to_rgb(image), label
 
     def item(self, index: int) -> tuple[Any, Any]:
-        """Return an image just as the source gives it, and its label, read as the task's target says.
+        """Return an image as the source gives it, and its label as the task's target reads it.
 
         Args:
-            index: Which, 0…N−1.
-
-        Returns:
-            The source's own image and the label.
+            index: Its position, 0…N−1.
 
         Raises:
-            ValueError: If the source fails on this image (its own error is the cause), or its label is
-                not the one that the source's list of labels states.
-            TypeError: If the item is not a pair, or its label of another kind.
+            ValueError: If the source fails on this image (its error is the cause), or the label is not the one that
+                the source lists.
+            TypeError: If the item is not a pair, or its label is of another kind.
         """
         try:
             item = self.source[index]
@@ -100,21 +97,17 @@ class Task(Dataset[tuple[Tensor, Any]]):
         return image, label
 
     def digest(self) -> str | None:
-        """Return a hash of what the task consists of, without reading an image.
+        """Return the SHA-256 of the files' names, sizes and labels; None where the images are not files.
 
-        Returns:
-            SHA-256 of the files' names, sizes and labels; None where the images are not files of known names.
+        Two tasks of one digest are the same; no image is read.
         """
         return self.source.digest() if isinstance(self.source, Files) else None
 
     def describe(self, index: int) -> str:
-        """Return what a message calls an image: ``image 12 (cats/a.jpg)``.
+        """Return what messages call an image: ``image 12 (cats/a.jpg)``, or ``image 12`` where it is not a file.
 
         Args:
-            index: Which, 0…N−1.
-
-        Returns:
-            Its index, and its file where that is known.
+            index: Its position, 0…N−1.
         """
         file = _file_of(self.source, index)
         return f"image {index}" if file is None else f"image {index} ({file})"
@@ -132,28 +125,26 @@ TaskSource = (
 
 
 def as_task(source: TaskSource, *, name: str | None = None, target: Target | None = None) -> Task:
-    """Return the task that a data set, a folder or a list describes. No image is read.
+    """Return a task made of a folder, a list or a data set. No image is read.
 
     Args:
-        source: One of.
+        source: One of
 
-            - a `Task`, returned as it is;
-            - the path of a folder with one folder of images for each class, numbered in sorted order;
+            - the path of a folder with one folder of images per class; the classes are numbered in sorted order;
             - a list of (path, label), or of (image, label) with images in memory;
-            - a map-style data set of (image, label). Its labels are found without reading images in
-              ``.targets``, ``.labels`` or ``._labels``, also through ``Subset`` and ``ConcatDataset``, unless
-              a ``target_transform`` changes them.
-
-            Unlabelled tasks are also a folder or a list of images alone.
-        name: What to call the task; default: the folder's or the data set's own name.
-        target: What the labels are; default: a `Task`'s own, else classes. Others are read with the images.
+            - a map-style data set of (image, label). Its labels are taken from ``.targets``, ``.labels`` or
+              ``._labels``, also through ``Subset`` and ``ConcatDataset``, unless it has a ``target_transform``;
+            - for ``target=Unlabelled()`` also a folder or a list of images;
+            - a `Task`, which is returned, with another name or target if they are given.
+        name: Of the task; default: the folder's or the data set's.
+        target: What the labels are; default: a `Task`'s own, otherwise classes.
 
     Returns:
         The task.
 
     Raises:
-        TypeError: If it is none of these, is iterable-style, or has labels that are not integers.
-        ValueError: If a path does not exist or a folder is not laid out as expected.
+        TypeError: If the source is none of these or iterable-style, or a label is not an integer.
+        ValueError: If a path does not exist, or a folder is not laid out as expected.
     """
     if isinstance(source, Task):
         name, target = name or source.name, target or source.target
@@ -180,16 +171,13 @@ def as_task(source: TaskSource, *, name: str | None = None, target: Target | Non
 
 
 def read_labels(task: Task) -> Tensor:
-    """Return the labels of a task, by reading every image once if nothing else tells.
+    """Return a task's class labels, ``[N]`` int64. Reads every image once if the source does not list them.
 
     Args:
         task: The task.
 
-    Returns:
-        ``[N]`` int64.
-
     Raises:
-        ValueError: If an image that has to be read cannot be; names it.
+        ValueError: If an image cannot be read. The message has the image and the reason.
         TypeError: If an item is not a pair, or a label not an integer.
     """
     if task.labels is not None:
@@ -200,8 +188,8 @@ def read_labels(task: Task) -> Tensor:
             labels[index] = task.item(index)[1]
         except ValueError as error:
             raise ValueError(
-                f"read_labels: expected readable images, got {task.describe(index)}: {error}; mend or "
-                "remove it, or give the data set a list of its labels, .targets."
+                f"read_labels: expected readable images, got {task.describe(index)}: {error}; "
+                "replace or remove it, or give the data set a list of its labels, .targets."
             ) from error
     return labels
 
@@ -222,7 +210,7 @@ def _from_list(source: Sequence[Any], name: str, target: Target) -> Task:
         labels = label_tensor(given, who="as_task")
         given = labels.tolist()
     else:
-        for index, value in enumerate(given):  # found out now, not when its image is due; files of masks wait
+        for index, value in enumerate(given):  # checked before any work; files of masks are read with their images
             if not isinstance(value, (str, os.PathLike)) or not isinstance(target, Mask):
                 target.read(value, who="as_task", where=f"index {index}")
     first = [image for image, _ in pairs]
@@ -255,7 +243,7 @@ def _check_map_style(source: Any) -> None:
 
 
 def _labels_of(dataset: Any) -> Tensor | None:
-    """The labels of all items where the data set lists them, found without reading an image."""
+    """The labels that a data set lists, or None."""
     if isinstance(dataset, Subset):
         inner = _labels_of(dataset.dataset)
         return None if inner is None else inner[torch.as_tensor(dataset.indices, dtype=torch.int64)]
@@ -264,12 +252,12 @@ def _labels_of(dataset: Any) -> Tensor | None:
         known = [part for part in parts if part is not None]
         return torch.cat(known) if len(known) == len(parts) else None
     if getattr(dataset, "target_transform", None) is not None:
-        return None  # what is listed is not what an item gives
+        return None  # its items have other labels than those listed
     listed = [getattr(dataset, attribute, None) for attribute in ("targets", "labels", "_labels")]
     if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
         listed.append(dataset.tensors[1])
     for candidate in listed:
-        # Some data sets keep other things under these names: class names, attribute tables, boxes.
+        # Some data sets keep class names, attribute tables or boxes under these names.
         try:
             if candidate is not None and len(candidate) == len(dataset):
                 return label_tensor(candidate, who="as_task")
@@ -297,7 +285,7 @@ def _name_of(dataset: Any) -> str:
 
 
 def _file_of(dataset: Any, index: int) -> str | None:
-    """The file of an item, for messages: never fails."""
+    """The file of an item, or None; never fails."""
     try:
         if isinstance(dataset, Task):
             return _file_of(dataset.source, index)
@@ -311,5 +299,5 @@ def _file_of(dataset: Any, index: int) -> str | None:
             return _file_of(dataset.datasets[part], index - before)
         path = dataset.samples[index][0]  # torchvision's ImageFolder and its kin
         return os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
-    except Exception:  # a foreign data set may keep anything under these names
+    except Exception:  # a foreign data set may have anything under these names
         return None

@@ -1,4 +1,4 @@
-"""Views of tasks: parts, splits, unions, and other labels. No image is read, none is copied."""
+"""Views of tasks: subsets, splits, unions, other classes. No image is read or copied."""
 
 from __future__ import annotations
 
@@ -17,15 +17,12 @@ from .task import Task, read_labels
 
 
 def subset(task: Task, indices: Tensor | Sequence[int], *, name: str | None = None) -> Task:
-    """Return some of a task's images, with the labels they have.
+    """Return a task of some of a task's images, with the same labels.
 
     Args:
         task: The task.
-        indices: ``[n]`` which images, in the order wanted.
+        indices: ``[n]`` positions of the images, in the order wanted.
         name: Of the view; default: the task's.
-
-    Returns:
-        The view.
 
     Raises:
         ValueError: If the task has no such image.
@@ -37,18 +34,18 @@ def subset(task: Task, indices: Tensor | Sequence[int], *, name: str | None = No
 
 
 def split(task: Task, share: float, *, seed: int = 0) -> tuple[Task, Task]:
-    """Return two parts of a task, both with every class in proportion.
+    """Return two parts of a task, with the classes in the same proportions.
 
     Args:
         task: The task.
-        share: Of the images in the first part, in (0, 1); every class has at least one there.
+        share: Share of the images in the first part, in (0, 1). Every class gets at least one image there.
         seed: Of the random choice.
 
     Returns:
         The parts, each in the task's order, named ``… 1/2`` and ``… 2/2``.
 
     Raises:
-        ValueError: If the share is impossible, or a part would lack a class.
+        ValueError: If the share is impossible, or the second part would lack a class.
     """
     one, two = hold_out(task, share, seed=seed)
     lacking = set(_labels(task).tolist()) - set(_labels(two).tolist())
@@ -61,15 +58,12 @@ def split(task: Task, share: float, *, seed: int = 0) -> tuple[Task, Task]:
 
 
 def hold_out(task: Task, share: float, *, seed: int = 0) -> tuple[Task, Task]:
-    """Return two parts like `split`, of which only the first, to learn from, must have every class.
+    """Return two parts as `split` does; the second, to test on, may lack a class.
 
     Args:
         task: The task.
-        share: Of the images in the first part, in (0, 1); every class has at least one there.
+        share: See `split`.
         seed: Of the random choice.
-
-    Returns:
-        The parts, each in the task's order, named ``… 1/2`` and ``… 2/2``.
 
     Raises:
         ValueError: If the share is impossible.
@@ -86,16 +80,16 @@ def hold_out(task: Task, share: float, *, seed: int = 0) -> tuple[Task, Task]:
 
 
 def remap(task: Task, classes: Mapping[str, str], *, name: str | None = None) -> Task:
-    """Return a task with other classes: some left out, some merged, some renamed.
+    """Return a task with classes left out, merged or renamed.
 
     Args:
         task: The task.
-        classes: Old class -> new class; images of classes that are not in it are left out. A task without class
-            names has the names "0", "1", ….
+        classes: Old class -> new class; images of classes that are not in it are left out. The classes of a task
+            without class names are "0", "1", ….
         name: Of the view; default: the task's.
 
     Returns:
-        The view; its classes are numbered in the order in which they first come in `classes`.
+        The view; its classes are numbered in the order in which they first occur in `classes`.
 
     Raises:
         ValueError: If the task has no such class.
@@ -116,15 +110,15 @@ def remap(task: Task, classes: Mapping[str, str], *, name: str | None = None) ->
 
 
 def one_vs_rest(task: Task, positive: str, *, name: str | None = None) -> Task:
-    """Return the binary task: this class against all others.
+    """Return the binary task of one class against all others.
 
     Args:
         task: The task.
-        positive: A class; it gets label 1.
+        positive: The class that gets label 1.
         name: Of the view; default: ``TASK: CLASS``.
 
     Returns:
-        The view, with classes ``not CLASS`` and ``CLASS``.
+        The view, with the classes ``not CLASS`` and ``CLASS``.
 
     Raises:
         ValueError: If the task has no such class.
@@ -134,14 +128,14 @@ def one_vs_rest(task: Task, positive: str, *, name: str | None = None) -> Task:
 
 
 def union(tasks: Sequence[Task], *, name: str) -> Task:
-    """Return all images of several tasks; classes of one name are one class.
+    """Return a task of all images of several tasks; classes of the same name are one class.
 
     Args:
         tasks: The tasks.
         name: Of the union.
 
     Returns:
-        The view. Its metadata are those that all tasks have alike.
+        The view. Its metadata are those that all tasks share.
 
     Raises:
         ValueError: If there are no tasks.
@@ -162,7 +156,7 @@ def union(tasks: Sequence[Task], *, name: str) -> Task:
 def _labels(task: Task) -> Tensor:
     if not isinstance(task.target, ClassLabel):
         raise TypeError(
-            f"views: expected tasks of one class an image, got {task.name!r} of {type(task.target).__name__}; "
+            f"views: expected tasks of one class per image, got {task.name!r} of {type(task.target).__name__}; "
             "make the view of the data set before it becomes a task (torch.utils.data.Subset)."
         )
     return read_labels(task)
@@ -173,26 +167,23 @@ def _class_names(task: Task, labels: Tensor) -> tuple[str, ...]:
 
 
 def _view(tasks: Sequence[Task], indices: Tensor, labels: Tensor, classes: tuple[str, ...] | None, name: str) -> Task:
-    """Return the images at some places of the tasks put end to end, with these labels."""
-    metadata = {
-        key: value for key, value in tasks[0].metadata.items() if all(task.metadata.get(key) == value for task in tasks)
-    }
+    """The images at some positions of the concatenated tasks, with these labels."""
+    first = tasks[0].metadata
+    metadata = {key: first[key] for key in first if all(task.metadata.get(key) == first[key] for task in tasks)}
+    where, numbers = indices.tolist(), labels.tolist()
     sources = [task.source for task in tasks]
     source: Any
-    if all(
-        isinstance(part, Files) for part in sources
-    ):  # stay files: they have a digest, and reach workers as they are
+    if all(isinstance(part, Files) for part in sources):  # files stay files, with a digest
         paths = [path for part in sources for path in part.paths]
         files = [file for part in sources for file in part.names]
-        where = indices.tolist()
-        source = Files(tuple(paths[i] for i in where), tuple(labels.tolist()), tuple(files[i] for i in where))
+        source = Files(tuple(paths[i] for i in where), tuple(numbers), tuple(files[i] for i in where))
     else:
-        source = _Relabelled(ConcatDataset(tasks), indices.tolist(), labels.tolist())
+        source = _Relabelled(ConcatDataset(tasks), where, numbers)
     return Task(source, name=name, classes=classes, labels=labels, metadata=metadata)
 
 
 class _Relabelled(Subset[Any]):
-    """Items of tasks put end to end, as their sources give them, with other labels."""
+    """Items of concatenated tasks, as their sources give them, with other labels."""
 
     def __init__(self, tasks: ConcatDataset[Any], indices: list[int], labels: list[int]) -> None:
         super().__init__(tasks, indices)

@@ -64,9 +64,9 @@ def test_a_mask_goes_where_its_pixels_go():
     """Regions of constant colour: the image's colour and the mask's class agree wherever both are clear."""
     mask = torch.zeros(30, 50, dtype=torch.int64)
     mask[8:25, 20:41] = 1
-    image = (mask * 255).to(torch.uint8).expand(3, -1, -1)
+    rgb = (mask * 255).to(torch.uint8).expand(3, -1, -1)
     for preprocess in (Preprocess(24, 20, (0, 0, 0), (1, 1, 1)), Preprocess(60, 44, (0, 0, 0), (1, 1, 1))):
-        moved, image = preprocess.mask(mask, fill=-1), preprocess(image)[0]
+        moved, image = preprocess.mask(mask, fill=-1), preprocess(rgb)[0]
         assert moved.shape == image.shape
         clear = (image < 0.02) | (image > 0.98)
         assert torch.equal(moved[clear], (image[clear] > 0.5).long())
@@ -78,7 +78,7 @@ def test_a_mask_goes_where_its_pixels_go():
 
 
 class Pairs(Dataset):
-    """A data set, whose targets nobody sees before they are due."""
+    """A data set, whose targets are read with its images."""
 
     def __init__(self, pairs):
         self.pairs = list(pairs)

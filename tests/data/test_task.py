@@ -241,7 +241,7 @@ def test_read_labels_names_the_image_it_cannot_read():
         def __getitem__(self, index):
             return super().__getitem__(index) if index else {}["gone"]
 
-    with pytest.raises(ValueError, match="got image 0: KeyError: 'gone'; mend or remove"):
+    with pytest.raises(ValueError, match="got image 0: KeyError: 'gone'; replace or remove"):
         read_labels(as_task(Broken([0, 1])))
 
 

@@ -123,5 +123,5 @@ def test_a_view_keeps_what_all_its_tasks_know_alike(pets, held):
 def test_views_are_of_classes_only(held):
     vectors = as_task([(held.source[0][0], [0.5, 1.0])], target=Values())
     for view in (lambda: subset(vectors, [0]), lambda: union([held, vectors], name="x")):
-        with pytest.raises(TypeError, match="views: expected tasks of one class an image, got 'list' of Values"):
+        with pytest.raises(TypeError, match="views: expected tasks of one class per image, got 'list' of Values"):
             view()

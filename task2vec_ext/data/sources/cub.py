@@ -1,4 +1,4 @@
-"""CUB-200-2011: birds, a task for each order, and for each family of the songbirds."""
+"""CUB-200-2011: birds; a task for each order, and for each family of the songbirds."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from .taxonomy import RANKS, Category, Collection
 
 _ORIGIN = "https://data.caltech.edu/records/20098 (CUB_200_2011.tgz)"
 _TABLE = Path(__file__).with_name("cub_taxonomy.csv")
-_AGAIN = "unpack the data set again"
 _SPLITS = {"train": "1", "test": "0"}
 
 
 def cub(
     root: str | os.PathLike[str], *, level: str = "", split: str = "all", min_classes: int = 2, min_images: int = 1
 ) -> Tasks:
-    """Return the tasks of CUB-200-2011: to tell the species of one order or family apart.
+    """Return the tasks of CUB-200-2011: each tells the species of one order or family apart.
 
     Args:
-        root: Folder that holds ``images.txt``, or ``CUB_200_2011`` with it.
-        level: Rank: ``order``, ``family``, ``genus``; default: the paper's mixture, every order but Passeriformes (133
-            of the 200 species), and Passeriformes family by family.
+        root: Folder with ``images.txt``, or the folder above it.
+        level: Rank: ``order``, ``family`` or ``genus``; default: as in the paper, every order but Passeriformes (133 of
+            the 200 species), and every family of Passeriformes.
         split: ``train``, ``test`` (of ``train_test_split.txt``) or ``all``.
         min_classes: Taxa with fewer species are left out.
         min_images: Species with fewer images are left out.
 
     Returns:
-        The tasks, 10 orders and 13 families by default (the paper, by a taxonomy it does not print, has 10 and 15).
+        The tasks: 10 orders and 13 families by default (the paper has 10 and 15, by a taxonomy that it does not give).
         Metadata: domain, rank, taxonomy.
 
     Raises:
@@ -62,17 +61,21 @@ def cub(
 
 
 def _images(root: Path, split: str, classes: int) -> dict[int, list[str]]:
-    """Return class -> its images, of the three lists."""
+    """Read the lists: class -> its images."""
     lists = ["images.txt", "image_class_labels.txt", *([] if split == "all" else ["train_test_split.txt"])]
     expect("cub", root, lists, _ORIGIN)
     names, labels, *splits = (_pairs(root / name) for name in lists)
     for name, pairs in zip(lists[1:], (labels, *splits), strict=True):
         if pairs.keys() != names.keys():
-            raise ValueError(f"cub: expected {name} in {root} to list the images of images.txt, got others; {_AGAIN}.")
+            raise ValueError(
+                f"cub: expected {name} in {root} to list the images of images.txt, got others; "
+                "unpack the data set again."
+            )
     strangers = sorted(set(labels.values()) - {str(number) for number in range(1, classes + 1)})
     if strangers:
         raise ValueError(
-            f"cub: expected classes 1…{classes} in {root / lists[1]}, got {', '.join(strangers[:5])}; {_AGAIN}."
+            f"cub: expected classes 1…{classes} in {root / lists[1]}, got {', '.join(strangers[:5])}; "
+            "unpack the data set again."
         )
     files: dict[int, list[str]] = defaultdict(list)
     for image, name in names.items():
@@ -82,13 +85,10 @@ def _images(root: Path, split: str, classes: int) -> dict[int, list[str]]:
 
 
 def bird_taxonomy() -> dict[int, Category]:
-    """Return what the 200 classes of CUB-200-2011 are.
-
-    Returns:
-        Class 1…200 -> its name in the data set, and its kingdom, phylum, class, order, family and genus.
+    """Return class 1…200 of CUB-200-2011 -> its name and its kingdom, phylum, class, order, family and genus.
 
     Source:
-        Wikispecies, as mapped by B. Barz and J. Denzler (WACV 2019); the table's head says the rest.
+        Wikispecies, as mapped by B. Barz and J. Denzler (WACV 2019); details in the head of ``cub_taxonomy.csv``.
     """
     with _TABLE.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(line for line in file if not line.startswith("#"))

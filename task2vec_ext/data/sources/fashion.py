@@ -1,4 +1,4 @@
-"""iMaterialist-Fashion 2018 and DeepFashion: one task for each attribute, to tell whether an image shows it."""
+"""iMaterialist-Fashion 2018 and DeepFashion: a task for each attribute, which tells whether an image shows it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import warnings
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..._util.warnings import Task2VecWarning
-from ..folder import EXTENSIONS, Files
+from ..folder import Files, is_image
 from ..targets import LabelSet
 from ..task import Task
 from .lazy import Tasks, expect, read_json
@@ -26,118 +26,29 @@ Indices = np.ndarray[Any, np.dtype[np.int32]]
 
 _IMATERIALIST = "https://github.com/visipedia/imat_fashion_comp"
 _DEEPFASHION = "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/AttributePrediction.html"
-_HEADER = 2  # lines before the first entry of DeepFashion's lists: how many there are, and the columns' names
-_SHOWS, _UNKNOWN = 1, 0  # in list_attr_img.txt; −1: does not
+_HEADER = 2  # lines before the first entry of DeepFashion's lists: their number, and the columns' names
+_Found = defaultdict[int, "array[int]"]
+"""Attribute -> images."""
 
-
-@dataclass(frozen=True)
-class _Attributes:
-    """Images and which of them show what."""
-
-    who: str
-    domain: str
-    names: Mapping[int, str]
-    paths: tuple[str, ...]
-    files: tuple[str, ...]
-    """Relative to the data set's root."""
-    shows: Mapping[int, Indices]
-    """Attribute -> the images that show it; and those of which nobody knows."""
-    unknown: Mapping[int, Indices]
-
-    def tasks(self, min_images: int) -> Tasks:
-        """Return one task for each attribute that enough images show, and enough do not."""
-        kept = self._kept(min_images)
-        names = [f"{self.who} {self.names[attribute]}" for attribute in kept]
-        return Tasks(names, lambda i: self._task(names[i], kept[i]))
-
-    def as_one(self, min_images: int) -> Tasks:
-        """Return one task of the same attributes, any number of them to an image."""
-        kept = self._kept(min_images)
-        labels = _MultiHot.of([self.shows[attribute] for attribute in kept], len(self.paths))
-        task = Task(
-            Files(self.paths, labels, self.files),
-            name=self.who,
-            classes=tuple(self.names[attribute] for attribute in kept),
-            target=LabelSet(),
-            metadata={"domain": self.domain},
-        )
-        return Tasks([task.name], lambda _: task)
-
-    def _kept(self, min_images: int) -> list[int]:
-        few = max(1, min_images)
-
-        def enough(attribute: int) -> bool:
-            yes, open_ = len(self.shows[attribute]), len(self.unknown.get(attribute, ()))
-            return few <= yes <= len(self.paths) - open_ - few
-
-        kept = [attribute for attribute in sorted(self.names) if attribute in self.shows and enough(attribute)]
-        if not kept:
-            raise ValueError(
-                f"{self.who}: expected an attribute that {few} or more of the {len(self.paths)} images show and "
-                f"{few} or more do not, got none; lower min_images, or check the images' folder."
-            )
-        return kept
-
-    def _task(self, name: str, attribute: int) -> Task:
-        labels = torch.zeros(len(self.paths), dtype=torch.int64)
-        labels[torch.from_numpy(self.shows[attribute].astype(np.int64))] = 1
-        paths, files = self.paths, self.files
-        if len(self.unknown.get(attribute, ())):
-            known = np.setdiff1d(np.arange(len(self.paths)), self.unknown[attribute])
-            labels = labels[torch.from_numpy(known)]
-            paths, files = tuple(paths[i] for i in known), tuple(files[i] for i in known)
-        title = self.names[attribute]
-        return Task(
-            Files(paths, tuple(labels.tolist()), files),
-            name=name,
-            classes=(f"not {title}", title),
-            labels=labels,
-            metadata={"domain": self.domain, "attribute": title},
-        )
-
-
-@dataclass(frozen=True)
-class _MultiHot(Sequence[Tensor]):
-    """Which attributes each image shows: float32 ``[C]`` when asked for; of a million images they would be 1 GB."""
-
-    columns: Indices
-    """Of the first image's attributes, then the second's, …"""
-    starts: np.ndarray[Any, np.dtype[np.int64]]
-    num_classes: int
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def __getitem__(self, index: Any) -> Any:
-        hot = torch.zeros(self.num_classes)
-        hot[torch.from_numpy(self.columns[self.starts[index] : self.starts[index + 1]].astype(np.int64))] = 1
-        return hot
-
-    @classmethod
-    def of(cls, shows: Sequence[Indices], images: int) -> _MultiHot:
-        """Turn attribute -> images about."""
-        columns = np.repeat(np.arange(len(shows), dtype=np.int32), [len(found) for found in shows])
-        rows = np.concatenate(shows)
-        starts = np.concatenate([[0], np.bincount(rows, minlength=images).cumsum()])
-        return cls(columns[rows.argsort(kind="stable")], starts, len(shows))
+_SHOWS, _UNKNOWN = 1, 0  # in list_attr_img.txt; −1: does not show
 
 
 def imaterialist(
     root: str | os.PathLike[str], *, split: str = "train", min_images: int = 1, multilabel: bool = False
 ) -> Tasks:
-    """Return the tasks of iMaterialist-Fashion 2018: one for each of its 228 attributes, shown or not shown.
+    """Return the tasks of iMaterialist-Fashion 2018: for each of 228 attributes, whether an image shows it.
 
     Args:
-        root: Folder with ``train.json``, the images as ``train/IMAGE_ID.jpg`` (published as links only) and, for the
-            attributes' names, the label map as CSV (``*label*.csv`` with columns ``labelId``, ``labelName``,
-            ``taskName``); without it an attribute is called by its number.
-        split: ``train`` or ``validation``: names the JSON file and the folder.
-        min_images: Attributes that fewer images show, or do not show, are left out.
-        multilabel: One task with all attributes instead, for ``loss="multilabel"``.
+        root: Folder with ``train.json``, the images as ``train/IMAGE_ID.jpg`` (published as links), and the label map
+            as CSV (``*label*.csv`` with columns ``labelId``, ``labelName``, ``taskName``). Without the label map,
+            attributes are called by their numbers.
+        split: ``train`` or ``validation``.
+        min_images: Attributes that fewer images show, or fewer do not show, are left out.
+        multilabel: Whether to return one task with all attributes, for ``loss="multilabel"``.
 
     Returns:
-        The tasks: class 0 does not show the attribute, class 1 does. All have all images that are on disk, and a
-        warning says how many are not. Metadata: domain, attribute.
+        The tasks: class 1 shows the attribute, class 0 does not. Each has all images that are on disk; a warning gives
+        the number of those that are not. Metadata: domain, attribute.
 
     Raises:
         ValueError: If a file is missing, or no attribute is left.
@@ -151,13 +62,10 @@ def imaterialist(
     """
     where = Path(os.path.abspath(root))
     expect("imat2018", where, [f"{split}.json", split], _IMATERIALIST)
-    content = read_json("imat2018", where / f"{split}.json")
-    # Asked once for the folder, not a million times for a file.
-    there = {
-        stem: name for name in os.listdir(where / split) for stem, end in [os.path.splitext(name)] if end in EXTENSIONS
-    }
-    listed = dict(_annotation(entry) for entry in content["annotations"])
-    present = [image for image in listed if image in there]
+    listed = dict(map(_annotation, read_json("imat2018", where / f"{split}.json")["annotations"]))
+    # One look at the folder is faster than a million at files.
+    on_disk = {os.path.splitext(name)[0]: name for name in os.listdir(where / split) if is_image(name)}
+    present = [image for image in listed if image in on_disk]
     if not present:
         raise ValueError(
             f"imat2018: expected images {split}/IMAGE_ID.jpg in {where}, got none of the {len(listed)} that "
@@ -170,27 +78,25 @@ def imaterialist(
             Task2VecWarning,
             stacklevel=2,
         )
-    found: defaultdict[int, array[int]] = defaultdict(_indices)
+    found = _Found(_indices)
     for index, image in enumerate(present):
         for label in set(listed[image]):
             found[int(label)].append(index)
-    shows = _as_arrays(found)
-    files = tuple(f"{split}/{there[image]}" for image in present)
-    names = {**{label: str(label) for label in shows}, **_label_names(where)}
-    paths = tuple(os.path.join(where, file) for file in files)
-    attributes = _Attributes("imat2018", "iMaterialist-Fashion 2018", names, paths, files, shows, {})
+    names = {label: str(label) for label in found} | _label_names(where)
+    images = Files.below(where, [f"{split}/{on_disk[image]}" for image in present], ())
+    attributes = _Attributes("imat2018", "iMaterialist-Fashion 2018", names, images, _as_arrays(found), {})
     return attributes.as_one(min_images) if multilabel else attributes.tasks(min_images)
 
 
 def _annotation(entry: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    """Return image and labels, under the keys of the files or of their description."""
+    """Return an image and its labels, under the keys of the published files or of their description."""
     if "imageId" in entry:
         return str(entry["imageId"]), entry["labelId"]
     return str(entry["image_id"]), entry["label_id"]
 
 
 def _label_names(root: Path) -> dict[int, str]:
-    """Return what the attributes are called: ``color Beige``, because categories and colours share names."""
+    """Return the attributes' names, such as ``color Beige``: a category and a colour may share a name."""
     file = next(iter(sorted(root.glob("*label*.csv"))), None)
     if file is None:
         return {}
@@ -199,17 +105,17 @@ def _label_names(root: Path) -> dict[int, str]:
 
 
 def deepfashion(root: str | os.PathLike[str], *, split: str = "all", min_images: int = 1) -> Tasks:
-    """Return the tasks of DeepFashion's attribute prediction: one for each of 1,000 attributes, shown or not shown.
+    """Return the tasks of DeepFashion's attribute prediction: for each of 1,000 attributes, whether an image shows it.
 
     Args:
         root: Folder of the benchmark as published: ``Anno`` or ``Anno_coarse`` with ``list_attr_cloth.txt`` and
             ``list_attr_img.txt``, ``Eval/list_eval_partition.txt``, and the images in ``img`` or ``Img/img``.
         split: ``train``, ``val``, ``test`` or ``all``.
-        min_images: Attributes that fewer images show, or do not show, are left out.
+        min_images: Attributes that fewer images show, or fewer do not show, are left out.
 
     Returns:
-        The tasks: class 0 does not show the attribute, class 1 does; images that are marked unknown are left out.
-        Metadata: domain, attribute.
+        The tasks: class 1 shows the attribute, class 0 does not; images marked unknown are left out. Metadata: domain,
+        attribute.
 
     Raises:
         ValueError: If a file is missing or damaged, or no attribute is left.
@@ -221,46 +127,40 @@ def deepfashion(root: str | os.PathLike[str], *, split: str = "all", min_images:
         Liu et al., CVPR 2016; tasks: Achille et al., ICCV 2019, §5.
     """
     where = Path(os.path.abspath(root))
-    annotations = next(
-        (name for name in ("Anno", "Anno_coarse") if (where / name / "list_attr_img.txt").is_file()), "Anno"
-    )
-    wanted = [f"{annotations}/list_attr_cloth.txt", f"{annotations}/list_attr_img.txt"]
-    partition = "Eval/list_eval_partition.txt"
-    expect("deepfashion", where, [*wanted, *([] if split == "all" else [partition])], _DEEPFASHION)
-    with (where / wanted[0]).open(encoding="utf-8") as lines:
-        names = [line.rsplit(None, 1)[0].strip() for line in list(lines)[_HEADER:] if line.strip()]
-    part = None if split == "all" else _partition(where / partition)
-    files, shows, unknown = _marks(where / wanted[1], len(names), lambda file: part is None or part.get(file) == split)
+    folder = next((name for name in ("Anno", "Anno_coarse") if (where / name / "list_attr_img.txt").is_file()), "Anno")
+    attributes, images = f"{folder}/list_attr_cloth.txt", f"{folder}/list_attr_img.txt"
+    partition = [] if split == "all" else ["Eval/list_eval_partition.txt"]
+    expect("deepfashion", where, [attributes, images, *partition], _DEEPFASHION)
+    names = [line.rsplit(None, 1)[0].strip() for line in _entries(where / attributes)]
+    part = dict(line.split() for file in partition for line in _entries(where / file))
+    chosen = None if split == "all" else {image for image, name in part.items() if name == split}
+    files, shows, unknown = _marks(where / images, len(names), chosen)
     if not files:
         raise ValueError(f"deepfashion: expected split to be train, val, test or all, got {split!r}, with no images.")
     base = where if (where / "img").is_dir() else where / "Img"
     expect("deepfashion", base, [files[0]], _DEEPFASHION)
-    paths = tuple(os.path.join(base, file) for file in files)
     titles = dict(enumerate(names))
-    return _Attributes("deepfashion", "DeepFashion", titles, paths, files, shows, unknown).tasks(min_images)
+    return _Attributes(
+        "deepfashion", "DeepFashion", titles, Files.below(base, files, ()), _as_arrays(shows), _as_arrays(unknown)
+    ).tasks(min_images)
 
 
-def _partition(file: Path) -> dict[str, str]:
+def _entries(file: Path) -> list[str]:
     with file.open(encoding="utf-8") as lines:
-        return dict(line.split() for line in list(lines)[_HEADER:] if line.strip())
+        return [line for line in list(lines)[_HEADER:] if line.strip()]
 
 
-def _marks(
-    file: Path, attributes: int, wanted: Callable[[str], bool]
-) -> tuple[tuple[str, ...], dict[int, Indices], dict[int, Indices]]:
-    """Read which images show what: their files, attribute -> those that show it, attribute -> unknown.
+def _marks(file: Path, attributes: int, chosen: set[str] | None) -> tuple[list[str], _Found, _Found]:
+    """Read the chosen images' files, attribute -> images that show it, and attribute -> images marked unknown.
 
-    The whole table would be 289 million numbers; few of them are not −1.
+    Line by line: of the table's 289 million marks, few are not −1.
     """
     files: list[str] = []
-    shows: defaultdict[int, array[int]] = defaultdict(_indices)
-    unknown: defaultdict[int, array[int]] = defaultdict(_indices)
+    shows, unknown = _Found(_indices), _Found(_indices)
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
-            if number <= _HEADER or not line.strip():
-                continue
             name, _, rest = line.partition(" ")
-            if not wanted(name):
+            if number <= _HEADER or not line.strip() or (chosen is not None and name not in chosen):
                 continue
             marks = np.array(rest.split(), dtype=np.int8)
             if len(marks) != attributes:
@@ -272,12 +172,101 @@ def _marks(
                 for attribute in (marks == mark).nonzero()[0].tolist():
                     found[attribute].append(len(files))
             files.append(name)
-    return tuple(files), _as_arrays(shows), _as_arrays(unknown)
+    return files, shows, unknown
 
 
 def _indices() -> array[int]:
-    return array("i")  # 4 bytes an image; a list would take 36
+    return array("i")  # 4 bytes per image; a list would take 36
 
 
 def _as_arrays(found: Mapping[int, array[int]]) -> dict[int, Indices]:
     return {attribute: np.frombuffer(indices, dtype=np.int32) for attribute, indices in found.items()}
+
+
+@dataclass(frozen=True)
+class _Attributes:
+    """Images, and which of them show which attribute."""
+
+    who: str
+    domain: str
+    names: Mapping[int, str]
+    images: Files
+    """Without labels."""
+    shows: Mapping[int, Indices]
+    """Attribute -> the images that show it."""
+    unknown: Mapping[int, Indices]
+    """Attribute -> the images that may or may not."""
+
+    def tasks(self, min_images: int) -> Tasks:
+        """Return one task for each attribute that enough images show, and enough do not."""
+        kept = self._kept(min_images)
+        return Tasks([f"{self.who} {self.names[attribute]}" for attribute in kept], lambda i: self._task(kept[i]))
+
+    def as_one(self, min_images: int) -> Tasks:
+        """Return one task of the same attributes, any number of them per image."""
+        kept = self._kept(min_images)
+        labels = _MultiHot.of([self.shows[attribute] for attribute in kept], len(self.images))
+        task = Task(
+            Files(self.images.paths, labels, self.images.names),
+            name=self.who,
+            classes=tuple(self.names[attribute] for attribute in kept),
+            target=LabelSet(),
+            metadata={"domain": self.domain},
+        )
+        return Tasks([task.name], lambda _: task)
+
+    def _kept(self, min_images: int) -> list[int]:
+        few, images = max(1, min_images), len(self.images)
+        kept = [
+            attribute
+            for attribute in sorted(self.names)
+            if few <= len(self.shows.get(attribute, ())) <= images - len(self.unknown.get(attribute, ())) - few
+        ]
+        if not kept:
+            raise ValueError(
+                f"{self.who}: expected an attribute that {few} or more of the {images} images show and {few} or more "
+                "do not, got none; lower min_images, or check the images' folder."
+            )
+        return kept
+
+    def _task(self, attribute: int) -> Task:
+        labels = np.zeros(len(self.images), dtype=np.int64)
+        labels[self.shows[attribute]] = 1
+        paths, names = self.images.paths, self.images.names
+        if len(self.unknown.get(attribute, ())):
+            known = np.setdiff1d(np.arange(len(labels)), self.unknown[attribute])
+            labels, paths, names = labels[known], tuple(paths[i] for i in known), tuple(names[i] for i in known)
+        title = self.names[attribute]
+        return Task(
+            Files(paths, tuple(labels.tolist()), names),
+            name=f"{self.who} {title}",
+            classes=(f"not {title}", title),
+            labels=torch.from_numpy(labels),
+            metadata={"domain": self.domain, "attribute": title},
+        )
+
+
+@dataclass(frozen=True)
+class _MultiHot(Sequence[Tensor]):
+    """Which attributes each image shows, float32 ``[C]`` when asked for: for a million images they would take 1 GB."""
+
+    columns: Indices
+    """The attributes of the first image, then of the second, …"""
+    starts: np.ndarray[Any, np.dtype[np.int64]]
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        hot = torch.zeros(self.num_classes)
+        hot[self.columns[self.starts[index] : self.starts[index + 1]].tolist()] = 1
+        return hot
+
+    @classmethod
+    def of(cls, shows: Sequence[Indices], images: int) -> _MultiHot:
+        """Return the attributes of each image, given the images of each attribute."""
+        columns = np.repeat(np.arange(len(shows), dtype=np.int32), [len(found) for found in shows])
+        rows = np.concatenate(shows)
+        starts = np.concatenate([[0], np.bincount(rows, minlength=images).cumsum()])
+        return cls(columns[rows.argsort(kind="stable")], starts, len(shows))

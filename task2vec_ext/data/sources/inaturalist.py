@@ -1,4 +1,4 @@
-"""iNaturalist 2017, 2018, 2019 and 2021: a task for each order, family, class …: to tell its species apart."""
+"""iNaturalist 2017, 2018, 2019 and 2021: a task for each order, family, class, …, which tells its species apart."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..folder import EXTENSIONS
+from ..folder import is_image
 from .lazy import Tasks, expect, read_json
 from .taxonomy import RANKS, Category, Collection, Groups
 
 _ORIGIN = "https://github.com/visipedia/inat_comp"
+
+_Index = tuple[dict[int, Category], dict[int, list[str]]]
+"""Category -> what it is, and category -> its images."""
 
 
 def inaturalist(
@@ -25,50 +28,46 @@ def inaturalist(
     min_images: int = 1,
     tasks: str = "",
 ) -> Tasks:
-    """Return the tasks of one year's competition: one for each taxon of a rank, to tell its species apart.
+    """Return the tasks of one year's competition: each tells the species of one taxon apart.
 
     Args:
         year: 2017, 2018, 2019 or 2021.
-        root: Folder of the data set, as published (``train2018.json``, the images under the names it gives, and
-            ``categories.json`` where that was published apart: it has the ranks) or as torchvision's `INaturalist`
-            lays it out (``root/2018``, ``root/2021_train``; of 2018 and 2019 with ``categories.json`` for the ranks).
-        level: Rank: ``order``, ``family``, ``class``, …; without ``categories.json`` 2017 to 2019 only tell
+        root: Folder of the data set: as published (``train2018.json``, the images under the names in it, and
+            ``categories.json`` with the ranks where that is a file of its own), or as torchvision's `INaturalist` lays
+            it out (``root/2018``, ``root/2021_train``; 2018 and 2019 need ``categories.json`` for the ranks).
+        level: Rank: ``order``, ``family``, ``class``, …; without ``categories.json``, 2017 to 2019 have only
             ``supercategory``.
-        split: ``train``, ``val`` or, of 2021, ``train_mini``; ``all`` in torchvision's layout of 2017 to 2019.
+        split: ``train``, ``val`` or, of 2021, ``train_mini``; ``all`` for torchvision's layout of 2017 to 2019.
         min_classes: Taxa with fewer species are left out.
         min_images: Species with fewer images are left out.
-        tasks: JSON file of ``[{"name": taxon, "species_ids": [category, …]}, …]``: these tasks, in this order, such as
-            the authors' ``support_files/inat2018/tasks.json``.
+        tasks: JSON file of ``[{"name": taxon, "species_ids": [category, …]}, …]``: the tasks in this order, as in the
+            authors' ``support_files/inat2018/tasks.json``.
 
     Returns:
-        The tasks, classes in the order of the categories' ids. Metadata: domain, rank, taxonomy.
+        The tasks, with classes in the order of the categories' ids. Metadata: domain, rank, taxonomy.
 
     Raises:
-        ValueError: If something is missing, or no taxon is large enough.
+        ValueError: If a file is missing or damaged, or no taxon is large enough.
 
     Note:
-        Of iNaturalist 2018, 208 "orders" have two or more species; one of them is "NA", species without an order, which
-        is none: 207 are left, the paper's number.
+        In iNaturalist 2018, 208 "orders" have two or more species. One of them is "NA", the species without an order;
+        it is left out, which gives the 207 tasks of the paper.
 
     Source:
         Van Horn et al., CVPR 2018 and 2021; tasks: Achille et al., ICCV 2019, §5.
     """
-    where = Path(os.path.abspath(root))
-    who = f"inat{year}"
-    suffix = "" if year == 2021 else str(year)
-    annotations = where / f"{split}{suffix}.json"
+    who, where = f"inat{year}", Path(os.path.abspath(root))
+    annotations = where / f"{split}{'' if year == 2021 else year}.json"
     folder = where / (f"{year}_{'valid' if split == 'val' else split}" if year == 2021 else str(year))
     if annotations.is_file():
-        categories, files = _competition(who, annotations)
-        base = where
+        base, (categories, files) = where, _competition(who, annotations)
     elif folder.is_dir():
         if year != 2021 and split != "all":
             raise ValueError(
                 f"{who}: expected split=all for torchvision's layout in {folder}, which does not tell train from val, "
                 f"got {split!r}; pass it, or put {annotations.name} ({_ORIGIN}) into {where}."
             )
-        categories, files = _torchvision(who, folder, year)
-        base = folder
+        base, (categories, files) = folder, (_torchvision_2021 if year == 2021 else _torchvision)(who, folder, year)
     else:
         expect(who, where, [annotations.name], f"{_ORIGIN}, or with torchvision.datasets.INaturalist")
     published = [file for file in (where / "categories.json", folder / "categories.json") if file.is_file()]
@@ -79,13 +78,13 @@ def inaturalist(
     return collection.tasks(_listed(who, Path(tasks), level, groups) if tasks else groups)
 
 
-def _categories(entries: Iterable[dict[str, Any]]) -> list[tuple[int, Category]]:
+def _categories(entries: Iterable[dict[str, Any]]) -> dict[int, Category]:
     ranks = (*RANKS, "supercategory")
-    return [(e["id"], Category(str(e["name"]), {rank: e[rank] for rank in ranks if e.get(rank)})) for e in entries]
+    return {e["id"]: Category(str(e["name"]), {rank: e[rank] for rank in ranks if e.get(rank)}) for e in entries}
 
 
-def _competition(who: str, file: Path) -> tuple[dict[int, Category], dict[int, list[str]]]:
-    """Read the annotations, in COCO's form."""
+def _competition(who: str, file: Path) -> _Index:
+    """Read the published annotations, which are in COCO's format."""
     content = read_json(who, file)
     missing = [part for part in ("images", "annotations", "categories") if part not in content]
     if missing:
@@ -94,33 +93,33 @@ def _competition(who: str, file: Path) -> tuple[dict[int, Category], dict[int, l
     files: dict[int, list[str]] = defaultdict(list)
     for annotation in content["annotations"]:
         files[annotation["category_id"]].append(names[annotation["image_id"]])
-    return dict(_categories(content["categories"])), dict(files)
+    return _categories(content["categories"]), dict(files)
 
 
-def _torchvision(who: str, folder: Path, year: int) -> tuple[dict[int, Category], dict[int, list[str]]]:
-    """Read the folders: SUPERCATEGORY/CATEGORY until 2019, then one folder a category with its taxonomy in the name."""
+def _torchvision(who: str, folder: Path, year: int) -> _Index:
+    """Read the folders of 2017 (``SUPERCATEGORY/NAME``), 2018 and 2019 (``SUPERCATEGORY/NUMBER``)."""
     categories: dict[int, Category] = {}
     files: dict[int, list[str]] = {}
-    upper = [""] if year == 2021 else _folders(folder)
-    for above in upper:
+    for above in _folders(folder):
         for name in _folders(folder / above):
-            parts = name.split("_")  # 2021: 00000_Animalia_…_Lumbricus_terrestris: number, six ranks, epithet
-            if year != 2017 and (not parts[0].isdecimal() or len(parts) != (8 if year == 2021 else 1)):
-                layout = "NUMBER_KINGDOM_…_GENUS_EPITHET" if year == 2021 else "SUPERCATEGORY/NUMBER"
-                raise ValueError(
-                    f"{who}: expected folders {layout} in {folder}, got {os.path.join(above, name)}; "
-                    f"lay them out as torchvision does, or get the annotations from {_ORIGIN}."
-                )
-            number = len(categories) if year == 2017 else int(parts[0])
-            if year == 2021:
-                categories[number] = Category(" ".join(parts[6:]), dict(zip(RANKS, parts[1:7], strict=True)))
-            else:
-                categories[number] = Category(name, {"supercategory": above})
-            files[number] = [
-                os.path.join(above, name, file)
-                for file in sorted(os.listdir(folder / above / name))
-                if os.path.splitext(file)[1].lower() in EXTENSIONS
-            ]
+            if year != 2017 and not name.isdecimal():
+                raise _unexpected(who, folder, "SUPERCATEGORY/NUMBER", os.path.join(above, name))
+            number = len(categories) if year == 2017 else int(name)
+            categories[number] = Category(name, {"supercategory": above})
+            files[number] = _images(folder, os.path.join(above, name))
+    return categories, files
+
+
+def _torchvision_2021(who: str, folder: Path, year: int) -> _Index:
+    """Read the folders of 2021, such as ``00000_Animalia_…_Lumbricus_terrestris``: number, six ranks, epithet."""
+    categories: dict[int, Category] = {}
+    files: dict[int, list[str]] = {}
+    for name in _folders(folder):
+        number, *taxa = name.split("_")
+        if not number.isdecimal() or len(taxa) != len(RANKS) + 1:
+            raise _unexpected(who, folder, "NUMBER_KINGDOM_…_GENUS_EPITHET", name)
+        categories[int(number)] = Category(" ".join(taxa[-2:]), dict(zip(RANKS, taxa, strict=False)))
+        files[int(number)] = _images(folder, name)
     return categories, files
 
 
@@ -128,8 +127,19 @@ def _folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
+def _images(folder: Path, name: str) -> list[str]:
+    return [os.path.join(name, file) for file in sorted(os.listdir(folder / name)) if is_image(file)]
+
+
+def _unexpected(who: str, folder: Path, layout: str, got: str) -> ValueError:
+    return ValueError(
+        f"{who}: expected folders {layout} in {folder}, got {got}; lay them out as torchvision does, or get the "
+        f"annotations from {_ORIGIN}."
+    )
+
+
 def _listed(who: str, file: Path, level: str, groups: Groups) -> Groups:
-    """Return the groups that a task file lists, in its order, of its species."""
+    """Return the groups that a task file lists, in its order and with its species."""
     expect(who, file.parent, [file.name], "https://github.com/awslabs/aws-cv-task2vec (support_files/)")
     listed = {(level, entry["name"]): entry["species_ids"] for entry in read_json(who, file)}
     known = {key: [number for number in listed[key] if number in groups[key]] for key in listed if key in groups}

@@ -1,4 +1,4 @@
-"""Many tasks of one data set, made one at a time."""
+"""What all sources share: tasks that are made when asked for, and checks of the files they read."""
 
 from __future__ import annotations
 
@@ -6,57 +6,51 @@ import json
 import operator
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from torch import Tensor
+
+from ..folder import Files
 from ..task import Task
 
 
 class Tasks(Sequence[Task]):
-    """Tasks that are made when asked for: a thousand of them cost their names and one index of the images.
+    """A sequence of tasks, each made when it is asked for: a thousand of them take the memory of their names.
 
     Args:
         names: One for each task, all different.
-        make: Makes the task at an index; reads no image.
+        make: Returns the task at an index; reads no image.
 
     Raises:
-        ValueError: If two tasks have one name; says which.
+        ValueError: If two tasks have the same name.
 
     Note:
-        Every access makes a new task. Go through them one by one; ``list(tasks)`` holds all of them at once.
+        Every access makes a new task. Loop over them; ``list(tasks)`` would hold all of them at once.
     """
 
     def __init__(self, names: Sequence[str], make: Callable[[int], Task]) -> None:
-        """Check the names; makes nothing."""
+        """Check the names; make no task."""
         twins = [name for name, count in Counter(names).items() if count > 1]
         if twins:
             shown = ", ".join(map(repr, twins[:5])) + (", …" if len(twins) > 5 else "")
             raise ValueError(
                 f"Tasks: expected every task to have a name of its own, got {shown} more than once; "
-                "name each source once, and rename folders of one name."
+                "name each source once, and rename folders that have the same name."
             )
         self.names = tuple(names)
         self._make = make
 
     @classmethod
     def joined(cls, parts: Sequence[Tasks]) -> Tasks:
-        """Return the tasks of all parts, one part after the other.
+        """Return the tasks of all parts, one part after the other, still made when asked for.
 
         Args:
-            parts: Tasks with names that differ between parts, too.
-
-        Returns:
-            The tasks, as lazy as before.
+            parts: Tasks whose names also differ between parts.
         """
-        ends = list(accumulate(map(len, parts)))
-
-        def make(index: int) -> Task:
-            part = next(number for number, end in enumerate(ends) if index < end)
-            return parts[part][index - ends[part]]  # negative: counted from the part's end
-
-        return cls([name for part in parts for name in part.names], make)
+        places = [(part, index) for part in parts for index in range(len(part))]
+        return cls([part.names[index] for part, index in places], lambda i: places[i][0][places[i][1]])
 
     @overload
     def __getitem__(self, index: int) -> Task: ...
@@ -65,7 +59,7 @@ class Tasks(Sequence[Task]):
     def __getitem__(self, index: slice) -> Tasks: ...
 
     def __getitem__(self, index: int | slice) -> Task | Tasks:
-        """Return a task, or some of them, as lazy as before."""
+        """Return a task, or some of them."""
         if isinstance(index, slice):
             chosen = range(len(self))[index]
             return Tasks(self.names[index], lambda i: self._make(chosen[i]))
@@ -86,16 +80,10 @@ class Tasks(Sequence[Task]):
 
 
 def expect(who: str, root: Path, files: Sequence[str], origin: str) -> None:
-    """Make sure that a data set is where it should be.
-
-    Args:
-        who: The source, for the message.
-        root: The data set's folder.
-        files: What has to be in it, relative to it.
-        origin: Where to get the data set.
+    """Check that files exist, relative to a data set's folder; `origin` is where to get them.
 
     Raises:
-        ValueError: If something is missing; names it and its origin.
+        ValueError: If one is missing.
     """
     missing = [name for name in files if not os.path.exists(root / name)]
     if missing:
@@ -107,19 +95,20 @@ def expect(who: str, root: Path, files: Sequence[str], origin: str) -> None:
 
 
 def read_json(who: str, file: Path) -> Any:
-    """Return what a JSON file holds.
-
-    Args:
-        who: The source, for the message.
-        file: The file.
-
-    Returns:
-        The content.
+    """Return the content of a JSON file.
 
     Raises:
-        ValueError: If it is damaged; names it.
+        ValueError: If it is damaged.
     """
     try:
         return json.loads(file.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{who}: expected whole JSON in {file}, got: {error}; unpack or download it again.") from error
+        raise ValueError(f"{who}: expected valid JSON in {file}, got: {error}; unpack or download it again.") from error
+
+
+def files_task(
+    root: Path, files: Sequence[str], labels: Tensor, *, name: str, classes: Sequence[str], metadata: Mapping[str, Any]
+) -> Task:
+    """Return a task of some files of a data set, given relative to its absolute folder; `labels` are ``[N]`` int64."""
+    source = Files.below(root, files, tuple(labels.tolist()))
+    return Task(source, name=name, classes=tuple(classes), labels=labels, metadata=metadata)

@@ -117,7 +117,7 @@ def test_damaged_files_and_foreign_folders_are_named(tmp_path):
     file = inat2018(tmp_path) / "train2018.json"
     file.write_text(file.read_text()[:-40])
     with pytest.raises(
-        ValueError, match=r"inat2018: expected whole JSON in .*train2018.json, got: Unterminated string"
+        ValueError, match=r"inat2018: expected valid JSON in .*train2018.json, got: Unterminated string"
     ):
         inaturalist(2018, tmp_path)
     image(tmp_path / "2019" / "Birds" / "Corvus corax" / "0.png")
