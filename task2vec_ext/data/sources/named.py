@@ -12,13 +12,15 @@ from torch.utils.data import Dataset
 from ..task import as_task
 from .lazy import Tasks
 
+_PARTS = ("split", "train", "version", "image_set")  # torchvision's arguments that choose images
+
 
 def torchvision(name: str, **options: Any) -> Tasks:
     """Return one of torchvision's data sets as a task.
 
     Args:
         name: A class of ``torchvision.datasets``: ``CIFAR10``, ``Flowers102``, ….
-        **options: Its own arguments: ``root``, ``split``, ``train``, ``download``, ….
+        **options: Its arguments: ``root``, ``split``, ``train``, ``download``, ….
 
     Returns:
         One task, named ``torchvision CIFAR10`` and, where it has one, its split.
@@ -32,25 +34,19 @@ def torchvision(name: str, **options: Any) -> Tasks:
             f"torchvision: expected one of torchvision.datasets ({', '.join(sorted(datasets.__all__)[:5])}, …), "
             f"got {name!r}."
         )
+    make = getattr(datasets, name)
     try:
-        dataset = getattr(datasets, name)(**options)
+        dataset = make(**options)
     except (RuntimeError, OSError, TypeError, ImportError) as error:
-        place = inspect.signature(getattr(datasets, name)).parameters
-        advice = "?root=DIR names its folder" + (", &download=true downloads it" if "download" in place else "")
+        can_download = "download" in inspect.signature(make).parameters
+        advice = "?root=DIR names its folder" + (", &download=true downloads it" if can_download else "")
         raise ValueError(
             f"torchvision: expected {name} with {options or 'its defaults'}, got: {error}; {advice}."
         ) from error
-    part = [
-        str(options[key]) if key != "train" else ("train" if options[key] else "test")
-        for key in _PARTS
-        if key in options
-    ]
-    task = as_task(dataset, name=" ".join(["torchvision", name, *part]))
-    task.metadata = {"domain": name}
-    return Tasks([task.name], lambda _: task)
-
-
-_PARTS = ("split", "train", "version", "image_set")  # arguments that choose images, by their names in torchvision
+    part = {key: options[key] for key in _PARTS if key in options}
+    if "train" in part:
+        part["train"] = "train" if part["train"] else "test"
+    return _one(dataset, " ".join(["torchvision", name, *map(str, part.values())]), name)
 
 
 def hugging_face(
@@ -61,17 +57,17 @@ def hugging_face(
     Args:
         name: ``OWNER/NAME`` on the hub, or the folder that ``save_to_disk`` wrote.
         split: Such as ``train`` or ``train[:10%]``.
-        config: Which of its configurations; default: its own default.
+        config: Configuration; default: the data set's own.
         revision: Branch, tag or commit; default: the newest.
-        image: Column of the images; default: the first one of type ``Image``.
-        label: Column of the labels; default: the first one of type ``ClassLabel``.
+        image: Column of the images; default: the first of type ``Image``.
+        label: Column of the labels; default: the first of type ``ClassLabel``.
 
     Returns:
         One task, named ``hf NAME SPLIT``.
 
     Raises:
         ImportError: If ``datasets`` is not installed.
-        ValueError: If the data set cannot be had, or has no such columns.
+        ValueError: If the data set cannot be loaded, or has no such columns.
     """
     try:
         import datasets
@@ -91,17 +87,21 @@ def hugging_face(
         ) from error
     features = rows.features
     image = image or next((key for key, kind in features.items() if isinstance(kind, datasets.Image)), "")
-    target = label or next((key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)), "")
-    if image not in features or target not in features:
+    label = label or next((key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)), "")
+    if image not in features or label not in features:
         raise ValueError(
             f"hf: expected a column of images and one of labels in {name!r}, got "
             f"{', '.join(f'{key} ({type(kind).__name__})' for key, kind in features.items())}; "
             "name them: ?image=COLUMN&label=COLUMN."
         )
     title = " ".join(["hf", name, *([config] if config else []), split])
-    task = as_task(_Rows(rows.select_columns([image, target]), image, target), name=title)
-    task.metadata = {"domain": name}
-    return Tasks([title], lambda _: task)
+    return _one(_Rows(rows.select_columns([image, label]), image, label), title, name)
+
+
+def _one(dataset: Dataset[Any], name: str, domain: str) -> Tasks:
+    task = as_task(dataset, name=name)
+    task.metadata = {"domain": domain}
+    return Tasks([name], lambda _: task)
 
 
 class _Rows(Dataset[Any]):
@@ -109,7 +109,7 @@ class _Rows(Dataset[Any]):
 
     def __init__(self, rows: Any, image: str, label: str) -> None:
         self.rows, self.image, self.label = rows, image, label
-        self.targets = rows[label][:]  # read from its column: no image is decoded
+        self.targets = rows[label][:]  # the column alone: no image is decoded
         self.classes = getattr(rows.features[label], "names", None)
 
     def __len__(self) -> int:

@@ -1,7 +1,8 @@
-"""Specs: one line of text that says which tasks."""
+"""Specs: one line of text that names tasks."""
 
 from __future__ import annotations
 
+import difflib
 import glob
 import inspect
 import os
@@ -20,23 +21,23 @@ from .table import table
 
 
 def folder(path: str) -> Tasks:
-    """Return a folder of class folders as a task, or several: ``data/*``.
+    """Return the task of a folder of class folders, or the tasks of several: ``data/*``.
 
     Args:
-        path: The folder, or a pattern with ``*`` that names some.
+        path: The folder, or a pattern with ``*``.
 
     Returns:
-        A task for each, named after it.
+        A task for each folder, named after it.
 
     Raises:
-        ValueError: If no folder is there, or it is not laid out as expected.
+        ValueError: If there is no such folder, or it is not laid out as expected.
     """
     paths = [path]
     if not os.path.exists(path) and glob.has_magic(path):
         paths = sorted(found for found in glob.glob(path) if os.path.isdir(found))
         if not paths:
             raise ValueError(f"folder: expected folders that match {path}, got none; correct the pattern.")
-    tasks = [as_task(found) for found in paths]  # listed now: an empty class folder should cost no work
+    tasks = [as_task(found) for found in paths]  # listed now, so that an empty class folder is an error before any work
     return Tasks([task.name for task in tasks], tasks.__getitem__)
 
 
@@ -50,7 +51,7 @@ SOURCES: Mapping[str, Callable[..., Tasks]] = {
     "torchvision": torchvision,
     "hf": hugging_face,
 }
-"""What the names in front of a spec's colon stand for."""
+"""Name before the colon of a spec -> what returns its tasks."""
 
 _SPEC = re.compile(r"(?:(?P<source>\w+):)?(?P<what>.*?)(?:\?(?P<options>\w+=[^&?]*(?:&\w+=[^&?]*)*))?", re.DOTALL)
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -62,15 +63,15 @@ def tasks_from(*specs: str) -> Tasks:
     Args:
         *specs: ``SOURCE:WHAT?OPTION=VALUE&OPTION=VALUE``, such as ``cub:CUB_200_2011``,
             ``inat2018:inat?level=family&min_images=20``, ``table:images.csv?label=species``,
-            ``torchvision:CIFAR10?root=data&train=false``; options are those of the source's function. Without a source:
-            a folder of class folders.
+            ``torchvision:CIFAR10?root=data&train=false``. Options are the arguments of the source's function. Without a
+            source, the spec is the path of a folder of class folders.
 
     Returns:
         The tasks, each made when it is asked for.
 
     Raises:
-        ValueError: If a source or option is unknown, data are missing, or two tasks have one name.
-        ImportError: If a source needs a package that is not installed; says which.
+        ValueError: If a source or an option is unknown, data are missing, or two tasks have the same name.
+        ImportError: If a source needs a package that is not installed.
     """
     return Tasks.joined([_tasks(os.fspath(spec)) for spec in specs])
 
@@ -79,7 +80,7 @@ def _tasks(spec: str) -> Tasks:
     if os.path.isdir(spec):  # whatever characters its name has
         return folder(spec)
     match = _SPEC.fullmatch(spec)
-    assert match is not None  # every group but the middle is optional, and that takes anything
+    assert match is not None  # the only group that is not optional matches anything
     source, what = match["source"] or "folder", match["what"]
     if source not in SOURCES:
         raise ValueError(
@@ -87,21 +88,25 @@ def _tasks(spec: str) -> Tasks:
         )
     if not what:
         raise ValueError(f"tasks_from: expected a path or name after {source}:, got nothing.")
-    pairs = [pair.split("=", 1) for pair in match["options"].split("&")] if match["options"] else []
     make = SOURCES[source]
     known = _options(make if source != "torchvision" else _constructor(what))
     options: dict[str, Any] = {}
-    for key, value in pairs:
-        if key not in known or key in options:
-            names = ", ".join(known) or "none"
-            problem = "twice" if key in options else "which it does not know"
-            raise ValueError(f"tasks_from: expected options of {source} ({names}) in {spec!r}, got {key}, {problem}.")
+    for pair in match["options"].split("&") if match["options"] else []:
+        key, value = pair.split("=", 1)
+        if key in options:
+            raise ValueError(f"tasks_from: expected every option once in {spec!r}, got {key} twice.")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise ValueError(
+                f"tasks_from: expected options of {source} ({', '.join(known) or 'none'}) in {spec!r}, got {key}"
+                + (f"; did you mean {near[0]}?" if near else ".")
+            )
         options[key] = _value(key, value, known[key], spec)
     return make(what, **options)
 
 
 def _options(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the arguments that can be given by name, with their defaults; the first one is the spec's own."""
+    """Return the arguments that can be given by name, with their defaults; a function's first one is no option."""
     parameters = list(inspect.signature(function).parameters.values())
     if not inspect.isclass(function):
         parameters = parameters[1:]
@@ -109,14 +114,14 @@ def _options(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _constructor(name: str) -> Callable[..., Any]:
-    """Return torchvision's class of this name, or what complains that there is none."""
+    """Return torchvision's class of this name, or its base class: `torchvision` then says that there is none."""
     import torchvision.datasets
 
     return getattr(torchvision.datasets, name, torchvision.datasets.VisionDataset)
 
 
 def _value(key: str, text: str, default: Any, spec: str) -> Any:
-    """Read an option as what its default is: a truth value, a whole number or text."""
+    """Read an option as its default's type: a truth value, a whole number or text."""
     if isinstance(default, bool):
         if text.lower() not in _TRUTH:
             raise ValueError(f"tasks_from: expected {key}=true or {key}=false in {spec!r}, got {text!r}.")

@@ -1,4 +1,4 @@
-"""Tables: one row an image, with its file and its label, as CSV or Parquet."""
+"""Tables as CSV or Parquet: each row has an image's file and its label."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 
-from ..folder import Files
 from ..task import Task
-from .lazy import Tasks, expect
+from .lazy import Tasks, expect, files_task
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -26,22 +25,22 @@ def table(
     split: str = "",
     root: str = "",
 ) -> Tasks:
-    """Return the tasks of a table: one, or one for each value of a column.
+    """Return the task of a table, or one task for each value of a column.
 
     Args:
         file: ``.csv``, ``.tsv`` or, with the extra ``parquet``, ``.parquet``.
-        path: Column of the images' files; relative ones start at `root`.
-        label: Column of the classes: any text or numbers; labels 0…C−1 are the sorted values, whole numbers by size.
+        path: Column of the images' files; relative paths start at `root`.
+        label: Column of the classes, text or numbers. Labels 0…C−1 are the sorted values; whole numbers sort by size.
         task: Column of the tasks' names; default: the table is one task, named after the file.
-        split: ``COLUMN:VALUE``: only rows with this value; default: all.
+        split: ``COLUMN:VALUE``: only the rows with this value; default: all.
         root: Folder of the images; default: the table's own.
 
     Returns:
         The tasks, in the order of their first rows. Metadata: domain, the table's name.
 
     Raises:
-        ValueError: If the file or a column is missing, a row is incomplete, or the table is empty.
-        ImportError: If Parquet is to be read without pyarrow.
+        ValueError: If the file or a column is missing, a row is incomplete, or no row is left.
+        ImportError: If the table is Parquet and pyarrow is not installed.
     """
     where = Path(os.path.abspath(file))
     expect("table", where.parent, [where.name], "whoever made the table")
@@ -56,23 +55,17 @@ def table(
     if not rows:
         of = f" with {column} = {value}" if split else ""
         raise ValueError(f"table: expected rows{of} in {where}, got none.")
-    base = os.path.abspath(root) if root else str(where.parent)
+    base = Path(os.path.abspath(root or where.parent))
     names = list(rows)
 
     def make(index: int) -> Task:
-        files = [name for name, _ in rows[names[index]]]
-        classes = tuple(sorted({title for _, title in rows[names[index]]}, key=_by_size))
-        numbers = {title: i for i, title in enumerate(classes)}
-        labels = tuple(numbers[title] for _, title in rows[names[index]])
-        return Task(
-            Files(tuple(os.path.join(base, name) for name in files), labels, tuple(files)),
-            name=names[index],
-            classes=classes,
-            labels=torch.tensor(labels),
-            metadata={"domain": where.stem},
-        )
+        files, titles = zip(*rows[names[index]], strict=True)
+        classes = sorted(set(titles), key=_by_size)
+        numbers = {title: number for number, title in enumerate(classes)}
+        labels = torch.tensor([numbers[title] for title in titles])
+        return files_task(base, files, labels, name=names[index], classes=classes, metadata={"domain": where.stem})
 
-    expect("table", Path(base), [rows[names[0]][0][0]], "whoever made the table, or name their folder with root=DIR")
+    expect("table", base, [rows[names[0]][0][0]], "whoever made the table, or name their folder with root=DIR")
     return Tasks(names, make)
 
 
@@ -107,8 +100,7 @@ def _parquet(file: Path, columns: list[str]) -> Iterator[Mapping[str, str]]:
 
 
 def _check_columns(file: Path, wanted: list[str], found: list[str]) -> None:
-    missing = [column for column in wanted if column not in found]
-    if missing:
+    if not set(wanted) <= set(found):
         raise ValueError(
             f"table: expected columns {', '.join(wanted)} in {file}, got {', '.join(found)}; "
             "name them: ?path=COLUMN&label=COLUMN."
