@@ -1,30 +1,26 @@
-"""One class an image."""
+"""One class per image."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data import ClassLabel, check_labels
-from ._base import WHO, Loss, check_lengths, check_smoothing, checked_numbers, per_image
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ..data import Target
+from ..data import ClassLabel, Target, check_labels
+from ._common import WHO, check_lengths, check_smoothing, checked_numbers, per_image
+from .loss import Loss
 
 
 @dataclass(frozen=True)
 class CrossEntropy(Loss):
-    """One class an image: integers 0…C−1, each of which occurs.
+    """One class per image: integers 0…C−1, each of which occurs.
 
     Args:
-        class_weights: C positive numbers, what the classes' images weigh in the head's fit; only their ratios matter.
-        label_smoothing: S in [0, 1): the head is fitted to (1 − s)·e_y + s/C.
+        class_weights: C positive numbers, the weights of the classes' images in the head's fit; only ratios matter.
+        label_smoothing: The s in [0, 1) with which the head is fitted to (1 − s)·e_y + s/C.
     """
 
     name = "cross_entropy"

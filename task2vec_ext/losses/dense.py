@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data import Mask
-from ._base import WHO, check_lengths
+from ..data import Mask, Target
+from ._common import WHO, check_lengths
 from .cross_entropy import CrossEntropy
-
-if TYPE_CHECKING:
-    from ..data import Target
-    from ..probe.probe import Probe
 
 
 @dataclass(frozen=True)
 class Dense(CrossEntropy):
     """A class for every pixel, predicted in every cell of the probe's last feature map by a 1×1 convolution.
 
-    A cell's label is that of the pixel under its centre. An image is one observation of all its labelled cells,
-    independent given the image: log p is their **sum**, so the Fisher is that of a distribution (a mean over cells
-    would be none's) and grows with the number of questions that an image asks. Ignored pixels and the margin around a
-    image ask nothing: they are left out of the fit and of the Fisher. The head is fitted to the mean over cells.
+    A cell's label is that of the pixel under its centre. The labelled cells of an image are independent given the
+    image, and log p is their **sum**: the Fisher information grows with their number. (A mean over cells would not be
+    the logarithm of a distribution.) Ignored pixels and the padding around an image count neither in the fit nor in the
+    Fisher information. The head is fitted to the mean over cells.
 
-    Classes that no cell shows are no part of the task: the others are numbered 0…C−1 in their order.
+    Classes that no cell shows are not part of the task; the others are numbered 0…C−1 in ascending order.
 
     Args:
-        class_weights: C positive numbers, what the classes' cells weigh in the head's fit.
+        class_weights: C positive numbers, the weights of the classes' cells in the head's fit.
         label_smoothing: See `CrossEntropy`.
         ignore_index: The masks' value for pixels that are not labelled.
-        pool: Name of the module whose **input** is the feature map ``[B, D, h, w]``: the probe's global pooling, or any
-            module for an earlier, finer map (``"layer4"``).
+        pool: Name of the module whose **input** is the feature map ``[B, D, h, w]``: the probe's global pooling, or an
+            earlier module for a finer map (``"layer4"``).
 
     Note:
-        The features of all cells are kept, ``4·N·h·w·D`` bytes, and the fit takes about 32 bytes for each number of a
-        labelled cell. "exact" takes C·h·w backward passes an image, and is refused above 1,024.
+        The features of all cells are kept, ``4·N·h·w·D`` bytes, and the fit takes about 32 bytes per feature of a
+        labelled cell. "exact" takes C·h·w backward passes per image, and is refused above 1,024.
     """
 
     name = "dense"
@@ -50,9 +45,6 @@ class Dense(CrossEntropy):
     def target(self) -> Target:
         return Mask(self.ignore_index)
 
-    def tap(self, probe: Probe) -> Probe:
-        return replace(probe, pool=self.pool)
-
     def align(self, targets: Tensor, features: Tensor) -> Tensor:
         size = features.shape[1:3]
         return F.interpolate(targets[:, None].double(), size=size, mode="nearest-exact")[:, 0].to(targets.dtype)
@@ -63,8 +55,8 @@ class Dense(CrossEntropy):
         if len(present) < 2:
             got = f"only class {int(present[0])}" if len(present) else "no labelled pixel"
             raise ValueError(
-                f"{WHO}: expected at least two classes in the cells of the feature map, {list(targets.shape[1:])} a "
-                f"image, got {got}; check ignore_index (now {self.ignore_index}), or use larger images."
+                f"{WHO}: expected at least two classes in the feature map, {list(targets.shape[1:])} cells per image, "
+                f"got {got}; check ignore_index (now {self.ignore_index}), or use larger images."
             )
         check_lengths(self.class_weights, len(present), "class_weights")
         return targets.masked_scatter(labelled, numbered), len(present)

@@ -1,35 +1,31 @@
-"""Any number of labels an image, some of them not known."""
+"""Any number of labels per image; some may be unknown."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data import LabelSet
-from ._base import WHO, Loss, check_lengths, check_smoothing, check_some, checked_numbers, per_image
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ..data import Target
+from ..data import LabelSet, Target
+from ._common import WHO, check_lengths, check_smoothing, check_some, checked_numbers, per_image
+from .loss import Loss
 
 
 @dataclass(frozen=True)
 class MultiLabel(Loss):
-    """Any number of C labels an image, each an independent Bernoulli variable.
+    """Any of C labels per image, each an independent Bernoulli variable.
 
-    A label that nobody knows for an image (−1 or NaN in a multi-hot tensor) is left out of the head's fit; the Fisher
-    is of the model's distribution over all C labels, for every image: an unknown label is unobserved, not unmodelled.
-    Every label's head is what its known images alone would give.
+    A label that is unknown for an image (−1 or NaN in a multi-hot tensor) is left out of the head's fit: each label's
+    head is fitted to its known images. The Fisher information is that of the model's distribution over all C labels,
+    for every image: an unknown label is unobserved, not unmodelled.
 
     Args:
         num_classes: C; needed where targets are lists of label indices.
-        class_weights: C positive numbers, what the labels weigh in the head's fit.
-        label_smoothing: S in [0, 1): the head is fitted to (1 − s)·y + s/2.
+        class_weights: C positive numbers, the labels' weights in the head's fit.
+        label_smoothing: The s in [0, 1) with which the head is fitted to (1 − s)·y + s/2.
     """
 
     name = "multilabel"
@@ -65,7 +61,7 @@ class MultiLabel(Loss):
     def weights(self, targets: Tensor, num_outputs: int, balanced: bool) -> Tensor:
         yes, no = ((targets == answer).double() for answer in (1, 0))
         known = yes + no
-        # The two answers to each label weigh the same, or as often as they occur.
+        # Balanced: both answers to a label have the same total weight.
         each = (yes / yes.sum(0) + no / no.sum(0)) * known.sum(0) / 2 if balanced else known
         if self.class_weights is not None:
             each = each * each.new_tensor(self.class_weights)
@@ -94,7 +90,7 @@ class MultiLabel(Loss):
         return (p * (-logits.double()).sigmoid()).sqrt() * noise.to(p)
 
     def residual(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return (logits.double().sigmoid() - targets).nan_to_num(0.0)  # NaN: the label is not known
+        return (logits.double().sigmoid() - targets).nan_to_num(0.0)  # NaN: the label is unknown
 
     def sample(self, logits: Tensor, targets: Tensor, index: Tensor, seed: int) -> Tensor:
         p = logits.double().sigmoid()
@@ -102,7 +98,7 @@ class MultiLabel(Loss):
 
 
 def _average_precision(scores: Tensor, positive: Tensor) -> float:
-    """The mean, over the positives, of the precision among all that score at least as high; ties count as one."""
+    """The mean over the positives of the precision among all that score at least as high; ties count as one."""
     ranked, hits = scores.sort().values, scores[positive].sort().values
     above, hits_above = ((len(some) - torch.searchsorted(some, hits)).double() for some in (ranked, hits))
     return float((hits_above / above).mean())

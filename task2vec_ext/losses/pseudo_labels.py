@@ -1,33 +1,29 @@
-"""No labels at all: clusters of the features stand in for classes."""
+"""No labels: clusters of the features are the classes."""
 
 from __future__ import annotations
 
 import importlib.util
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..data import Unlabelled
-from ._base import WHO
+from ..data import Target, Unlabelled
+from ._common import WHO
 from .cross_entropy import CrossEntropy
-
-if TYPE_CHECKING:
-    from ..data import Target
 
 
 @dataclass(frozen=True)
 class PseudoLabels(CrossEntropy):
-    """Unlabelled images: the k-means clusters of the probe's features are the classes (scikit-learn, 10 starts).
+    """Unlabelled images: the classes are k-means clusters of the probe's features (scikit-learn, 10 starts).
 
-    The head then tells clusters apart that the probe already separates: such an embedding describes the images as the
-    probe sees them, and no question about them. It compares with others of pseudo-labels alone.
+    The head tells apart clusters that the probe already separates. Such an embedding describes the images as the probe
+    sees them, not a question about them, and compares only with others of pseudo-labels.
 
     Args:
         num_clusters: K, at least 2 and at most the number of images.
-        class_weights: See `CrossEntropy`; clusters come in no order.
+        class_weights: See `CrossEntropy`; clusters have no fixed order.
         label_smoothing: See `CrossEntropy`.
 
     Raises:
@@ -58,7 +54,7 @@ class PseudoLabels(CrossEntropy):
         if len(features) < k:
             raise ValueError(f"{WHO}: expected at least {k} images for {k} clusters, got {len(features)}.")
         if not torch.isfinite(features).all():
-            return targets, k  # the head's fit names the images
+            return targets, k  # an error of the head's fit, which names the images
         from sklearn.cluster import KMeans
 
         means = KMeans(k, n_init=10, random_state=seed % 2**32)

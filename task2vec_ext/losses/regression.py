@@ -1,34 +1,31 @@
-"""Real numbers for every image."""
+"""Real numbers per image."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..data import Values
-from ._base import WHO, Loss, check_lengths, check_some, checked_numbers, per_image
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ..data import Target
+from ..data import Target, Values
+from ._common import WHO, check_lengths, check_some, checked_numbers, per_image
+from .loss import Loss
 
 
 @dataclass(frozen=True)
 class Regression(Loss):
-    """K numbers an image, Gaussian around the head's prediction.
+    """K numbers per image, Gaussian around the head's prediction.
 
-    Targets are standardised over the task first, so that neither the fit nor the Fisher depends on their units. The
-    Fisher needs the Gaussian's standard deviation σ_k, a modelling choice:
+    Targets are standardised over the task, so that neither the fit nor the Fisher information depends on their units.
+    The Fisher information needs the Gaussian's standard deviation σ_k, a modelling choice:
 
-    - ``"spread"`` (default): as large as the target's own. Bounded, comparable between tasks; says how strongly the
-      prediction, in units of the target's spread, depends on the probe.
-    - ``"residual"``: the head's root mean square error on the images it was fitted to (maximum likelihood). A target
-      that is predicted precisely weighs by 1/σ_k², without bound where there are more features than images.
+    - ``"spread"`` (default): the target's own standard deviation. The Fisher information is bounded and comparable
+      between tasks: how strongly the prediction, in units of the target's spread, depends on the probe.
+    - ``"residual"``: the head's root mean square error on the images it was fitted to (maximum likelihood). A precisely
+      predicted target gets the weight 1/σ_k², which has no bound where there are more features than images.
 
     Args:
         noise: One of these, or K standard deviations in units of the targets' spread.
@@ -62,7 +59,7 @@ class Regression(Loss):
         if constant.any():
             k = int(constant.nonzero()[0])
             raise ValueError(
-                f"{WHO}: expected targets that vary, target {k} is {float(targets[0, k]):g} for every image "
+                f"{WHO}: expected targets that vary, got target {k} is {float(targets[0, k]):g} for every image "
                 f"({int(constant.sum())} such of {len(constant)}); leave it out."
             )
         return centred / spread, targets.shape[1]
@@ -77,7 +74,7 @@ class Regression(Loss):
         """Return the loss with its noise as numbers.
 
         Raises:
-            ValueError: If the head is exact, so that the noise would be none.
+            ValueError: If the head has no error, and the noise is to be its error.
         """
         if self.noise == "spread":
             return replace(self, noise=(1.0,) * targets.shape[1])
@@ -86,8 +83,8 @@ class Regression(Loss):
         error = (logits - targets).square().mean(0).sqrt()
         if (error < 1e-6).any():
             raise ValueError(
-                f"{WHO}: expected a head that errs, its error is {float(error.min()):.1e} of the target's spread; pass "
-                "noise='spread', a larger head_l2 or more images."
+                f"{WHO}: expected a head with an error for noise='residual', got {float(error.min()):.1e} of the "
+                "target's spread; pass noise='spread', a larger head_l2 or more images."
             )
         return replace(self, noise=tuple(error.tolist()))
 
@@ -96,7 +93,6 @@ class Regression(Loss):
         return torch.tensor(self.noise, dtype=torch.float64, device=like.device)
 
     def nll(self, logits: Tensor, targets: Tensor) -> float:
-        """Return the mean −log density of the standardised targets."""
         sigma = self._sigma(logits)
         terms = ((logits - targets) / sigma).square() / 2 + sigma.log() + math.log(2 * math.pi) / 2
         return float(terms.sum(1).mean())

@@ -1,6 +1,7 @@
 """Losses: their Fisher against its definition, their cotangents, the fit of their heads, what they refuse."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import distributions as D
 from task2vec_ext.data import Batch
 from task2vec_ext.fisher.head import Head, fit_head
 from task2vec_ext.fisher.per_sample import cotangents, per_sample_fisher
-from task2vec_ext.losses import CrossEntropy, Dense, MultiLabel, PseudoLabels, Regression, as_loss
+from task2vec_ext.losses import CrossEntropy, Dense, MultiLabel, PseudoLabels, Regression, as_loss, loss_of
 
 C = 3
 LOSSES = {
@@ -279,6 +280,23 @@ def test_dense_labels_are_those_under_the_cells_centres_and_absent_classes_close
     assert classes == 2
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        CrossEntropy(),
+        CrossEntropy(class_weights=(0.1, 1 / 3), label_smoothing=0.1),
+        MultiLabel(num_classes=3, class_weights=[1, 2, 3]),
+        Regression(noise="residual"),
+        Regression(noise=(1 / 3, 2.0)),
+        Dense(pool="layer4", ignore_index=0),
+        PseudoLabels(num_clusters=4, label_smoothing=0.2),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_options_survive_json(loss):
+    assert loss_of(json.loads(json.dumps(loss.options()))) == loss
+
+
 # ---- what is refused
 
 
@@ -327,7 +345,7 @@ def test_bad_options_are_refused(make, error, message):
 def test_a_head_that_does_not_err_has_no_residual_noise():
     z, _ = features()
     y, outputs = Regression().prepare(z[:, :1].double(), z, 0)
-    with pytest.raises(ValueError, match="expected a head that errs"):
+    with pytest.raises(ValueError, match="expected a head with an error for noise='residual'"):
         fit_head(z, y, outputs, loss=Regression(noise="residual"), l2=1e-12)
 
 
