@@ -1,8 +1,18 @@
-"""From folders, lists and data sets to batches of correct RGB tensors."""
+"""From folders, lists and data sets to batches of RGB tensors.
 
+`as_task` makes a `Task` of a folder, a list or a torch data set; `tasks_from` makes many of published data sets, each
+named by one line of text (`task2vec_ext.data.sources` has the list). Everything else takes tasks:
+
+- `subset`, `split`, `hold_out`, `remap`, `one_vs_rest` and `union` make tasks from tasks;
+- `read_labels`, `check_labels` and `draw` give the labels, their number of classes, and a random choice of images;
+- `batches` decodes, applies a `Preprocess` and stacks; `load_image` and `to_rgb` decode one image;
+- a `Target` says what the labels are: `ClassLabel` by default, others come with a loss.
+"""
+
+from .folder import Files
 from .images import load_image, to_rgb
 from .labels import check_labels, draw
-from .loader import Batch, Failure, batches
+from .loader import Batch, Failure, OnError, batches
 from .preprocess import Preprocess
 from .sources import Tasks, tasks_from
 from .targets import ClassLabel, LabelSet, Mask, Target, Unlabelled, Values
@@ -13,8 +23,10 @@ __all__ = [
     "Batch",
     "ClassLabel",
     "Failure",
+    "Files",
     "LabelSet",
     "Mask",
+    "OnError",
     "Preprocess",
     "Target",
     "Task",

@@ -1,17 +1,19 @@
-"""Where tasks come from: published data sets, folders, tables, and other libraries' data sets, by one line of text.
+"""Tasks from published data sets, folders, tables and other libraries' data sets, named by one line of text.
+
+Pass such specs to `tasks_from`, or call the functions that they stand for.
 
 | spec | tasks |
 |---|---|
-| ``folder:PATH`` or ``PATH`` | a folder of class folders: 1; ``PATH/*``: one each |
-| ``table:FILE`` | a CSV or Parquet table: 1, or one for each value of a column |
-| ``inat2018:ROOT`` (2017, 2019, 2021) | iNaturalist: the species of one order, family, class, … |
-| ``cub:ROOT`` | CUB-200-2011: the species of one order, or songbird family |
-| ``imat2018:ROOT`` | iMaterialist-Fashion 2018: an attribute shown or not, 228 |
-| ``deepfashion:ROOT`` | DeepFashion: an attribute shown or not, 1,000 |
-| ``torchvision:NAME`` | a data set of torchvision: 1 |
-| ``hf:NAME`` | a data set of the Hugging Face hub: 1 |
+| ``folder:PATH`` or ``PATH`` | the classes of a folder of class folders; ``PATH/*``: one task per folder |
+| ``table:FILE`` | the classes of a CSV or Parquet table; one task, or one per value of a column |
+| ``inat2018:ROOT`` (2017, 2019, 2021) | iNaturalist: the species of each order, family, class, … |
+| ``cub:ROOT`` | CUB-200-2011: the species of each order and each songbird family |
+| ``imat2018:ROOT`` | iMaterialist-Fashion 2018: each of 228 attributes, shown or not |
+| ``deepfashion:ROOT`` | DeepFashion: each of 1,000 attributes, shown or not |
+| ``torchvision:NAME`` | a data set of torchvision, as one task |
+| ``hf:NAME`` | a data set of the Hugging Face hub, as one task |
 
-Every task knows its labels before an image is read, can be pickled, and says in its ``metadata`` what it is about.
+All tasks list their labels without reading an image, can be pickled, and describe themselves in ``metadata``.
 """
 
 from .cub import bird_taxonomy, cub
