@@ -155,25 +155,18 @@ def _from_planes(planes: Tensor) -> Tensor:
     elif planes.is_floating_point():
         planes = _from_float(planes)
     elif planes.dtype != torch.uint8:
-        _check_not_8bit(planes)
+        highest = int(planes.to(torch.int64).max())
+        if planes.dtype != torch.uint16 and 0 < highest <= 255:  # read as 16-bit, it would be nearly black
+            raise ValueError(
+                f"to_rgb: expected {planes.dtype} pixels in 0…65535, got a highest value of {highest}, which "
+                "looks 8-bit; convert the image to uint8 (or to uint16 if it is a dark 16-bit image)."
+            )
         planes = _from_16bit(planes)
     return _three_planes(planes)
 
 
 def _three_planes(planes: Tensor) -> Tensor:
     return planes.expand(3, -1, -1).contiguous()  # repeats grey, and leaves colour as it is
-
-
-def _check_not_8bit(planes: Tensor) -> None:
-    """Refuse wide integers that hold 8-bit values: read as 16-bit, they would be nearly black."""
-    if planes.dtype == torch.uint16:  # 16-bit by its type, however dark
-        return
-    highest = int(planes.to(torch.int64).max())
-    if 0 < highest <= 255:
-        raise ValueError(
-            f"to_rgb: expected {planes.dtype} pixels in 0…65535, got a highest value of {highest}, which "
-            "looks 8-bit; convert the image to uint8 (or to uint16 if it is a dark 16-bit image)."
-        )
 
 
 def _from_16bit(planes: Tensor) -> Tensor:

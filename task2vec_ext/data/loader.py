@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .preprocess import Preprocess
-from .task import Task
+from .task import Task, check_indices
 
 OnError = Literal["raise", "skip"]
 
@@ -102,7 +102,7 @@ def batches(
         )
     if on_error not in ("raise", "skip"):
         raise ValueError(f'batches: expected on_error "raise" or "skip", got {on_error!r}; choose one of them.')
-    chunks = _Chunks(task, _checked_indices(indices, len(task)), batch_size, preprocess)
+    chunks = _Chunks(task, check_indices(task, indices, who="batches").tolist(), batch_size, preprocess)
     loader: DataLoader[_Chunk] = DataLoader(
         chunks,
         batch_size=None,  # an item already is a batch
@@ -111,24 +111,6 @@ def batches(
         generator=torch.Generator(),  # by default the loader advances the global one
     )
     return _usable(loader, task, on_error, skipped)
-
-
-def _checked_indices(indices: Tensor | Sequence[int], num_images: int) -> list[int]:
-    wanted = torch.as_tensor(indices)
-    if wanted.numel() == 0:
-        return []
-    if wanted.ndim != 1 or wanted.dtype == torch.bool or wanted.is_floating_point():
-        raise TypeError(
-            f"batches: expected integer indices [n], got {wanted.dtype} of shape {list(wanted.shape)}; "
-            "turn a mask into indices with mask.nonzero()[:, 0]."
-        )
-    low, high = (int(v) for v in wanted.aminmax())
-    if low < 0 or high >= num_images:
-        raise ValueError(
-            f"batches: expected indices in 0…{num_images - 1}, got {low if low < 0 else high}; "
-            f"choose among the task's {num_images} images."
-        )
-    return wanted.tolist()
 
 
 def _usable(

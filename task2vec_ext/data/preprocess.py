@@ -55,13 +55,10 @@ class Preprocess:
             )
 
     def __call__(self, rgb: Tensor) -> Tensor:
-        """Return the probe's input for one image.
+        """Return the probe's input for one image: ``[3, crop, crop]`` float32, contiguous.
 
         Args:
             rgb: ``[3, H, W]``, uint8 or float32 in [0, 1], as `to_rgb` gives it.
-
-        Returns:
-            ``[3, crop, crop]`` float32, contiguous.
 
         Raises:
             TypeError: If the image is neither uint8 nor float32.
@@ -80,17 +77,11 @@ class Preprocess:
         return image.sub(mean).div(std).contiguous()
 
     def mask(self, mask: Tensor, *, fill: int) -> Tensor:
-        """Return a mask resized (nearest pixel) and cropped as its image is.
+        """Return a mask resized (nearest pixel) and cropped as its image is: ``[crop, crop]`` of the same dtype.
 
         Args:
             mask: ``[H, W]`` integers, of an image ``[3, H, W]``.
             fill: The value outside the image.
-
-        Returns:
-            ``[crop, crop]`` of the same dtype.
-
-        Raises:
-            ValueError: If one side is more than 100 times the other.
         """
         size = self._size(*mask.shape)
         nearest = F.interpolate(mask[None, None].double(), size=size, mode="nearest-exact")[0].to(mask.dtype)
@@ -115,10 +106,7 @@ class Preprocess:
 
     @classmethod
     def from_torchvision(cls, preset: Any) -> Preprocess:
-        """Return the preprocessing of a torchvision classification model.
-
-        Args:
-            preset: ``weights.transforms()``.
+        """Return the preprocessing of a torchvision classification model, given ``weights.transforms()``.
 
         Raises:
             TypeError: If it is not such a preset.
@@ -142,10 +130,7 @@ class Preprocess:
 
     @classmethod
     def from_timm(cls, config: Mapping[str, Any]) -> Preprocess:
-        """Return the preprocessing of a timm model.
-
-        Args:
-            config: ``timm.data.resolve_model_data_config(model)``.
+        """Return the preprocessing of a timm model, given ``timm.data.resolve_model_data_config(model)``.
 
         Raises:
             NotImplementedError: If it resizes in a way `Preprocess` does not.
@@ -161,11 +146,7 @@ class Preprocess:
         return cls(math.floor(height / config["crop_pct"]), height, config["mean"], config["std"], mode)
 
     def with_size(self, crop: int) -> Preprocess:
-        """Return this preprocessing with another input size and the same ratio of resize to crop.
-
-        Args:
-            crop: Side of the centre crop, pixels.
-        """
+        """Return this preprocessing with another crop, in pixels, and the same ratio of resize to crop."""
         # Halves are rounded up.
         resize = (2 * self.resize * crop + self.crop) // (2 * self.crop)
         return replace(self, resize=resize, crop=crop)
@@ -177,9 +158,6 @@ class Preprocess:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
         """Return the preprocessing that a dictionary of `to_dict` describes.
-
-        Args:
-            values: The dictionary.
 
         Raises:
             ValueError: If entries are missing or unknown, or a value is impossible.

@@ -23,20 +23,15 @@ class Target(ABC):
     named: ClassVar[bool] = True
     """Whether the data set's class names are the names of the model's outputs."""
 
-    def split(self, item: Any, where: str) -> tuple[Any, Any]:
-        """Return the image and the target of an item, both as the data set gives them.
-
-        Args:
-            item: What the data set gives.
-            where: What messages call it.
+    def split(self, item: Any, *, who: str, where: str) -> tuple[Any, Any]:
+        """Return the image and the target of an item, both as the data set gives them; arguments as in `read`.
 
         Raises:
             TypeError: If it is not a pair.
         """
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise TypeError(
-                f"Task: expected pairs of (image, label), got {kind_of(item)} for {where}; "
-                "wrap the data set so that its items are pairs."
+                f"{who}: expected pairs of (image, label), got {kind_of(item)} at {where}; give every image its label."
             )
         return item[0], item[1]
 
@@ -55,15 +50,12 @@ class Target(ABC):
         """
 
     def prepare(self, target: Any, image: Tensor, preprocess: Preprocess | None) -> Tensor:
-        """Return the target that belongs to the probe's input.
+        """Return the target of the probe's input, as a tensor of the same shape for all images of a task.
 
         Args:
             target: What `read` returned.
             image: ``[3, H, W]``, before `preprocess`.
             preprocess: Makes the probe's input of the image; None where the image is the input.
-
-        Returns:
-            A tensor of the same shape for every image of a task.
         """
         return torch.as_tensor(target)
 
@@ -199,7 +191,7 @@ class Unlabelled(Target):
 
     named = False
 
-    def split(self, item: Any, where: str) -> tuple[Any, Any]:
+    def split(self, item: Any, *, who: str, where: str) -> tuple[Any, Any]:
         return (item[0] if isinstance(item, (tuple, list)) and item else item), None
 
     def read(self, value: Any, *, who: str, where: str) -> int:

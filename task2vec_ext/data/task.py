@@ -70,10 +70,7 @@ class Task(Dataset[tuple[Tensor, Any]]):
         return to_rgb(image), label
 
     def item(self, index: int) -> tuple[Any, Any]:
-        """Return an image as the source gives it, and its label as the task's target reads it.
-
-        Args:
-            index: Its position, 0…N−1.
+        """Return the image at a position 0…N−1 as the source gives it, and its label as the task's target reads it.
 
         Raises:
             ValueError: If the source fails on this image (its error is the cause), or the label is not the one that
@@ -87,7 +84,7 @@ class Task(Dataset[tuple[Tensor, Any]]):
         except Exception as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
         where = self.describe(index)
-        image, value = self.target.split(item, where)
+        image, value = self.target.split(item, who="Task", where=where)
         label = self.target.read(value, who="Task", where=where)
         if self.labels is not None and label != int(self.labels[index]):
             raise ValueError(
@@ -104,11 +101,7 @@ class Task(Dataset[tuple[Tensor, Any]]):
         return self.source.digest() if isinstance(self.source, Files) else None
 
     def describe(self, index: int) -> str:
-        """Return what messages call an image: ``image 12 (cats/a.jpg)``, or ``image 12`` where it is not a file.
-
-        Args:
-            index: Its position, 0…N−1.
-        """
+        """Return what messages call an image: ``image 12 (cats/a.jpg)``, or ``image 12`` where it is not a file."""
         file = _file_of(self.source, index)
         return f"image {index}" if file is None else f"image {index} ({file})"
 
@@ -148,21 +141,22 @@ def as_task(source: TaskSource, *, name: str | None = None, target: Target | Non
     """
     if isinstance(source, Task):
         name, target = name or source.name, target or source.target
-        if target == source.target:
-            if name == source.name:
-                return source
-            task = copy.copy(source)
-            task.name = name
-            return task
-        return Task(source.source, name=name, classes=source.classes, target=target, metadata=source.metadata)
+        if target != source.target:
+            return Task(source.source, name=name, classes=source.classes, target=target, metadata=source.metadata)
+        if name == source.name:
+            return source
+        task = copy.copy(source)
+        task.name = name
+        return task
     target = target or ClassLabel()
     if isinstance(source, (str, os.PathLike)):
         root = Path(source)
+        name = name or root.resolve().name
         if isinstance(target, Unlabelled):
-            return Task(unlabelled_files(root), name=name or root.resolve().name, target=target)
+            return Task(unlabelled_files(root), name=name, target=target)
         files, classes = files_from_folder(root)
         listed = torch.tensor(files.labels, dtype=torch.int64)
-        return Task(files, name=name or root.resolve().name, classes=classes, labels=listed, target=target)
+        return Task(files, name=name, classes=classes, labels=listed, target=target)
     if isinstance(source, (list, tuple)):
         return _from_list(source, name or "list", target)
     _check_map_style(source)
@@ -172,9 +166,6 @@ def as_task(source: TaskSource, *, name: str | None = None, target: Target | Non
 
 def read_labels(task: Task) -> Tensor:
     """Return a task's class labels, ``[N]`` int64. Reads every image once if the source does not list them.
-
-    Args:
-        task: The task.
 
     Raises:
         ValueError: If an image cannot be read. The message has the image and the reason.
@@ -194,18 +185,30 @@ def read_labels(task: Task) -> Tensor:
     return labels
 
 
+def check_indices(task: Task, indices: Tensor | Sequence[int], *, who: str) -> Tensor:
+    """Return the positions of some of a task's images as ``[n]`` int64.
+
+    Raises:
+        TypeError: If they are not integers ``[n]``.
+        ValueError: If one is not in 0…N−1.
+    """
+    wanted = torch.as_tensor(indices)
+    if wanted.numel() == 0:
+        return torch.zeros(0, dtype=torch.int64)
+    if wanted.ndim != 1 or wanted.dtype == torch.bool or wanted.is_floating_point():
+        raise TypeError(
+            f"{who}: expected integer indices [n], got {wanted.dtype} of shape {list(wanted.shape)}; "
+            "turn a mask into indices with mask.nonzero()[:, 0]."
+        )
+    low, high = (int(v) for v in wanted.aminmax())
+    if low < 0 or high >= len(task):
+        raise ValueError(f"{who}: expected indices in 0…{len(task) - 1}, got {low if low < 0 else high}; correct them.")
+    return wanted.to("cpu", torch.int64)
+
+
 def _from_list(source: Sequence[Any], name: str, target: Target) -> Task:
-    if isinstance(target, Unlabelled):
-        pairs = [target.split(item, "") for item in source]
-    else:
-        for index, item in enumerate(source):
-            if not isinstance(item, (tuple, list)) or len(item) != 2:
-                raise TypeError(
-                    f"as_task: expected a list of (path, label), got {kind_of(item)} at index {index}; "
-                    "pair every path with its label."
-                )
-        pairs = [(image, label) for image, label in source]
-    given, labels = [label for _, label in pairs], None
+    pairs = [target.split(item, who="as_task", where=f"index {index}") for index, item in enumerate(source)]
+    images, given, labels = [image for image, _ in pairs], [label for _, label in pairs], None
     if isinstance(target, ClassLabel):
         labels = label_tensor(given, who="as_task")
         given = labels.tolist()
@@ -213,11 +216,10 @@ def _from_list(source: Sequence[Any], name: str, target: Target) -> Task:
         for index, value in enumerate(given):  # checked before any work; files of masks are read with their images
             if not isinstance(value, (str, os.PathLike)) or not isinstance(target, Mask):
                 target.read(value, who="as_task", where=f"index {index}")
-    first = [image for image, _ in pairs]
-    are_paths = [isinstance(image, (str, os.PathLike)) for image in first]
+    are_paths = [isinstance(image, (str, os.PathLike)) for image in images]
     if all(are_paths):
-        return Task(files_from_list(first, given), name=name, labels=labels, target=target)
-    for index, image in enumerate(first):
+        return Task(files_from_list(images, given), name=name, labels=labels, target=target)
+    for index, image in enumerate(images):
         if any(are_paths) or not isinstance(image, (Image.Image, Tensor, np.ndarray)):
             raise TypeError(
                 "as_task: expected either paths or images (PIL, tensor, array) in a list, got "

@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, Subset
 from .folder import Files
 from .labels import draw
 from .targets import ClassLabel
-from .task import Task, read_labels
+from .task import Task, check_indices, read_labels
 
 
 def subset(task: Task, indices: Tensor | Sequence[int], *, name: str | None = None) -> Task:
@@ -26,10 +26,9 @@ def subset(task: Task, indices: Tensor | Sequence[int], *, name: str | None = No
 
     Raises:
         ValueError: If the task has no such image.
+        TypeError: If the indices are not integers.
     """
-    chosen = torch.as_tensor(indices, dtype=torch.int64)
-    if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(task):
-        raise ValueError(f"subset: expected indices in 0…{len(task) - 1}, got {int(chosen.min())}…{int(chosen.max())}.")
+    chosen = check_indices(task, indices, who="subset")
     return _view([task], chosen, _labels(task)[chosen], task.classes, name or task.name)
 
 

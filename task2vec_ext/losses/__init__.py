@@ -73,10 +73,6 @@ def as_loss(loss: LossName | Loss) -> Loss:
 
 
 def loss_of(options: Mapping[str, Any]) -> Loss:
-    """Return the loss that `Loss.options` described.
-
-    Args:
-        options: Its name, and the options that differ from their defaults.
-    """
+    """Return the loss that a dictionary of `Loss.options` describes."""
     kind = (_BY_NAME | {PseudoLabels.name: PseudoLabels})[options["name"]]
     return kind(**{key: value for key, value in options.items() if key != "name"})

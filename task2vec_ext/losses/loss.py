@@ -58,12 +58,9 @@ class Loss(ABC):
 
     @abstractmethod
     def prepare(self, targets: Tensor, features: Tensor, seed: int) -> tuple[Tensor, int]:
-        """Return the whole task's targets as the fit takes them, and the number of outputs C.
+        """Return the whole task's targets ``[N, …]`` as the fit takes them, and the number of outputs C.
 
-        Args:
-            targets: ``[N, …]``, as read.
-            features: ``[N, …, D]``.
-            seed: Of random choices.
+        The features are ``[N, …, D]``; the seed is that of random choices.
 
         Raises:
             ValueError: If the targets are not a task.
@@ -99,12 +96,9 @@ class Loss(ABC):
 
     @abstractmethod
     def root(self, logits: Tensor, targets: Tensor, noise: Tensor) -> Tensor:
-        """Return A·noise, where AAᵀ is the Fisher information in the logits.
+        """Return A·noise, where AAᵀ is the Fisher information in the logits ``[B, …, C]``.
 
-        Args:
-            logits: ``[B, …, C]``.
-            targets: Only whether they exist matters, not their values.
-            noise: Broadcasts with `logits`.
+        The noise broadcasts with the logits. Of the targets, only whether they are known matters.
         """
 
     @abstractmethod

@@ -94,10 +94,22 @@ def test_load_image_respects_exif_orientation(tmp_path, orientation, extension):
         assert torch.equal(load_image(path), _as_tensor(expected.convert("RGB")))
 
 
-def test_to_rgb_reads_an_image_with_damaged_exif():
+ENTRIES = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"  # two, of which the first is orientation 6
+
+
+@pytest.mark.parametrize(
+    ("exif", "shape"),
+    [
+        (b"Exif\0\0not a tiff header", (3, H, W)),
+        (ENTRIES + b"\x01\x0f\0\x63\0\0\0\x01\0\x06\0\0\0\0\0\0", (3, W, H)),
+        (ENTRIES + b"\x87\x69\0\x02\0\0\0\x01a\0\0\0\0\0\0\0", (3, W, H)),
+    ],
+    ids=["header", "unknown-type", "text-for-a-pointer"],
+)
+def test_to_rgb_reads_an_image_with_damaged_exif(exif, shape):
     buffer = io.BytesIO()
-    Image.fromarray(_colours()).save(buffer, "png", exif=b"Exif\0\0not a tiff header")
-    assert to_rgb(Image.open(buffer)).shape == (3, H, W)
+    Image.fromarray(_colours()).save(buffer, "png", exif=exif)
+    assert to_rgb(Image.open(buffer)).shape == shape
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_as_task_checks_every_path_before_any_work(folder):
     [
         ([("a.png", "cat")], r"got 'cat' \(str\) at index 0; number the classes"),
         ([("a.png", 1.0)], r"got 1.0 \(float\)"),
-        (["a.png"], "got str at index 0; pair every path"),
+        (["a.png"], "got str at index 0; give every image its label"),
         ([("a.png", 0, 1)], "got tuple of length 3 at index 0"),
         ([(torch.zeros(3, 2, 2), 0), ("a.png", 1)], "got Tensor at index 0; make them all of one kind"),
         ([(5, 0)], "got int at index 0"),
@@ -223,7 +223,7 @@ def test_as_task_finds_the_labels_of_a_tensor_dataset():
 def test_as_task_takes_no_other_tensor_of_a_tensor_dataset_for_labels():
     task = as_task(TensorDataset(torch.zeros(3, 3, 2, 2)))
     assert task.labels is None
-    with pytest.raises(TypeError, match="got tuple of length 1 for image 0"):
+    with pytest.raises(TypeError, match="got tuple of length 1 at image 0"):
         read_labels(task)
 
 
@@ -256,7 +256,7 @@ def test_task_refuses_an_item_that_is_no_pair():
         def __getitem__(self, index):
             return (*super().__getitem__(index), "extra")
 
-    with pytest.raises(TypeError, match=r"expected pairs of \(image, label\), got tuple of length 3 for image 1"):
+    with pytest.raises(TypeError, match=r"expected pairs of \(image, label\), got tuple of length 3 at image 1"):
         as_task(Triples([0, 1]))[1]
 
 

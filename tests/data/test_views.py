@@ -40,8 +40,10 @@ def test_a_subset_has_its_images_in_order(request, which):
     assert view.name == "some"
     assert shades(view) == [9, 0, 5]
     assert view.labels.tolist() == [2, 0, 1]
-    with pytest.raises(ValueError, match="subset: expected indices in 0…2, got 1…3"):
+    with pytest.raises(ValueError, match="subset: expected indices in 0…2, got 3"):
         subset(view, torch.tensor([1, 3]))
+    with pytest.raises(TypeError, match="turn a mask into indices"):
+        subset(view, torch.tensor([True, False, True]))
 
 
 @pytest.mark.parametrize("which", ["pets", "held"])

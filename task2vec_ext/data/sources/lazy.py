@@ -6,7 +6,7 @@ import json
 import operator
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -44,11 +44,7 @@ class Tasks(Sequence[Task]):
 
     @classmethod
     def joined(cls, parts: Sequence[Tasks]) -> Tasks:
-        """Return the tasks of all parts, one part after the other, still made when asked for.
-
-        Args:
-            parts: Tasks whose names also differ between parts.
-        """
+        """Return the tasks of all parts, one part after the other; their names must differ between parts, too."""
         places = [(part, index) for part in parts for index in range(len(part))]
         return cls([part.names[index] for part, index in places], lambda i: places[i][0][places[i][1]])
 
@@ -64,10 +60,6 @@ class Tasks(Sequence[Task]):
             chosen = range(len(self))[index]
             return Tasks(self.names[index], lambda i: self._make(chosen[i]))
         return self._make(range(len(self))[operator.index(index)])
-
-    def __iter__(self) -> Iterator[Task]:
-        """Make and yield one task after the other."""
-        return map(self._make, range(len(self)))
 
     def __len__(self) -> int:
         """Return the number of tasks."""

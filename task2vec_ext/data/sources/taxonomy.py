@@ -21,12 +21,7 @@ Groups = Mapping[tuple[str, str], Sequence[int]]
 
 @dataclass(frozen=True)
 class Category:
-    """What a label of a data set means.
-
-    Args:
-        name: Such as the species.
-        taxa: Rank -> taxon, for the ranks that are known.
-    """
+    """What a label of a data set means: its name, such as the species, and rank -> taxon where that is known."""
 
     name: str
     taxa: Mapping[str, str]
@@ -53,14 +48,10 @@ class Collection:
     categories: Mapping[int, Category]
 
     def groups(self, rank: str, *, min_classes: int, min_images: int) -> Groups:
-        """Return the categories of each taxon of a rank, in ascending order.
+        """Return the categories of each taxon of a rank such as ``order``, in ascending order.
 
-        Taxa that share a name get the taxon above in parentheses. Categories without such a taxon ("NA") are left out.
-
-        Args:
-            rank: Such as ``order``.
-            min_classes: Taxa with fewer categories are left out.
-            min_images: Categories with fewer images are left out.
+        Left out are categories with fewer than `min_images` images or no such taxon ("NA"), and then taxa with fewer
+        than `min_classes` categories. Taxa that share a name get the taxon above in parentheses.
 
         Raises:
             ValueError: If no category has this rank.
@@ -82,10 +73,7 @@ class Collection:
         }
 
     def tasks(self, groups: Groups) -> Tasks:
-        """Return one task for each group, named ``inat2018 order Odonata``: to tell its categories apart.
-
-        Args:
-            groups: (rank, taxon) -> categories, which are the classes 0…C−1 in this order.
+        """Return one task for each group, named ``inat2018 order Odonata``; its categories are the classes 0…C−1.
 
         Raises:
             ValueError: If there are no groups, or the first image is missing.
