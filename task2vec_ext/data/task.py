@@ -121,7 +121,7 @@ def as_task(source: TaskSource, *, name: str | None = None, target: Target | Non
     """Return a task made of a folder, a list or a data set. No image is read.
 
     Args:
-        source: One of
+        source: One of these.
 
             - the path of a folder with one folder of images per class; the classes are numbered in sorted order;
             - a list of (path, label), or of (image, label) with images in memory;
