@@ -172,9 +172,6 @@ def save_expert(probe: Probe, folder: str | os.PathLike[str], name: str, **known
         **known: Other fields of `Card`: ``classes``, ``num_images``, ``task_digest``, ``metrics``, ``recipe``,
             ``metadata``, ``weights``.
 
-    Returns:
-        The expert.
-
     Raises:
         ValueError: If there are not as many class names as the head has outputs, or the folder holds an expert of
             another name.
@@ -231,9 +228,6 @@ def train_expert(
         num_samples: At most so many images, drawn in proportion to the classes; default: all.
         seed: Seed of every random choice.
         **options: Device, precision and the like; see `RunOptions`.
-
-    Returns:
-        The `Expert`.
 
     Raises:
         ValueError: If labels are not 0…C−1, an option is impossible, or the folder holds an expert of other images or

@@ -132,15 +132,7 @@ class Extractor:
         return self.features(subset(source, draw(labels, num_samples, seed)), only)
 
     def features(self, task: Task, only: Collection[str] | None = None) -> dict[str, ExpertFeatures]:
-        """Return the features of all images of a task, some of whose classes may have none.
-
-        Args:
-            task: The task.
-            only: Names of the experts wanted; default: all.
-
-        Returns:
-            As a call does.
-        """
+        """Return what a call returns, of all images of a task; classes without images are allowed."""
         digest = task.digest()
         found: dict[str, ExpertFeatures] = {}
         files: dict[str, Path] = {}

@@ -84,9 +84,6 @@ def fine_tune(
             without an interruption.
         **options: Device, precision and the like; see `RunOptions`.
 
-    Returns:
-        The `FineTuned` network.
-
     Raises:
         ValueError: If labels are not 0…C−1, an image cannot be read, nothing is held out, or the checkpoint is of
             another training.

@@ -57,9 +57,6 @@ def choose(task: TaskFacts, experts: Sequence[ExpertFacts], selector: Selector) 
         experts: Experts to choose from.
         selector: What scores them; fitted, if it learns.
 
-    Returns:
-        The choice.
-
     Raises:
         ValueError: If there are no experts, or too little is known.
     """

@@ -99,9 +99,6 @@ class Selector(ABC):
             errors: Errors of experts on tasks other than the one to solve, NaN for an expert on its own task.
             tasks: The matrix's tasks, by name.
             experts: The matrix's experts, by name.
-
-        Returns:
-            The selector.
         """
         return self
 

@@ -1,7 +1,8 @@
 """Transferability scores: how well an expert's outputs on a task's images go with its labels; higher is better.
 
-All take an expert's outputs on N labelled images of the task, so that choosing among E experts costs E forward passes
-over the images. They raise a ValueError if shapes do not fit, an output is not finite, or there are no images.
+All take an expert's outputs on N images of the task, ``[N, …]``, and the task's labels, ``[N]`` int64, so that choosing
+among E experts costs E forward passes over the images. They raise a ValueError if shapes do not fit, an output is not
+finite, or there are no images.
 
 ================ =========================== ======================================= =================================
 score            of                          besides the forward pass                source
@@ -38,10 +39,10 @@ def leep(probabilities: Tensor, labels: Tensor) -> float:
 
     Args:
         probabilities: θ, ``[N, C_s]``, rows that sum to 1.
-        labels: ``[N]`` int64.
+        labels: The task's labels.
 
     Returns:
-        At most 0, nats an image.
+        Nats an image, at most 0.
     """
     probabilities, labels = _checked("leep", probabilities, labels)
     joint = F.one_hot(labels).double().T @ probabilities  # [C, C_s]
@@ -54,10 +55,10 @@ def nce(source_labels: Tensor, labels: Tensor) -> float:
 
     Args:
         source_labels: Z, ``[N]`` int64: the expert's most probable class for each image.
-        labels: Y, ``[N]`` int64.
+        labels: Y, the task's labels.
 
     Returns:
-        At most 0, nats.
+        Nats, at most 0.
     """
     one_hot, labels = _checked("nce", F.one_hot(source_labels), labels)
     joint = F.one_hot(labels).double().T @ one_hot / len(labels)  # [C, C_s]
@@ -68,16 +69,8 @@ def logme(features: Tensor, labels: Tensor) -> float:
     """Return LogME: the log evidence of Bayesian linear regression on one-hot labels, at its best α and β.
 
     ``y_c ~ N(z·w, 1/β)``, ``w ~ N(0, 1/α)``; α and β maximise each class's evidence, by the fixed point of 2110.10545.
-
-    Args:
-        features: Z, ``[N, D]``.
-        labels: ``[N]`` int64.
-
-    Returns:
-        Nats an image, mean over classes.
-
-    Note:
-        A class whose labels the features give without any error has infinite evidence; β stops at 1e12 there.
+    In nats an image, mean over classes. A class whose labels the features give without any error has infinite evidence;
+    β stops at 1e12 there.
     """
     z, labels = _checked("logme", features, labels)
     y = F.one_hot(labels).double()  # [N, C]
@@ -118,7 +111,7 @@ def h_score(features: Tensor, labels: Tensor, *, shrinkage: float | None = None)
 
     Args:
         features: Z, ``[N, D]``.
-        labels: ``[N]`` int64.
+        labels: The task's labels.
         shrinkage: The weight s in [0, 1]; default: Ledoit and Wolf's, estimated from the features.
 
     Returns:
@@ -158,11 +151,8 @@ def knn_accuracy(features: Tensor, labels: Tensor, *, k: int = 5) -> float:
 
     Args:
         features: Z, ``[N, D]``.
-        labels: ``[N]`` int64.
+        labels: The task's labels.
         k: Number of neighbours that vote; of classes with equally many votes the nearer wins.
-
-    Returns:
-        In [0, 1].
 
     Raises:
         ValueError: If k < 1, or there is only one image.
@@ -184,12 +174,9 @@ def probe_accuracy(features: Tensor, labels: Tensor, *, folds: int = 3, seed: in
 
     Args:
         features: Z, ``[N, D]``.
-        labels: ``[N]`` int64.
+        labels: The task's labels.
         folds: Number of folds, ≥ 2, stratified by class.
         seed: Seed of the folds.
-
-    Returns:
-        In [0, 1].
 
     Raises:
         ValueError: If there are fewer than two folds, or fewer images than folds.
