@@ -103,10 +103,10 @@ def transfer(
     weights: Weights = None,
     image_size: ImageSize = None,
     num_samples: Annotated[
-        int | None, typer.Option(min=1, help="At most so many training images a task; default: half of all.")
+        int | None, typer.Option(min=1, help="At most this many training images a task; default: half of all.")
     ] = None,
     num_test: Annotated[
-        int | None, typer.Option(min=1, help="At most so many test images a task; default: the other half.")
+        int | None, typer.Option(min=1, help="At most this many test images a task; default: the other half.")
     ] = None,
     method: Annotated[HeadMethod, typer.Option(help="How the classifier on fixed features is fitted.")] = "lbfgs",
     fine_tuning: Annotated[

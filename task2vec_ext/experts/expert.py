@@ -225,7 +225,7 @@ def train_expert(
         probe: Network to start from, as for `load_probe`; comes back untouched.
         recipe: ``"paper"``, ``"quick"`` (small data) or a `Recipe`.
         held_out: Share of the images by which the best epoch is chosen, in (0, 1).
-        num_samples: At most so many images, drawn in proportion to the classes; default: all.
+        num_samples: At most this many images, drawn in proportion to the classes; default: all.
         seed: Seed of every random choice.
         **options: Device, precision and the like; see `RunOptions`.
 

@@ -116,7 +116,7 @@ class Extractor:
 
         Args:
             task: As for `fisher_embed`, with one class an image.
-            num_samples: At most so many images, drawn in proportion to the classes; default: all.
+            num_samples: At most this many images, drawn in proportion to the classes; default: all.
             seed: Seed of the draw.
             only: Names of the experts wanted; default: all.
 

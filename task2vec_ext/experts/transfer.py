@@ -95,8 +95,8 @@ def transfer_errors(
         file: CSV of the matrix (`ErrorMatrix.write_csv`), written after every error; ``FILE.json`` beside it says how
             the errors were measured.
         share: Share of a task's images to train on, in (0, 1).
-        num_samples: At most so many training images a task, but at least one a class; default: all.
-        num_test: At most so many test images a task, but at least one a class; default: all.
+        num_samples: At most this many training images a task, but at least one a class; default: all.
+        num_test: At most this many test images a task, but at least one a class; default: all.
         method: Fit of the classifier on fixed features; see `classifier_error`.
         l2: Its penalty.
         fine_tuning: Fine-tune every expert to every task by this recipe, instead of fitting a classifier.
