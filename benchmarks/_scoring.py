@@ -14,7 +14,7 @@ from task2vec_ext import Embedding
 from task2vec_ext.experts.errors import IMAGENET
 from task2vec_ext.experts.features import ExpertFeatures
 from task2vec_ext.selection import SELECTORS, Distance, ErrorMatrix, ExpertFacts, Model2Vec, Selector, TaskFacts
-from task2vec_ext.selection.evaluate import Table, _without_own, evaluate
+from task2vec_ext.selection.evaluate import Table, evaluate
 
 FORMS = ("layers", "filters")
 PENALTIES = (0.1, 1.0, 10.0)
@@ -121,7 +121,7 @@ def score(errors: ErrorMatrix, tasks: Mapping[str, TaskFacts], selectors: Sequen
         BestElsewhere(),
         *(replace(one, name=name) for name, one in chosen.items()),
     ]
-    fitted = [selector.fit(_without_own(first), tasks, experts) for selector in reported]
+    fitted = [selector.fit(first.without_own(), tasks, experts) for selector in reported]
     return Scored({name: one.name for name, one in chosen.items()}, tried, evaluate(second, fitted, tasks, folds=0))
 
 

@@ -8,38 +8,42 @@ from typing import Annotated, Any
 import typer
 
 from .._util.terminal import console, print_table
+from ..data import tasks_from
+from ..embed.fisher_embed import fisher_embed
+from ..embedding import Embedding
+from ..experts.errors import IMAGENET
+from ..experts.expert import AnyExpert, experts_in, save_expert, train_expert
 from ..experts.recipe import RecipeName
+from ..experts.transfer import transfer_errors
 from ..fisher.head import HeadMethod
-from .options import Device, ImageSize, NumWorkers, ProbeName, Seed, Specs, Weights
+from ..probe.probe import load_probe
+from .options import Device, ImageSize, NumSamples, NumWorkers, ProbeName, Seed, Specs, Weights
 
-expert = typer.Typer(
-    help="Fine-tune networks, keep them, and measure what they are worth on tasks.", no_args_is_help=True
-)
+expert = typer.Typer(help="Fine-tune networks, list them, and measure their errors on tasks.", no_args_is_help=True)
+
+_Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of experts.")]
 
 
 @expert.command()
 def train(
     specs: Specs,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the experts, a folder each.")],
+    output: _Output,
     probe: ProbeName = "resnet34",
     weights: Weights = None,
     image_size: ImageSize = None,
-    recipe: Annotated[RecipeName, typer.Option(help="paper: 60 epochs; quick: for a few hundred images.")] = "paper",
-    num_samples: Annotated[int | None, typer.Option(min=1, help="At most so many images a task; default: all.")] = None,
-    embed: Annotated[bool, typer.Option(help="Keep the task's embedding beside the expert: selectors need it.")] = True,
+    recipe: Annotated[RecipeName, typer.Option(help="paper: 60 epochs; quick: 5, for a few hundred images.")] = "paper",
+    num_samples: NumSamples = None,
+    embed: Annotated[
+        bool, typer.Option(help="Also embed the task, and keep the embedding with the expert: selectors need it.")
+    ] = True,
     device: Device = None,
     num_workers: NumWorkers = 0,
     seed: Seed = 0,
 ) -> None:
     """Fine-tune the probe on every task.
 
-    Can be killed at any time, and given again: it goes on after the last whole epoch.
+    If interrupted, run it again: it resumes after the last whole epoch.
     """
-    from ..data import tasks_from
-    from ..embed.fisher_embed import fisher_embed
-    from ..experts.expert import train_expert
-    from ..probe.probe import load_probe
-
     net = load_probe(probe, weights=weights, image_size=image_size)
     work: dict[str, Any] = {"device": device, "num_workers": num_workers, "seed": seed, "num_samples": num_samples}
     for task in tasks_from(*specs):
@@ -52,20 +56,18 @@ def train(
 
 @expert.command()
 def register(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it: the task it was trained on.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the expert: that of the task it was trained on.")
+    ],
     weights: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Its weights (.safetensors, .pth).")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the experts.")],
+    output: _Output,
     probe: ProbeName = "resnet34",
     image_size: ImageSize = None,
     embedding: Annotated[
-        Path | None, typer.Option(help="The embedding of the task it was trained on (.safetensors).")
+        Path | None, typer.Option(metavar="FILE", help="Embedding of the task it was trained on (.safetensors).")
     ] = None,
 ) -> None:
-    """Make any checkpoint an expert."""
-    from ..embedding import Embedding
-    from ..experts.expert import save_expert
-    from ..probe.probe import load_probe
-
+    """Make an expert of any checkpoint."""
     known = None if embedding is None else Embedding.load(embedding)
     made = save_expert(load_probe(probe, weights=weights, image_size=image_size), output, name)
     if known is not None:
@@ -76,8 +78,6 @@ def register(
 @expert.command()
 def ls(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of experts.")]) -> None:
     """List the experts."""
-    from ..experts.expert import experts_in
-
     rows = [
         (
             found.name,
@@ -95,38 +95,32 @@ def ls(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of exp
 @expert.command()
 def transfer(
     specs: Specs,
-    experts: Annotated[Path, typer.Option("--experts", metavar="DIR", help="Folder of experts.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="CSV", help="The matrix of errors.")],
+    experts: Annotated[Path, typer.Option(metavar="DIR", help="Folder of experts.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="CSV", help="File of the error matrix.")],
     probe: Annotated[
-        str | None, typer.Option(help="Also measure this network without fine-tuning: the row imagenet.")
+        str | None, typer.Option(help="Also measure this network without fine-tuning, as the row imagenet.")
     ] = None,
     weights: Weights = None,
     image_size: ImageSize = None,
     num_samples: Annotated[
-        int | None, typer.Option(min=1, help="Images of a task to learn from, at most; default: half of all.")
+        int | None, typer.Option(min=1, help="At most this many training images a task; default: half of all.")
     ] = None,
     num_test: Annotated[
-        int | None, typer.Option(min=1, help="Images to test on, at most; default: the other half.")
+        int | None, typer.Option(min=1, help="At most this many test images a task; default: the other half.")
     ] = None,
-    method: Annotated[HeadMethod, typer.Option(help="How the classifier on frozen features is fitted.")] = "lbfgs",
+    method: Annotated[HeadMethod, typer.Option(help="How the classifier on fixed features is fitted.")] = "lbfgs",
     fine_tuning: Annotated[
-        RecipeName | None, typer.Option(help="Fine-tune every expert to every task instead, by this recipe.")
+        RecipeName | None, typer.Option(help="Fine-tune every expert to every task by this recipe instead.")
     ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder that keeps features.")] = None,
+    cache: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to keep features in.")] = None,
     device: Device = None,
     num_workers: NumWorkers = 0,
     seed: Seed = 0,
 ) -> None:
-    """Measure the error of every expert on every task: `task2vec select evaluate` scores selectors against it.
+    """Measure the error of every expert on every task, for task2vec select evaluate.
 
-    Can be killed at any time, and given again, with more tasks or experts, too: no error is measured twice.
+    If interrupted, run it again, also with more tasks or experts: no error is measured twice.
     """
-    from ..data import tasks_from
-    from ..experts.errors import IMAGENET
-    from ..experts.expert import AnyExpert, experts_in
-    from ..experts.transfer import transfer_errors
-    from ..probe.probe import load_probe
-
     rows: dict[str, AnyExpert] = {found.name: found for found in experts_in(experts)}
     if probe is not None:
         rows[IMAGENET] = load_probe(probe, weights=weights, image_size=image_size)
@@ -139,14 +133,14 @@ def transfer(
         method=method,
         fine_tuning=fine_tuning,
         seed=seed,
+        cache=cache,
         device=device,
         num_workers=num_workers,
-        cache=cache,
     )
     best = matrix.errors.min(0)
     table = [
-        (task, f"{float(error):.1%}", matrix.experts[int(index)])
-        for task, error, index in zip(matrix.tasks, best.values, best.indices, strict=True)
+        (task, f"{error:.1%}", matrix.experts[index])
+        for task, error, index in zip(matrix.tasks, best.values.tolist(), best.indices.tolist(), strict=True)
     ]
     print_table(console(), ("task", "least error", "expert"), table)
     print(f"  matrix: {output}")

@@ -1,4 +1,4 @@
-"""Which expert makes which error on which task: the table that everything about selection is scored against."""
+"""The error of every expert on every task: the matrix that selectors are scored against."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor
 from .._util.tables import write_table
 
 IMAGENET = "imagenet"
-"""The row of the probe as it is, without fine-tuning."""
+"""Name of the row of the probe without fine-tuning."""
 
 
 @dataclass(frozen=True, eq=False)
 class ErrorMatrix:
     """The test error of every expert on every task.
 
-    An expert is called after the task it was trained on; the row `IMAGENET` is the probe without fine-tuning.
+    An expert has the name of the task it was trained on; the row `IMAGENET` is the probe without fine-tuning.
 
     Args:
         errors: ``[E, T]`` float64 in [0, 1] on the CPU; NaN where it was not measured.
@@ -30,8 +30,8 @@ class ErrorMatrix:
         tasks: T names, all different.
 
     Raises:
-        ValueError: If a shape, a name or an error is not what it should be.
-        TypeError: If ``errors`` is no float64 tensor.
+        ValueError: If the shape does not fit, two names are equal, or an error is outside [0, 1].
+        TypeError: If ``errors`` is not a float64 tensor.
     """
 
     errors: Tensor
@@ -39,7 +39,7 @@ class ErrorMatrix:
     tasks: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Check every field; copies what a caller could change later."""
+        """Check every field, and copy what a caller could change later."""
         object.__setattr__(self, "experts", tuple(self.experts))
         object.__setattr__(self, "tasks", tuple(self.tasks))
         if not isinstance(self.errors, Tensor) or self.errors.dtype != torch.float64:
@@ -64,9 +64,6 @@ class ErrorMatrix:
     def row(self, expert: str) -> Tensor:
         """Return one expert's errors, ``[T]`` float64.
 
-        Args:
-            expert: Its name.
-
         Raises:
             ValueError: If there is no such expert.
         """
@@ -75,20 +72,13 @@ class ErrorMatrix:
     def column(self, task: str) -> Tensor:
         """Return the errors on one task, ``[E]`` float64.
 
-        Args:
-            task: Its name.
-
         Raises:
             ValueError: If there is no such task.
         """
         return self.errors[:, _index(task, self.tasks, "column", "task")]
 
     def select(self, *, experts: Sequence[str] | None = None, tasks: Sequence[str] | None = None) -> ErrorMatrix:
-        """Return the part of some experts and tasks, in the order given.
-
-        Args:
-            experts: Their names; None for all.
-            tasks: Their names; None for all.
+        """Return the errors of some experts (default: all) on some tasks (default: all), in the order given.
 
         Raises:
             ValueError: If one of them is not in the matrix.
@@ -99,15 +89,20 @@ class ErrorMatrix:
         columns = [_index(name, self.tasks, "select", "task") for name in tasks]
         return ErrorMatrix(self.errors[rows][:, columns], tuple(experts), tuple(tasks))
 
+    def without_own(self) -> ErrorMatrix:
+        """Return the matrix with NaN for every expert on its own task, the one of its name."""
+        own = torch.tensor([[expert == task for task in self.tasks] for expert in self.experts])
+        return ErrorMatrix(self.errors.masked_fill(own, torch.nan), self.experts, self.tasks)
+
     @classmethod
     def read_csv(cls, file: str | Path) -> ErrorMatrix:
         """Return the matrix of a CSV file: ``expert,TASK,TASK,…``, then a row for each expert.
 
         Args:
-            file: Its path. An empty cell, or ``nan``, was not measured.
+            file: Path of the file. An empty cell or ``nan`` is an error that was not measured.
 
         Raises:
-            ValueError: If there is no such file or it is not such a table; the message names the line.
+            ValueError: If there is no such file or it is not such a table; the message names the row.
         """
         path = Path(file)
         if not path.is_file():
@@ -135,14 +130,7 @@ class ErrorMatrix:
         return cls(errors, tuple(row[0] for row in rows[1:]), tuple(tasks))
 
     def write_csv(self, file: str | Path) -> None:
-        """Write the matrix as `read_csv` reads it, atomically; numbers in full precision.
-
-        Args:
-            file: Its path.
-
-        Raises:
-            OSError: If it could not be written; an older file is untouched.
-        """
+        """Write a file for `read_csv`, atomically; numbers in full precision."""
         rows = [
             [name, *("" if math.isnan(error) else error for error in row)]
             for name, row in zip(self.experts, self.errors.tolist(), strict=True)

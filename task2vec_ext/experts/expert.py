@@ -1,15 +1,14 @@
-"""Experts: fine-tuned networks that may be chosen for a new task, each in a folder with its card.
+"""Experts: fine-tuned networks that may be chosen for a new task, each in a folder of its own.
 
 | file | what |
 |---|---|
 | ``weights.safetensors`` | the network, with the head of the classes it was trained on |
-| ``card.json`` | what it is: `Card` |
+| ``card.json`` | its `Card` |
 | ``embedding.safetensors`` | optional: the Task2Vec embedding of the task it was trained on |
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -35,9 +34,11 @@ from .recipe import AnyRecipe, as_recipe
 if TYPE_CHECKING:
     import os
 
-    from .._util.progress import Pass
+    from typing_extensions import Unpack
+
     from ..data import TaskSource
     from ..settings import JSON
+    from .network import RunOptions
 
 FORMAT_VERSION = 1
 _CARD, _WEIGHTS, _EMBEDDING, _CHECKPOINT = "card.json", "weights.safetensors", "embedding.safetensors", "checkpoint.pt"
@@ -45,23 +46,23 @@ _CARD, _WEIGHTS, _EMBEDDING, _CHECKPOINT = "card.json", "weights.safetensors", "
 
 @dataclass(frozen=True)
 class Card:
-    """What an expert is and how it came to be.
+    """What an expert is and how it was trained.
 
     Args:
-        name: Of the expert: the task it was trained on.
-        architecture: As `load_probe` takes it; another word for a module of one's own.
+        name: The expert's name: the task it was trained on.
+        architecture: A name that `load_probe` takes, or any word for a module of your own.
         head: Name of the last Linear layer.
-        num_classes: C of that head.
-        fingerprint: `Probe.fingerprint` of the network: the head is not part of it.
-        preprocess: What the network expects of an image (`Preprocess.to_dict`), or None.
-        weights: What it was before: ``"IMAGENET1K_V1"``, the name of a file, ….
+        num_classes: C, the outputs of that head.
+        fingerprint: `Probe.fingerprint` of the network, which leaves out the head.
+        preprocess: Preprocessing of its images (`Preprocess.to_dict`), or None.
+        weights: Weights that training started from: ``"IMAGENET1K_V1"``, the name of a file, ….
         classes: Names of the C classes in label order, or None.
-        num_images: It was trained on; None: unknown.
-        task_digest: `Task.digest` of them.
-        metrics: ``error`` and ``nll`` (nats) on images held out, ….
+        num_images: Number of training images; None: unknown.
+        task_digest: `Task.digest` of the task's images.
+        metrics: Held-out ``error`` and ``nll`` (nats), ….
         recipe: How it was trained, JSON only.
-        metadata: Of the task.
-        version: Of the package.
+        metadata: The task's metadata.
+        version: The package's version.
     """
 
     name: str
@@ -82,10 +83,10 @@ class Card:
 
 @dataclass(frozen=True)
 class Expert:
-    """A fine-tuned network on the disk. Its weights are read when they are asked for.
+    """A fine-tuned network on the disk; `probe` reads its weights.
 
     Args:
-        folder: Holds its files.
+        folder: Folder of its files.
         card: What it is.
     """
 
@@ -98,6 +99,11 @@ class Expert:
         return self.card.name
 
     @property
+    def fingerprint(self) -> str:
+        """The network's `Probe.fingerprint`, without reading it."""
+        return self.card.fingerprint
+
+    @property
     def weights(self) -> Path:
         """The file of its weights."""
         return self.folder / _WEIGHTS
@@ -106,7 +112,7 @@ class Expert:
         """Return the network, with the head of its own classes.
 
         Args:
-            module: Of the architecture, where that is not one of `load_probe`'s names; gets the weights.
+            module: Module to load the weights into, where the architecture is not one of `load_probe`'s names.
 
         Returns:
             The probe, in eval mode.
@@ -116,14 +122,16 @@ class Expert:
         """
         card = self.card
         if module is None:
-            if not _has_name(card.architecture):
+            if card.architecture not in (OFFLINE_PROBE, *TORCHVISION_PROBES) and not card.architecture.startswith(
+                TIMM_PREFIX
+            ):
                 raise ValueError(
                     f"Expert: expected the module of {self.name!r}, whose architecture {card.architecture!r} has no "
                     "name that load_probe knows; pass probe(module)."
                 )
             module = load_probe(card.architecture, weights="random").module
-        bias = find_head(module, card.head).bias is not None
-        head = torch.nn.utils.skip_init(nn.Linear, find_head(module, card.head).in_features, card.num_classes, bias)
+        old = find_head(module, card.head)
+        head = torch.nn.utils.skip_init(nn.Linear, old.in_features, card.num_classes, old.bias is not None)
         module.set_submodule(card.head, head.eval())
         load_state(module, read_checkpoint(self.weights), f"the expert {self.name!r} ({card.architecture})")
         preprocess = None if card.preprocess is None else Preprocess.from_dict(card.preprocess)
@@ -137,16 +145,21 @@ class Expert:
 
     @cached_property
     def embedding(self) -> Embedding | None:
-        """The Task2Vec embedding of the task it was trained on, or None where nobody has put one."""
+        """The Task2Vec embedding of the task it was trained on; None if there is no such file."""
         return Embedding.load(self.embedding_file) if self.embedding_file.exists() else None
 
     @property
     def embedding_file(self) -> Path:
-        """Where that embedding belongs: ``fisher_embed(task, probe).save(expert.embedding_file)``."""
+        """Path of that embedding: ``fisher_embed(task, probe).save(expert.embedding_file)``."""
         return self.folder / _EMBEDDING
 
 
 AnyExpert: TypeAlias = "Expert | Probe"
+
+
+def as_probe(expert: AnyExpert) -> Probe:
+    """Return the network of an expert; a probe is returned as it is."""
+    return expert.probe() if isinstance(expert, Expert) else expert
 
 
 def save_expert(probe: Probe, folder: str | os.PathLike[str], name: str, **known: Any) -> Expert:
@@ -154,16 +167,13 @@ def save_expert(probe: Probe, folder: str | os.PathLike[str], name: str, **known
 
     Args:
         probe: The network; `load_probe` reads checkpoints.
-        folder: Of the experts; ``folder/NAME`` becomes this one's.
-        name: What to call it: the task it was trained on.
-        **known: What else is known: ``classes``, ``num_images``, ``task_digest``, ``metrics``, ``recipe``,
-            ``metadata``, ``weights`` of `Card`.
-
-    Returns:
-        The expert.
+        folder: Folder of experts; this one is written to ``folder/NAME``.
+        name: The expert's name: the task it was trained on.
+        **known: Other fields of `Card`: ``classes``, ``num_images``, ``task_digest``, ``metrics``, ``recipe``,
+            ``metadata``, ``weights``.
 
     Raises:
-        ValueError: If the names of the classes are not as many as the head's outputs, or the folder holds the expert of
+        ValueError: If there are not as many class names as the head has outputs, or the folder holds an expert of
             another name.
         OSError: If it could not be written.
     """
@@ -198,55 +208,40 @@ def train_expert(
     folder: str | os.PathLike[str],
     probe: str | nn.Module | Probe = "resnet34",
     *,
-    weights: Any = None,
-    image_size: int | None = None,
     recipe: AnyRecipe = "paper",
     held_out: float = 0.2,
     num_samples: int | None = None,
     seed: int = 0,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    num_workers: int = 0,
-    name: str | None = None,
-    progress: bool | Pass | None = None,
+    **options: Unpack[RunOptions],
 ) -> Expert:
     """Return the expert of a task, after fine-tuning the probe on it.
 
-    Can be killed at any moment and called again: it goes on after the last whole epoch, to the same weights. An expert
-    that is there already, of the same task and recipe, is returned as it is.
+    It can be killed at any moment and called again: training resumes after the last whole epoch, to the same weights.
+    An expert that exists already, of the same images and recipe, is returned as it is.
 
     Args:
         task: As for `fisher_embed`, with one class an image.
-        folder: Of the experts; ``folder/NAME`` becomes this one's.
-        probe: Where to start from, as for `load_probe`; comes back untouched.
-        weights: Of a named probe.
-        image_size: Crop in pixels.
+        folder: Folder of experts; this one is written to ``folder/NAME``.
+        probe: Network to start from, as for `load_probe`; comes back untouched.
         recipe: ``"paper"``, ``"quick"`` (small data) or a `Recipe`.
-        held_out: Share of the images that tell the best epoch, in (0, 1).
-        num_samples: At most so many images, drawn in proportion to the classes; default: all.
-        seed: Of every random choice.
-        device: Where to train; default: CUDA where there is one.
-        dtype: Of the forward pass (autocast); default: bfloat16 on a GPU that has it, else float32.
-        num_workers: Processes that decode images; 0: this one.
-        name: Of the expert; default: the task's.
-        progress: Show a progress bar; default: where standard error is a terminal.
-
-    Returns:
-        The `Expert`.
+        held_out: Share of the images by which the best epoch is chosen, in (0, 1).
+        num_samples: At most this many images, drawn in proportion to the classes; default: all.
+        seed: Seed of every random choice.
+        **options: Device, precision and the like; see `RunOptions`.
 
     Raises:
-        ValueError: If the task is none of classes, an option is impossible, or the folder holds an expert of other
-            images or another recipe.
+        ValueError: If labels are not 0…C−1, an option is impossible, or the folder holds an expert of other images or
+            another recipe.
         RuntimeError: If the loss is not finite.
 
     Source:
         Achille et al., Task2Vec, ICCV 2019 (arXiv 1902.03545), §5.
     """
     recipe = as_recipe(recipe)
-    source = as_task(task, name=name)
+    source = as_task(task)
     labels = read_labels(source)
     check_labels(labels, who="train_expert")
-    net = load_probe(probe, weights=weights, image_size=image_size)
+    net = load_probe(probe)
     root = _folder_of(Path(folder), source.name)
     chosen = subset(source, draw(labels, num_samples, seed))
     how: dict[str, JSON] = {
@@ -267,18 +262,7 @@ def train_expert(
         return found
     train, rest = hold_out(chosen, 1 - held_out, seed=seed)
     root.mkdir(parents=True, exist_ok=True)
-    tuned = fine_tune(
-        net,
-        train,
-        rest,
-        recipe,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        num_workers=num_workers,
-        checkpoint=root / _CHECKPOINT,
-        progress=progress,
-    )
+    tuned = fine_tune(net, train, rest, recipe, seed=seed, checkpoint=root / _CHECKPOINT, **options)
     expert = save_expert(
         tuned.probe,
         folder,
@@ -298,14 +282,8 @@ def train_expert(
 def load_expert(folder: str | os.PathLike[str]) -> Expert:
     """Return the expert in a folder; its weights are not read yet.
 
-    Args:
-        folder: The expert's own.
-
-    Returns:
-        The expert.
-
     Raises:
-        ValueError: If there is no card, or none that can be understood.
+        ValueError: If there is no card, or one that cannot be read.
     """
     file = Path(folder) / _CARD
     try:
@@ -326,16 +304,10 @@ def load_expert(folder: str | os.PathLike[str]) -> Expert:
 
 
 def experts_in(folder: str | os.PathLike[str]) -> list[Expert]:
-    """Return all experts of a folder, by name; one that is still in training has no card and is none yet.
-
-    Args:
-        folder: Holds a folder for each.
-
-    Returns:
-        The experts.
+    """Return all experts of a folder, by name; those still in training are left out.
 
     Raises:
-        ValueError: If there is no such folder, two have one name, or a card cannot be understood.
+        ValueError: If there is no such folder, two experts have one name, or a card cannot be read.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -350,30 +322,11 @@ def experts_in(folder: str | os.PathLike[str]) -> list[Expert]:
     return experts
 
 
-def head_fingerprint(probe: Probe) -> str:
-    """Return the SHA-256 of a probe's head, which `Probe.fingerprint` leaves out.
-
-    Args:
-        probe: Any.
-
-    Returns:
-        Hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    for value in find_head(probe.module, probe.head).state_dict().values():
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def _folder_of(root: Path, name: str) -> Path:
-    """Return where the expert of a name belongs, unless another one is there."""
+    """Return the folder of the expert of a name, unless it holds another one."""
     folder = root / safe_name(name)
     if (folder / _CARD).exists() and (other := load_expert(folder).name) != name:
         raise ValueError(
             f"save_expert: expected {folder} to be free for {name!r}, got the expert {other!r}; rename one."
         )
     return folder
-
-
-def _has_name(architecture: str) -> bool:
-    return architecture in (OFFLINE_PROBE, *TORCHVISION_PROBES) or architecture.startswith(TIMM_PREFIX)

@@ -1,4 +1,4 @@
-"""Fine-tuning: a probe's network trained on one task, to the best of its epochs, over any interruption."""
+"""Fine-tuning: a probe's network trained on one task; the best epoch is kept, and interrupted training resumes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from torch.nn import functional as F
 from .._util.atomic import atomic_path
 from ..data import check_labels, read_labels
 from ..fisher.head import fit_head
-from ..probe.feed import ImageFeed, choose_device
 from ..probe.layers import find_head
 from ..probe.probe import Probe
+from .network import Network
 from .recipe import AnyRecipe, Recipe, as_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+    from typing_extensions import Unpack
 
-    from .._util.progress import Pass
     from ..data import Task
+    from .network import RunOptions
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Epoch:
 
     Args:
         number: From 1.
-        train_nll: Mean loss over the epoch's images as they were trained on, nats.
+        train_nll: Mean loss over the training images during the epoch, nats.
         error: Share of the held-out images labelled wrong.
-        nll: Of the held-out images, nats.
+        nll: Mean loss of the held-out images, nats.
     """
 
     number: int
@@ -51,9 +52,9 @@ class FineTuned:
     """A fine-tuned network.
 
     Args:
-        probe: The network of the best epoch, in eval mode on the CPU, with a head of the task's C classes.
-        best: The epoch of the least held-out error; among equals, of the least NLL.
-        epochs: All of them.
+        probe: Network of the best epoch, in eval mode on the CPU, with a head of the task's C classes.
+        best: Epoch of the least held-out error; among equals, of the least NLL.
+        epochs: All epochs.
     """
 
     probe: Probe
@@ -68,32 +69,23 @@ def fine_tune(
     recipe: AnyRecipe = "paper",
     *,
     seed: int = 0,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    num_workers: int = 0,
     checkpoint: Path | None = None,
-    progress: bool | Pass | None = None,
+    **options: Unpack[RunOptions],
 ) -> FineTuned:
-    """Return the probe's network trained on a task: head first, then everything, the best epoch kept.
+    """Return the probe's network trained on a task: first the head, then all layers, the best epoch kept.
 
     Args:
-        probe: Where to start from; comes back untouched.
-        train: ImageFeed to learn from; every class 0…C−1 occurs.
-        held_out: ImageFeed of the same classes that tell the best epoch.
+        probe: Network to start from; comes back untouched.
+        train: Images to train on; every class 0…C−1 occurs.
+        held_out: Images of the same classes, by which the best epoch is chosen.
         recipe: ``"paper"``, ``"quick"`` or a `Recipe`.
-        seed: Of order and augmentation: same seed, same weights on one machine.
-        device: Where to train; default: CUDA where there is one.
-        dtype: Of the forward pass (autocast); default: bfloat16 on a GPU that has it, else float32.
-        num_workers: Processes that decode images; 0: this one.
-        checkpoint: A file written after every epoch. Where it exists, training goes on from it, to the same weights
-            as without an interruption.
-        progress: Show a progress bar; default: where standard error is a terminal.
-
-    Returns:
-        The `FineTuned` network.
+        seed: Seed of order and augmentation: same seed, same weights on one machine.
+        checkpoint: File written after every epoch. If it exists, training resumes from it, to the same weights as
+            without an interruption.
+        **options: Device, precision and the like; see `RunOptions`.
 
     Raises:
-        ValueError: If labels are no 0…C−1, an image cannot be read, nothing is held out, or the checkpoint is of
+        ValueError: If labels are not 0…C−1, an image cannot be read, nothing is held out, or the checkpoint is of
             another training.
         RuntimeError: If the loss is not finite.
 
@@ -107,8 +99,6 @@ def fine_tune(
     num_classes = check_labels(read_labels(train), who="fine_tune")
     if len(held_out) == 0:
         raise ValueError(f"fine_tune: expected images held out of {train.name!r}, got none; they tell the best epoch.")
-    place = choose_device(probe.module, device, owned=True)
-    autocast = autocast_to(place, dtype)
     settings = {
         "probe": probe.fingerprint,
         "task": train.digest(),
@@ -117,7 +107,7 @@ def fine_tune(
         "seed": seed,
         "recipe": asdict(recipe),
     }
-    run = _Run(_with_head(probe, num_classes), train, held_out, recipe, place, autocast, num_workers, progress, seed)
+    run = _Run(Network.of(_with_head(probe, num_classes), **options), train, held_out, recipe, seed)
     if checkpoint is not None and checkpoint.exists():
         run.restore(checkpoint, settings)
     else:
@@ -135,36 +125,19 @@ def _with_head(probe: Probe, num_classes: int) -> Probe:
     module = copy.deepcopy(probe.module).requires_grad_(True)
     head = torch.nn.utils.skip_init(nn.Linear, probe.feature_size, num_classes)  # fitted before anything reads it
     module.set_submodule(probe.head, head)
-    # 1.7 times as fast on a CPU (ResNet-18, 96 px), and what tensor cores want.
-    return replace(probe, module=module.to(memory_format=torch.channels_last).eval())
+    return replace(probe, module=module.eval())
 
 
 class _Run:
     """One training: what changes from epoch to epoch."""
 
-    def __init__(
-        self,
-        probe: Probe,
-        train: Task,
-        held_out: Task,
-        recipe: Recipe,
-        device: torch.device,
-        autocast: torch.autocast,
-        num_workers: int,
-        progress: bool | Pass | None,
-        seed: int,
-    ) -> None:
-        self.probe, self.module, self.recipe, self.device, self.seed = probe, probe.module, recipe, device, seed
-        self.module.to(device)
-        self.autocast = autocast
+    def __init__(self, network: Network, train: Task, held_out: Task, recipe: Recipe, seed: int) -> None:
+        self.probe, self.module, self.recipe, self.seed = network.probe, network.probe.module, recipe, seed
+        self.device, self.autocast = network.device, network.autocast
+        self.train, self.held_out = (network.feed(task, recipe.batch_size) for task in (train, held_out))
         self.optimizer = torch.optim.SGD(
-            self.module.parameters(),
-            recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
+            self.module.parameters(), recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
-        self.train = ImageFeed(train, probe, device, recipe.batch_size, num_workers, progress)
-        self.held_out = ImageFeed(held_out, probe, device, recipe.batch_size, num_workers, progress)
         self.epochs: list[Epoch] = []
         self.best_state: dict[str, Tensor] = {}
 
@@ -172,11 +145,10 @@ class _Run:
     def best(self) -> Epoch:
         return min(self.epochs, key=lambda epoch: (epoch.error, epoch.nll))
 
-    @torch.no_grad()
     def fit_head(self) -> None:
         """Fit the head on the features that the network has."""
         features, labels = [], []
-        with self.train.batches(torch.arange(len(self.train.task)), "features") as loaded:
+        with torch.no_grad(), self.train.batches(torch.arange(len(self.train.task)), "features") as loaded:
             for batch in loaded:
                 features.append(self.probe.features(batch.images).float())
                 labels.append(batch.labels)
@@ -184,43 +156,50 @@ class _Run:
         fitted = fit_head(
             torch.cat(features), torch.cat(labels), head.out_features, method=self.recipe.head, seed=self.seed
         )
-        head.weight.copy_(fitted.weight)
-        head.bias.copy_(fitted.bias)
+        with torch.no_grad():
+            head.weight.copy_(fitted.weight)
+            head.bias.copy_(fitted.bias)
 
     def epoch(self) -> None:
-        """Train over all images once, and see how the network does."""
-        number, total, seen = len(self.epochs) + 1, 0.0, 0
-        count = len(self.train.task)
-        count -= count % self.recipe.batch_size == 1  # BatchNorm has no statistics of one image
+        """Train on all images once, then measure the held-out error."""
+        number, count = len(self.epochs) + 1, len(self.train.task)
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(1_000_003 * self.seed + number)  # a prime: no two seeds share their epochs
-            order = torch.randperm(len(self.train.task))[:count]
-            self.module.train()
-            for module in self.module.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.train(self.recipe.batch_statistics)
-            with self.train.batches(order, f"epoch {number} of {self.recipe.epochs}") as loaded:
-                for batch in loaded:
-                    done = (number - 1 + seen / count) / self.recipe.epochs
-                    for group in self.optimizer.param_groups:
-                        group["lr"] = self.recipe.rate(done)
-                    with self.autocast:
-                        logits = self.module(_augmented(batch.images, self.recipe))
-                    loss = F.cross_entropy(logits.float(), batch.labels)
-                    self.optimizer.zero_grad()
-                    loss.backward()
-                    self.optimizer.step()
-                    total, seen = total + float(loss.detach()) * len(batch.labels), seen + len(batch.labels)
-                    if not math.isfinite(total):
-                        raise RuntimeError(
-                            f"fine_tune: expected a finite loss, got {float(loss.detach())} in epoch {number} of "
-                            f"{self.train.task.name!r}; lower the learning rate (now {self.recipe.learning_rate:g})."
-                        )
+            order = torch.randperm(count)
+            if count % self.recipe.batch_size == 1:  # BatchNorm has no statistics of one image
+                order = order[:-1]
+            train_nll = self._train(order, number)
         self.module.eval()
-        self.epochs.append(Epoch(number, total / seen, *self._held_out_error(number)))
+        self.epochs.append(Epoch(number, train_nll, *self._held_out_error(number)))
         if self.best.number == number:
             self.best_state = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+
+    def _train(self, order: Tensor, number: int) -> float:
+        """Take a step for every batch; return the mean loss."""
+        total, seen = 0.0, 0
+        self.module.train()
+        for module in self.module.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train(self.recipe.batch_statistics)
+        with self.train.batches(order, f"epoch {number} of {self.recipe.epochs}") as loaded:
+            for batch in loaded:
+                done = (number - 1 + seen / len(order)) / self.recipe.epochs
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.recipe.rate(done)
+                with self.autocast:
+                    logits = self.module(_augmented(batch.images, self.recipe))
+                loss = F.cross_entropy(logits.float(), batch.labels)
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                total, seen = total + float(loss.detach()) * len(batch.labels), seen + len(batch.labels)
+                if not math.isfinite(total):
+                    raise RuntimeError(
+                        f"fine_tune: expected a finite loss, got {float(loss.detach())} in epoch {number} of "
+                        f"{self.train.task.name!r}; lower the learning rate (now {self.recipe.learning_rate:g})."
+                    )
+        return total / seen
 
     @torch.no_grad()
     def _held_out_error(self, number: int) -> tuple[float, float]:
@@ -246,7 +225,7 @@ class _Run:
             torch.save(content, temporary)
 
     def restore(self, file: Path, settings: dict[str, Any]) -> None:
-        """Go back to where `save` was called."""
+        """Return to the state that `save` wrote."""
         try:
             content = torch.load(file, map_location=self.device, weights_only=True)
             found = json.loads(content["settings"])
@@ -267,31 +246,14 @@ class _Run:
         self.optimizer.load_state_dict(content["optimizer"])
 
 
-def autocast_to(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    """Return the context of a forward pass in this type.
-
-    Args:
-        device: Of the pass.
-        dtype: None: bfloat16 on a GPU that has it, else float32.
-
-    Returns:
-        The context, for any number of passes.
-    """
-    if dtype is None:
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype = torch.bfloat16 if fast else torch.float32
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
 def _augmented(images: Tensor, recipe: Recipe) -> Tensor:
-    """Return images ``[B, 3, H, W]`` moved and mirrored at random, channels-last."""
+    """Return images ``[B, 3, H, W]`` shifted and mirrored at random, channels-last."""
     height, width = images.shape[2:]
     reach = math.floor(recipe.shift * min(height, width))
     if reach:
         padded = F.pad(images, (reach,) * 4, mode="reflect")
         places = torch.randint(2 * reach + 1, (len(images), 2)).tolist()
-        moved = [padded[i, :, y : y + height, x : x + width] for i, (y, x) in enumerate(places)]
-        images = torch.stack(moved)
+        images = torch.stack([padded[i, :, y : y + height, x : x + width] for i, (y, x) in enumerate(places)])
     if recipe.flip:
         mirrored = torch.rand(len(images), 1, 1, 1).to(images.device) < 0.5
         images = torch.where(mirrored, images.flip(3), images)

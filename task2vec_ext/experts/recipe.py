@@ -16,20 +16,20 @@ _STEP_AFTER, _STEP = 2 / 3, 0.1  # the paper: ÷10 after epoch 40 of 60
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is fine-tuned: first its head alone, on the features it has, then all of it by SGD.
+    """How a network is fine-tuned: first its head alone, on fixed features, then all of it by SGD.
 
     Args:
         head: How the head is fitted first: ``"adam"`` (10 epochs) or ``"lbfgs"`` (to convergence).
-        epochs: Of the whole network.
-        learning_rate: At the start, > 0.
+        epochs: How often the whole network is trained on all images.
+        learning_rate: Learning rate at the start, > 0.
         schedule: ``"step"``: a tenth in the last third; ``"cosine"``: down to 0.
-        momentum: Of SGD, in [0, 1).
+        momentum: Momentum of SGD, in [0, 1).
         weight_decay: L2 penalty inside the gradient.
-        batch_size: Images a step; BatchNorm takes its statistics over them.
-        shift: Every image is moved at random by up to this share of its side, in [0, 0.5); the rim is mirrored.
-        flip: Every other image is mirrored, at random. Not for digits and text.
-        batch_statistics: BatchNorm normalises by each batch and follows its statistics; False: it keeps those it has,
-            which few images of one domain would only spoil.
+        batch_size: Images in a step; BatchNorm takes its statistics over them.
+        shift: Largest random shift as a share of the image's side, in [0, 0.5); borders are mirrored.
+        flip: Mirror half of the images, at random. Not for digits and text.
+        batch_statistics: Normalise by each batch's statistics in BatchNorm, and update the running ones; False: keep
+            those of pre-training, which few images of one domain would only spoil.
 
     Raises:
         ValueError: If a value is impossible.
@@ -62,14 +62,7 @@ class Recipe:
                 raise ValueError(f"Recipe: expected {name} as {expected}, got {getattr(self, name)!r}; correct it.")
 
     def rate(self, done: float) -> float:
-        """Return the learning rate once this share of all steps is done.
-
-        Args:
-            done: In [0, 1).
-
-        Returns:
-            The rate.
-        """
+        """Return the learning rate after a share of all steps, ``0 ≤ done < 1``."""
         if self.schedule == "step":
             return self.learning_rate * (_STEP if done >= _STEP_AFTER else 1)
         return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
@@ -87,13 +80,7 @@ AnyRecipe: TypeAlias = "RecipeName | Recipe"
 
 
 def as_recipe(recipe: AnyRecipe) -> Recipe:
-    """Return the recipe of a name, or the recipe given.
-
-    Args:
-        recipe: ``"paper"``, ``"quick"`` or a `Recipe`.
-
-    Returns:
-        The recipe.
+    """Return the recipe of a name; a `Recipe` is returned as it is.
 
     Raises:
         ValueError: If there is none of that name.

@@ -1,8 +1,10 @@
-"""Choosing the expert for a task: how it would have gone, by error matrix, and which one to take."""
+"""Choosing the expert for a task, and scoring the ways to choose against an error matrix."""
 
 from ..experts.errors import IMAGENET, ErrorMatrix
 from .baselines import BASELINES, TRANSFERABILITY
+from .choose import Choice, Ranked, choose
 from .distances import Distance
+from .evaluate import MEASURES, Interval, Row, Table, evaluate
 from .model2vec import Model2Vec
 from .selector import ExpertFacts, Selector, TaskFacts
 
@@ -22,11 +24,19 @@ SELECTORS: dict[str, Selector] = {
 
 __all__ = [
     "IMAGENET",
+    "MEASURES",
     "SELECTORS",
+    "Choice",
     "Distance",
     "ErrorMatrix",
     "ExpertFacts",
+    "Interval",
     "Model2Vec",
+    "Ranked",
+    "Row",
     "Selector",
+    "Table",
     "TaskFacts",
+    "choose",
+    "evaluate",
 ]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..experts.errors import IMAGENET
-from .selector import ExpertFacts, Outputs, Selector, TaskFacts, lacking, scores
+from .selector import ExpertFacts, Selector, TaskFacts
 from .transferability import h_score, knn_accuracy, leep, logme, nce, probe_accuracy
+
+if TYPE_CHECKING:
+    from ..experts.features import ExpertFeatures
 
 
 @dataclass(frozen=True)
@@ -25,16 +28,13 @@ class Chance(Selector):
     name: str = "chance"
     why: ClassVar[str] = "is as good as any"
 
-    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
+    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:
         return torch.zeros(len(experts), dtype=torch.float64)
-
-    def passes(self, num_experts: int) -> float:  # noqa: D102
-        return 0
 
 
 @dataclass(frozen=True)
 class ImageNet(Selector):
-    """No expert: the probe as it is, the row `errors.IMAGENET` of an error matrix. No passes.
+    """No expert: the probe without fine-tuning, the row `IMAGENET` of an error matrix. No passes.
 
     Source:
         Achille et al., 1902.03545.
@@ -43,37 +43,31 @@ class ImageNet(Selector):
     name: str = "imagenet"
     why: ClassVar[str] = "is the probe without fine-tuning"
 
-    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
+    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:
         values = [0 if expert.name == IMAGENET else torch.nan for expert in experts]
         return torch.tensor(values, dtype=torch.float64)
-
-    def passes(self, num_experts: int) -> float:  # noqa: D102
-        return 0
 
 
 @dataclass(frozen=True)
 class LargestTask(Selector):
     """Always the expert whose task had the most images. No passes.
 
-    On the error matrix of the paper's authors it beats ImageNet and d_sym: a table without it flatters.
+    On the error matrix of the paper's authors it beats ImageNet and d_sym.
     """
 
     name: str = "largest_task"
     why: ClassVar[str] = "was trained on the task with the most images"
 
-    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
+    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:
         sizes = [None if expert.task is None else expert.task.num_images for expert in experts]
-        return scores(self, "a known number of images", task, sizes)
-
-    def passes(self, num_experts: int) -> float:  # noqa: D102
-        return 0
+        return self._scores("a known number of images", task, sizes)
 
 
 @dataclass(frozen=True)
 class Domain(Selector):
     """The expert whose task's images look most alike: cosine of the means of the probe's features. One pass.
 
-    Blind to labels: two tasks over the same images are one to it.
+    It does not see labels: two tasks over the same images are equal to it.
 
     Source:
         Achille et al., 1902.03545 ("domain embedding").
@@ -81,41 +75,37 @@ class Domain(Selector):
 
     name: str = "domain"
     why: ClassVar[str] = "was trained on the images that look most alike"
+    passes_per_task: ClassVar[int | None] = 1
 
-    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
+    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:
         own = task.mean_features
         if own is None:
-            raise lacking(self, "mean_features", task)
+            raise self._lacking("mean_features", task)
         theirs = [None if expert.task is None else expert.task.mean_features for expert in experts]
         cosines = [
             None if mean is None else float(torch.cosine_similarity(own.double(), mean.double(), dim=0))
             for mean in theirs
         ]
-        return scores(self, "mean_features of its task", task, cosines)
-
-    def passes(self, num_experts: int) -> float:  # noqa: D102
-        return 1
+        return self._scores("mean_features of its task", task, cosines)
 
 
 @dataclass(frozen=True)
 class Transferability(Selector):
-    """A score of every expert's own outputs on the task's images: `transferability` has them. E passes.
+    """A score of every expert's own outputs on the task's images (`transferability`). E passes.
 
     Args:
-        name: Of the score.
+        name: Name of the score.
         score: From an expert's outputs to a number, higher is better.
     """
 
     why: ClassVar[str] = "gives the outputs that go best with the task's labels"
-    score: Callable[[Outputs], float] = field(repr=False)
+    passes_per_task: ClassVar[int | None] = None
+    score: Callable[[ExpertFeatures], float] = field(repr=False)
 
-    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
+    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:
         if task.outputs is None:
-            raise lacking(self, "the experts' outputs on its images", task)
+            raise self._lacking("the experts' outputs on its images", task)
         return torch.tensor([self.score(task.outputs(expert.name)) for expert in experts], dtype=torch.float64)
-
-    def passes(self, num_experts: int) -> float:  # noqa: D102
-        return num_experts
 
 
 BASELINES: tuple[Selector, ...] = (Chance(), ImageNet(), LargestTask(), Domain())

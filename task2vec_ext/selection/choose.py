@@ -1,29 +1,26 @@
-"""Choosing: the experts in order, how sure that order is, and why the first comes first."""
+"""Choosing: the experts in order, with error bars, and why the first comes first."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ..distance.distance import distance_matrix
 from ..distance.uncertainty import neighbour_ranks
-from .distances import PAPER_ALPHA, Distance, source_embeddings, task_embeddings
+from .distances import PAPER_ALPHA, Distance
 from .selector import ExpertFacts, Selector, TaskFacts
-
-if TYPE_CHECKING:
-    from ..embedding import Embedding
 
 
 class Ranked(NamedTuple):
-    """An expert in its place.
+    """An expert and its place.
 
     Args:
-        name: Of the expert.
+        name: The expert's name.
         score: Higher is better; NaN where the selector has none.
-        standard_error: Of the score, from the images of both embeddings; None where it is not known.
-        best: The best place, from 1, that those images allow (95 %); None where it is not known.
-        worst: The worst.
+        standard_error: Standard error of the score, from the images of both embeddings; None if unknown.
+        best: Lower end of the 95 % interval of its place, from 1; None if unknown.
+        worst: Upper end.
     """
 
     name: str
@@ -38,10 +35,10 @@ class Choice:
     """The experts in order.
 
     Args:
-        task: To be solved.
-        selector: That put them in order.
-        ranked: Best first; those without a score last, equal scores by name.
-        why: One sentence.
+        task: Name of the task to solve.
+        selector: Name of the selector.
+        ranked: The experts, best first; those without a score last, equal scores by name.
+        why: One sentence about the first.
     """
 
     task: str
@@ -53,16 +50,12 @@ class Choice:
 def choose(task: TaskFacts, experts: Sequence[ExpertFacts], selector: Selector) -> Choice:
     """Return the experts in order of their scores.
 
-    Places and errors are those of d_sym and d_asym between embeddings with error bars; where one has none there are
-    none.
+    For a `Distance`, scores and places have error bars if all embeddings have.
 
     Args:
-        task: To be solved.
-        experts: To choose from.
-        selector: That scores them; fitted, where it learns.
-
-    Returns:
-        The choice.
+        task: The task to solve.
+        experts: Experts to choose from.
+        selector: What scores them; fitted, if it learns.
 
     Raises:
         ValueError: If there are no experts, or too little is known.
@@ -80,24 +73,16 @@ def choose(task: TaskFacts, experts: Sequence[ExpertFacts], selector: Selector) 
 
 
 def _places(task: TaskFacts, experts: Sequence[ExpertFacts], selector: Distance) -> dict[str, Ranked]:
-    """Errors and places by name; of none where an embedding has no error bars."""
-    known: dict[str, Embedding] = {
-        expert.name: source
-        for expert, source in zip(experts, source_embeddings(experts), strict=True)
-        if source is not None
-    }
-    every = [*known.values(), *task_embeddings(selector, [task])]
+    """Standard errors and places by name; none if an embedding has no error bars."""
+    known = [expert for expert in experts if expert.embedding is not None]
+    every = [one for one in (*(expert.embedding for expert in known), task.embedding) if one is not None]
     if any(embedding.group_means is None for embedding in every):
         return {}
     alpha, target = PAPER_ALPHA if selector.alpha is None else selector.alpha, len(known)
     errors = distance_matrix(every, selector.distance, alpha=alpha, with_error=True).standard_error[:target, target]
     places = neighbour_ranks(every, target, selector.distance, alpha=alpha)
-    return {
-        name: Ranked(name, 0.0, error, low, high)
-        for name, error, low, high in zip(
-            known, errors.tolist(), places.low.tolist(), places.high.tolist(), strict=False
-        )
-    }
+    found = zip(known, errors.tolist(), places.low[:target].tolist(), places.high[:target].tolist(), strict=True)
+    return {expert.name: Ranked(expert.name, 0.0, error, low, high) for expert, error, low, high in found}
 
 
 def _why(ranked: Sequence[Ranked], selector: Selector) -> str:
@@ -109,13 +94,13 @@ def _why(ranked: Sequence[Ranked], selector: Selector) -> str:
     if second.score != second.score:
         return f"{start}; too little is known of the others."
     if second.score == first.score:
-        tied = sum(one.score == first.score for one in ranked)
-        return f"{start}, but so {'does' if tied == 2 else 'do'} {tied - 1} of the others: they tie."
+        tied = sum(one.score == first.score for one in ranked) - 1
+        return f"{start}, tied with {tied} other{'s' * (tied > 1)}."
     ahead = f"{start}, {first.score - second.score:.2g} ahead of {second.name}"
     if first.worst is None:
         return f"{ahead}."
     rivals = [one.name for one in ranked[1:] if one.best == 1]
     if not rivals:
-        return f"{ahead}: more than the noise of the images."
+        return f"{ahead}; the lead is significant (95 %)."
     others = rivals[0] if len(rivals) == 1 else f"any of {len(rivals)} others"
-    return f"{ahead}; with other images of the same kind it might be {others}."
+    return f"{ahead}; the lead is not significant (95 %): {others} may be first, too."

@@ -12,30 +12,29 @@ from torch import Tensor
 
 from ..distance.distance import cross_distances
 from .measures import chosen_error
-from .selector import ExpertFacts, Selector, TaskFacts, lacking, unknown
+from .selector import ExpertFacts, Selector, TaskFacts
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from ..embedding import Embedding
     from ..experts.errors import ErrorMatrix
 
 PAPER_ALPHA = 0.15
-"""Of the paper, for a ResNet-34 probe: what α is where nothing was learned, and among values that do equally well."""
+"""The paper's α, for a ResNet-34 probe: used before anything is learned, and to break ties between learned values."""
 ALPHAS = tuple(step / 20 for step in range(81))
 """Values of α that are tried. Over 107 real tasks (ResNet-18) d_sym(a, t₀) has a standard deviation of 0.05,
-d_sym(a, b) one of 0.12: 0.15 changes hardly any choice, and at 4 the former rules."""
+d_sym(a, b) one of 0.12: 0.15 changes hardly any choice, and at 4 the former dominates."""
 
 
 @dataclass(frozen=True)
 class Distance(Selector):
-    """The expert whose task's embedding is nearest: −d of expert and task.
+    """The expert whose task's embedding is nearest: score −d(expert's task, task).
 
-    Three passes of one network, however many experts: one for the head's features, and forward and backward for the
-    Fisher. The experts themselves are not run.
+    Three passes of one network, however many experts there are: one for the head's features, then forward and backward
+    for the Fisher. The experts themselves are not run.
 
     Args:
-        name: Of the selector.
+        name: Name of the selector.
         distance: Which distance; `task2vec_ext.distance` has the formulas.
         alpha: Weight of the distance to the trivial task; None: the one of `ALPHAS` whose choices have the least mean
             relative increase of error on the tasks of `fit`, `PAPER_ALPHA` before that.
@@ -46,17 +45,15 @@ class Distance(Selector):
 
     name: str = "asym"
     why: ClassVar[str] = "was trained on the nearest task"
+    passes_per_task: ClassVar[int | None] = 3
     distance: Literal["sym", "sym_scaled", "asym", "asym_scaled"] = "asym"
     alpha: float | None = PAPER_ALPHA
 
-    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
+    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:
         alpha = PAPER_ALPHA if self.alpha is None else self.alpha
         return -self._distances([task], experts, alpha)[:, 0]
 
-    def passes(self, num_experts: int) -> float:  # noqa: D102
-        return EMBEDDING_PASSES
-
-    def fit(self, errors: ErrorMatrix, tasks: Mapping[str, TaskFacts], experts: Mapping[str, ExpertFacts]) -> Self:  # noqa: D102
+    def fit(self, errors: ErrorMatrix, tasks: Mapping[str, TaskFacts], experts: Mapping[str, ExpertFacts]) -> Self:
         if self.alpha is not None:
             return self
         known = [experts[name] for name in errors.experts]
@@ -69,50 +66,24 @@ class Distance(Selector):
 
     def _distances(self, tasks: Sequence[TaskFacts], experts: Sequence[ExpertFacts], alpha: float) -> Tensor:
         """Distances of experts to tasks, ``[E, T]``; NaN for an expert whose task has no embedding."""
-        targets = task_embeddings(self, tasks)
-        sources = source_embeddings(experts)
-        has_one = [index for index, source in enumerate(sources) if source is not None]
-        if not has_one:
-            raise unknown(self, "an embedding of its task", tasks[0], len(experts))
+        targets = self._embeddings(tasks)
+        sources = {e: expert.embedding for e, expert in enumerate(experts) if expert.embedding is not None}
+        if not sources:
+            raise self._no_expert("an embedding of its task", tasks[0], len(experts))
         found = torch.full((len(experts), len(tasks)), torch.nan, dtype=torch.float64)
-        known = [source for source in sources if source is not None]
-        found[has_one] = cross_distances(known, targets, self.distance, alpha=alpha)
+        found[list(sources)] = cross_distances(list(sources.values()), targets, self.distance, alpha=alpha)
         return found
 
 
-EMBEDDING_PASSES = 3
-
-
-def task_embeddings(selector: Selector, tasks: Sequence[TaskFacts]) -> list[Embedding]:
-    """Return the embeddings of tasks.
-
-    Args:
-        selector: That needs them.
-        tasks: To be solved.
-
-    Raises:
-        ValueError: If one has none.
-    """
-    for task in tasks:
-        if task.embedding is None:
-            raise lacking(selector, "an embedding", task)
-    return [task.embedding for task in tasks if task.embedding is not None]
-
-
-def source_embeddings(experts: Sequence[ExpertFacts]) -> list[Embedding | None]:
-    """Return the embeddings of the tasks that experts were trained on, None where there is none."""
-    return [None if expert.task is None else expert.task.embedding for expert in experts]
-
-
 def mean_increase(scores: Tensor, errors: Tensor) -> float:
-    """Return the mean relative increase of error over the best expert, by which learned choices are judged.
+    """Return the mean relative increase of error over the best expert.
 
     Args:
         scores: ``[E, T]``.
-        errors: ``[E, T]``; tasks whose least error is 0, or unknown, tell nothing.
+        errors: ``[E, T]``; tasks whose least error is 0, or unknown, are left out.
 
     Returns:
-        0 for perfect choices, and where no task tells anything.
+        0 for perfect choices, and where no task is left.
     """
     least = errors.nan_to_num(nan=torch.inf).min(0).values.tolist()
     found = [

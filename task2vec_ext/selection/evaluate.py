@@ -1,4 +1,4 @@
-"""The table: how good the choices of selectors are, on tasks whose errors with every expert are known."""
+"""Selectors scored on tasks whose errors with every expert are known."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Interval(NamedTuple):
 
     Args:
         value: The mean.
-        low: Lower end.
+        low: Lower end of the interval.
         high: Upper end.
     """
 
@@ -33,18 +33,18 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One selector's line of the table.
+    """One selector's row of the table.
 
     Args:
-        selector: Its name.
+        selector: Name of the selector.
         passes: Forward passes over the task's images that choosing costs.
         scores: ``[E, T]`` float64, higher is better; NaN for a task's own expert and where there is none.
         outcomes: ``[6, T]`` float64, the `MEASURES` of every task.
-        means: Of every measure over the tasks, with interval.
+        means: Mean of every measure over the tasks, with its interval.
     """
 
     selector: str
-    passes: float
+    passes: int
     scores: Tensor
     outcomes: Tensor
     means: dict[str, Interval]
@@ -55,19 +55,19 @@ class Table:
     """How good the choices of selectors are.
 
     ``increase``: mean of (error of the chosen expert − least error) / least error, a task's own expert excluded;
-    ``points``: mean of their difference (a task whose least error is 0 has no increase, but points); ``top1`` and
-    ``top3``: how often the best expert is the first, among the first three; ``spearman`` and ``tau``: rank correlations
-    of scores and accuracies.
+    ``points``: mean of error − least error, also over tasks whose least error is 0; ``top1`` and ``top3``: how often
+    the best expert is the first, among the first three; ``spearman`` and ``tau``: rank correlations of scores and
+    accuracies.
 
     Args:
         rows: One for each selector.
-        tasks: T that are scored.
-        experts: E to choose from.
+        tasks: The T tasks that are scored.
+        experts: The E experts to choose from.
         optimum: ``[T]`` float64: least error on each task.
         draws: ``[B, T]`` int64: the bootstrap's samples of tasks, the same for every selector.
         left_out: Tasks that are not scored, and why.
         unable: Selectors without a row, and why.
-        confidence: Of the intervals.
+        confidence: Confidence of the intervals.
     """
 
     rows: tuple[Row, ...]
@@ -82,11 +82,8 @@ class Table:
     def row(self, selector: str) -> Row:
         """Return the row of a selector.
 
-        Args:
-            selector: Its name.
-
         Raises:
-            ValueError: If it has none.
+            ValueError: If there is no such row.
         """
         for row in self.rows:
             if row.selector == selector:
@@ -96,15 +93,15 @@ class Table:
         )
 
     def difference(self, selector: str, other: str, measure: str = "increase") -> Interval:
-        """Return how much larger a selector's mean is than another's, over the same draws of tasks.
+        """Return a selector's mean minus another's, over the same draws of tasks.
 
-        Two overlapping intervals of the table may still be far from equal: most of their width is which tasks were
-        drawn, and that is shared.
+        Selectors whose intervals overlap may still differ: most of an interval's width comes from which tasks were
+        drawn, and both have the same draws.
 
         Args:
-            selector: Which.
-            other: Less this one.
-            measure: Of `MEASURES`.
+            selector: The selector.
+            other: The one it is compared with.
+            measure: One of `MEASURES`.
 
         Raises:
             ValueError: If there is no such row or measure.
@@ -116,7 +113,7 @@ class Table:
         return _mean(values, self.draws, self.confidence)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the table as JSON can hold it: what is not a number is None."""
+        """Return the table for JSON, with None instead of NaN."""
         return {
             "tasks": len(self.tasks),
             "experts": len(self.experts),
@@ -150,23 +147,23 @@ def evaluate(
 ) -> Table:
     """Return the table of selectors over all tasks of an error matrix.
 
-    The own expert of a task (of the same name) cannot be chosen for it; the row `IMAGENET` only by the selector of that
-    name. What a selector learns, it learns from the other tasks' errors.
+    The own expert of a task (the one of its name) cannot be chosen for it, and the row `IMAGENET` only by the selector
+    of that name. Selectors that learn are fitted to the errors on the other tasks.
 
     Args:
-        errors: Of experts on tasks; NaN where it was not measured.
-        selectors: Whose names differ.
-        tasks: What is known of them, by name; also of tasks that only experts were trained on. A task that is absent is
-            known by name alone.
-        experts: What is known of them, by name; default: each was trained on the task of its name.
-        folds: Learned selectors are fitted for so many parts of the tasks, to the others; default: leave one out; 0: as
-            they are given, fitted elsewhere.
+        errors: Errors of experts on tasks; NaN where they were not measured.
+        selectors: Selectors of different names.
+        tasks: What is known of the tasks, by name, including those that experts were trained on; of others only the
+            name is known.
+        experts: What is known of the experts, by name; default: each was trained on the task of its name.
+        folds: Parts of the tasks that are held out in turn when a selector is fitted; default: one task each; 0: no
+            fit, selectors are taken as they are.
         draws: Bootstrap samples of the tasks.
-        confidence: Of the intervals.
-        seed: Of the bootstrap.
+        confidence: Confidence of the intervals.
+        seed: Seed of the bootstrap.
 
     Returns:
-        The table. A selector that knows too little of a task has no row, and the table says why.
+        The table. A selector that knows too little of a task has no row; ``table.unable`` says why.
 
     Raises:
         ValueError: If no task has two experts to choose from, or an option is impossible.
@@ -178,36 +175,24 @@ def evaluate(
         raise ValueError(
             f"evaluate: expected draws >= 1, confidence in (0, 1) and folds >= 0, got {draws}, {confidence}, {folds}."
         )
-    twice = sorted({one.name for one in selectors if sum(one.name == other.name for other in selectors) > 1})
-    if twice or not selectors:
+    names = [one.name for one in selectors]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not names:
         raise ValueError(f"evaluate: expected selectors of different names, got {twice or 'none'}.")
     tasks = {name: tasks.get(name, TaskFacts(name)) for name in (*errors.tasks, *errors.experts)}
     known = experts or {}
     facts = {
         name: known.get(name, ExpertFacts(name, None if name == IMAGENET else tasks[name])) for name in errors.experts
     }
-    foreign = _without_own(errors)
-    choosable = torch.tensor([name != IMAGENET for name in errors.experts])[:, None] & ~foreign.errors.isnan()
-    left_out = {
-        name: f"{count} expert{'s' * (count != 1)} to choose from"
-        for name, count in zip(errors.tasks, choosable.sum(0).tolist(), strict=True)
-        if count < 2
-    }
-    scored = [name for name in errors.tasks if name not in left_out]
-    if not scored:
-        raise ValueError(
-            "evaluate: expected a task with two experts or more to choose from, its own and the probe not counted, got "
-            f"none among {len(errors.tasks)}; measure more errors."
-        )
-    foreign = foreign.select(tasks=scored)
-    choosable = choosable[:, [errors.tasks.index(name) for name in scored]]
-    optimum = foreign.errors.masked_fill(~choosable, torch.inf).min(0).values
+    errors, choosable, left_out = _scored(errors)
+    optimum = errors.errors.masked_fill(~choosable, torch.inf).min(0).values
     generator = torch.Generator().manual_seed(seed)
-    samples = torch.randint(len(scored), (draws, len(scored)), generator=generator)
+    samples = torch.randint(len(errors.tasks), (draws, len(errors.tasks)), generator=generator)
+    among = tuple(name for name, row in zip(errors.experts, choosable.any(1).tolist(), strict=True) if row)
     rows, unable = [], {}
     for selector in selectors:
         try:
-            found = _scores(selector, foreign, tasks, facts, folds)
+            found = _scores(selector, errors, tasks, facts, folds)
         except ValueError as error:
             unable[selector.name] = str(error)
             continue
@@ -215,24 +200,28 @@ def evaluate(
             unable[selector.name] = f"{selector.name}: none of {', '.join(errors.experts)} has a score."
             continue
         found = _within(found, choosable)
-        outcomes = torch.tensor(
-            [
-                _outcomes(found[:, t], foreign.errors[:, t], choosable[:, t], float(optimum[t]))
-                for t in range(len(scored))
-            ],
-            dtype=torch.float64,
-        ).T
-        means = {
-            measure: _mean(values, samples, confidence) for measure, values in zip(MEASURES, outcomes, strict=True)
-        }
-        rows.append(Row(selector.name, selector.passes(int(choosable.any(1).sum())), found, outcomes, means))
-    names = tuple(name for name, row in zip(errors.experts, choosable.any(1).tolist(), strict=True) if row)
-    return Table(tuple(rows), tuple(scored), names, optimum, samples, left_out, unable, confidence)
+        columns = zip(found.T, errors.errors.T, choosable.T, optimum.tolist(), strict=True)
+        outcomes = torch.tensor([_outcomes(*column) for column in columns], dtype=torch.float64).T
+        means = {name: _mean(values, samples, confidence) for name, values in zip(MEASURES, outcomes, strict=True)}
+        rows.append(Row(selector.name, selector.passes(len(among)), found, outcomes, means))
+    return Table(tuple(rows), errors.tasks, among, optimum, samples, left_out, unable, confidence)
 
 
-def _without_own(errors: ErrorMatrix) -> ErrorMatrix:
-    own = torch.tensor([[expert == task for task in errors.tasks] for expert in errors.experts])
-    return ErrorMatrix(errors.errors.masked_fill(own, torch.nan), errors.experts, errors.tasks)
+def _scored(errors: ErrorMatrix) -> tuple[ErrorMatrix, Tensor, dict[str, str]]:
+    """Return the errors on tasks with two experts to choose from, which these are ``[E, T]``, and the other tasks."""
+    errors = errors.without_own()
+    choosable = torch.tensor([name != IMAGENET for name in errors.experts])[:, None] & ~errors.errors.isnan()
+    counts = dict(zip(errors.tasks, choosable.sum(0).tolist(), strict=True))
+    scored = [name for name, count in counts.items() if count >= 2]
+    if not scored:
+        raise ValueError(
+            "evaluate: expected a task with two experts or more to choose from, its own and the probe not counted, got "
+            f"none among {len(errors.tasks)}; measure more errors."
+        )
+    left_out = {
+        name: f"{count} expert{'s' * (count != 1)} to choose from" for name, count in counts.items() if count < 2
+    }
+    return errors.select(tasks=scored), choosable[:, [name in scored for name in errors.tasks]], left_out
 
 
 def _scores(
@@ -242,7 +231,7 @@ def _scores(
     experts: Mapping[str, ExpertFacts],
     folds: int | None,
 ) -> Tensor:
-    """Scores of all experts for every task, ``[E, T]``, learned from the tasks of the other folds."""
+    """Scores of all experts for every task, ``[E, T]``, by a selector fitted to the other folds."""
     T = len(errors.tasks)
     count = T if folds is None else min(folds, T)
     candidates = [experts[name] for name in errors.experts]
@@ -259,7 +248,7 @@ def _scores(
 
 
 def _within(scores: Tensor, choosable: Tensor) -> Tensor:
-    """Scores of the experts that may be chosen; for a selector that scores none of them, of those that it scores."""
+    """Scores of the experts that may be chosen; for a task with none, all scores (the selector `IMAGENET`)."""
     inside = scores.masked_fill(~choosable, torch.nan)
     return torch.where(inside.isnan().all(0), scores, inside)
 

@@ -1,8 +1,8 @@
-"""How good was a choice? Measures of one task's scores against the experts' true errors.
+"""How good was a choice? Measures of one task's scores, ``[E]``, against the experts' errors, ``[E]``.
 
-Ties are no luck: a selector that gives several experts the highest score is taken to draw one of them, and what is
-returned is the expectation. Giving all the same score is therefore chance. An expert without a score (NaN) is never
-chosen where another has one, and comes last in every order.
+Ties are broken at random, and measures are expectations over that: equal scores for all are chance. An expert without a
+score (NaN) comes last in every order, and is not chosen where another has one. An expert without an error (NaN) does
+not take part.
 """
 
 from __future__ import annotations
@@ -14,15 +14,7 @@ from torch import Tensor
 
 
 def chosen_error(scores: Tensor, errors: Tensor) -> float:
-    """Return the error of the expert with the highest score, the mean over those that tie.
-
-    Args:
-        scores: ``[E]``, higher is better; NaN where the selector has none.
-        errors: ``[E]``; NaN where it was not measured: these cannot be chosen.
-
-    Returns:
-        NaN where no expert has both.
-    """
+    """Return the error of the expert with the highest score, the mean over ties; NaN where no expert has both."""
     scores, errors = _both(scores, errors)
     return float(errors[scores == scores.max()].mean()) if len(scores) else math.nan
 
@@ -30,13 +22,7 @@ def chosen_error(scores: Tensor, errors: Tensor) -> float:
 def hit_rate(scores: Tensor, errors: Tensor, k: int) -> float:
     """Return the probability that a best expert is among the k with the highest scores.
 
-    Args:
-        scores: ``[E]``; NaN comes last.
-        errors: ``[E]``; experts without one do not take part.
-        k: How many are proposed.
-
-    Returns:
-        0 or 1, or between where scores tie; NaN where nothing is scored.
+    0 or 1, or between where scores tie; NaN where nothing is scored.
     """
     scores, errors = _ordered(scores, errors)
     if not len(scores):
@@ -55,12 +41,7 @@ def hit_rate(scores: Tensor, errors: Tensor, k: int) -> float:
 def spearman(scores: Tensor, errors: Tensor) -> float:
     """Return Spearman's rank correlation of scores and accuracies (1 − error); ties have their mean rank.
 
-    Args:
-        scores: ``[E]``; NaN comes last.
-        errors: ``[E]``; experts without one do not take part.
-
-    Returns:
-        From −1 to 1; NaN where all scores, or all errors, are equal.
+    In [−1, 1]; NaN where all scores, or all errors, are equal.
     """
     scores, errors = _ordered(scores, errors)
     if len(scores) < 2:
@@ -73,15 +54,8 @@ def spearman(scores: Tensor, errors: Tensor) -> float:
 def weighted_tau(scores: Tensor, errors: Tensor) -> float:
     """Return Kendall's τ of scores and accuracies where the exchange of two experts weighs 1/rank + 1/rank.
 
-    Errors among the first places weigh most. The mean of two values, with ranks by score and with ranks by accuracy, as
-    in the evaluations of LogME and its successors.
-
-    Args:
-        scores: ``[E]``; NaN comes last.
-        errors: ``[E]``; experts without one do not take part.
-
-    Returns:
-        From −1 to 1; NaN where all scores, or all errors, are equal.
+    Mistakes among the first places weigh most. The mean of two values, with ranks by score and with ranks by accuracy,
+    as in the evaluations of LogME and its successors. In [−1, 1]; NaN where all scores, or all errors, are equal.
 
     Source:
         Vigna, A weighted correlation index for rankings with ties, WWW 2015 (1404.3325).

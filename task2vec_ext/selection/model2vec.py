@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..distance.comparable import check_comparable
-from .distances import EMBEDDING_PASSES, PAPER_ALPHA, Distance, source_embeddings, task_embeddings
-from .selector import ExpertFacts, Selector, TaskFacts, scores
+from .distances import PAPER_ALPHA, Distance
+from .selector import ExpertFacts, Selector, TaskFacts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,32 +24,32 @@ _SOFTNESS = 0.5
 """Temperature of the soft targets, in standard deviations of a task's errors: an expert one deviation better than
 another gets e² ≈ 7 times its weight."""
 _FLOOR = 1e-3
-"""Least entry of m, in the mean Fisher of its filter: one that F + b takes below zero counts as dead, not negative."""
+"""Least entry of m, relative to the mean Fisher of its filter: F + b may be negative, and m may not."""
 _MOST_STEPS = 60
 _TINY = 1e-300
-"""Instead of 0 below a fraction: a filter dead in both has r = 0."""
+"""Least denominator: a filter dead in both has r = 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class Model2Vec(Selector):
-    """The expert that is nearest as a *model*: −d_asym(m_i, t), ``m_i = F_i + b_i``.
+    """The expert whose *model* embedding is nearest: score −d_asym(m_i, t), ``m_i = F_i + b_i``.
 
-    F_i is the embedding of the task the expert was trained on and b_i is learned. Over tasks t with known errors the
-    cross-entropy ``−Σ_i q_i log p_i`` is least, p the softmax over experts of −κ·d_asym(m_i, t), q the soft targets:
-    the softmax of −error/(0.5 standard deviations). An L2 penalty pulls b to 0, where this is d_asym. An expert whose
-    task has no embedding has ``F_i = 0`` and a b that starts at the tasks' mean. Before `fit` it is d_asym.
+    F_i is the embedding of the task the expert was trained on, and b_i is learned: `fit` minimises the cross-entropy
+    ``−Σ_i q_i log p_i`` over tasks t with known errors, p the softmax over experts of −κ·d_asym(m_i, t), q the softmax
+    of −error/(0.5 standard deviations). An L2 penalty pulls b to 0, where this is d_asym. If an expert's task has no
+    embedding, ``F_i = 0`` and b starts at the tasks' mean. Before `fit` it is d_asym.
 
     Three passes, as for a `Distance`: the experts are not run.
 
     Args:
-        name: Of the selector.
-        form: Of b, in units of the tasks' mean Fisher: ``"layers"`` (a number for each layer: few enough to be learned
-            from tens of tasks), ``"filters"`` (all free, as in the paper), or a rank: ``b = U·V``.
+        name: Name of the selector.
+        form: Form of b, in units of the tasks' mean Fisher: ``"layers"`` (a number for each layer, few enough to be
+            learned from tens of tasks), ``"filters"`` (all free, as in the paper), or a rank: ``b = U·V``.
         l2: Strength of the penalty ``l2/2·Σ_i mean_k b_i[k]²``. On simulated errors (12 experts, embeddings of 30 real
             tasks, noise as of 160 test images) 1 did as well as d_asym or better, with hidden b and without; 0.1 and
             less did worse.
-        alpha: Of d_asym.
-        models: M by expert, ``[K]`` float64, once they are learned.
+        alpha: The α of d_asym.
+        models: Learned m by expert, ``[K]`` float64.
 
     Source:
         Achille et al., 1902.03545; soft targets, penalty, scale and the forms of b are this project's.
@@ -57,35 +57,33 @@ class Model2Vec(Selector):
 
     name: str = "model2vec"
     why: ClassVar[str] = "is the nearest, as its errors on other tasks place it"
+    passes_per_task: ClassVar[int | None] = 3
     form: Literal["layers", "filters"] | int = "layers"
     l2: float = 1.0
     alpha: float = PAPER_ALPHA
     models: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
-    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:  # noqa: D102
+    def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:
         if not self.models:
             return Distance(self.name, alpha=self.alpha).rank(task, experts)
-        own = task_embeddings(self, [task])[0]
+        own = self._embeddings([task])[0]
         known = [self.models.get(expert.name) for expert in experts]
         learned = torch.stack([model for model in known if model is not None] or [torch.ones_like(own.fisher)])
         distances = iter(_asym(learned, own.fisher[None], own.prior, self.alpha)[:, 0].tolist())
         values = [None if model is None else -next(distances) for model in known]
-        return scores(self, "errors on other tasks", task, values)
+        return self._scores("errors on other tasks", task, values)
 
-    def passes(self, num_experts: int) -> float:  # noqa: D102
-        return EMBEDDING_PASSES
-
-    def fit(self, errors: ErrorMatrix, tasks: Mapping[str, TaskFacts], experts: Mapping[str, ExpertFacts]) -> Self:  # noqa: D102
+    def fit(self, errors: ErrorMatrix, tasks: Mapping[str, TaskFacts], experts: Mapping[str, ExpertFacts]) -> Self:
         measured = ~errors.errors.isnan()
-        # Of a task that one expert was tried on nothing can be learned, nor of an expert that was never tried.
+        # A task with one measured error has nothing to teach, and an expert without any cannot be learned.
         columns = measured.sum(0) > 1
         rows = measured[:, columns].any(1)
         if not columns.any():
             return self
         names = [name for name, row in zip(errors.experts, rows.tolist(), strict=True) if row]
-        sources = source_embeddings([experts[name] for name in names])
-        targets = task_embeddings(
-            self, [tasks[name] for name, column in zip(errors.tasks, columns.tolist(), strict=True) if column]
+        sources = [experts[name].embedding for name in names]
+        targets = self._embeddings(
+            [tasks[name] for name, column in zip(errors.tasks, columns.tolist(), strict=True) if column]
         )
         check_comparable([*targets, *(source for source in sources if source is not None)])
         learned = _learn(errors.errors[rows][:, columns], targets, sources, self)
@@ -111,7 +109,7 @@ def _learn(errors: Tensor, targets: list[Embedding], sources: list[Embedding | N
     with torch.no_grad():
         initial = distances(models(bias.parameters)).masked_fill(~measured, torch.nan)
         spreads = (initial - initial.nanmean(0)).square().nanmean(0).sqrt()
-    log_kappa = -spreads.mean().clamp(min=1e-6).log()  # at first a distance's deviation is a unit of the softmax
+    log_kappa = -spreads.mean().clamp(min=1e-6).log()  # at the start, one standard deviation of distance is one logit
     free = [*bias.parameters, log_kappa]
     for parameter in free:
         parameter.requires_grad_()
@@ -132,7 +130,7 @@ def _learn(errors: Tensor, targets: list[Embedding], sources: list[Embedding | N
 
 
 class _Bias:
-    """b of every expert in units of the tasks' mean Fisher, and what it is made of."""
+    """b of every expert in units of the tasks' mean Fisher, as a function of its parameters."""
 
     def __init__(self, form: Literal["layers", "filters"] | int, num_experts: int, like: Embedding) -> None:
         """Start where b is 0."""
@@ -140,7 +138,7 @@ class _Bias:
         self._layer = torch.repeat_interleave(torch.arange(len(sizes)), sizes) if form == "layers" else None
         columns = len(sizes) if form == "layers" else len(like)
         if isinstance(form, int):
-            # One factor is zero and b with it; the other is not, or neither would ever move.
+            # One factor is zero, and b with it; were both zero, so would be their gradients.
             mixed = torch.randn(num_experts, form, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
             self.parameters = [mixed, torch.zeros(form, columns, dtype=torch.float64)]
         else:
@@ -158,16 +156,16 @@ def _asym(models: Tensor, fisher: Tensor, prior: Tensor, alpha: float) -> Tensor
 
 
 def _sym(models: Tensor, tasks: Tensor) -> Tensor:
-    """d_sym, ``[E, T]``, from Σr and Σr²; `distance` has the form that is right at every ratio, but no gradient."""
+    """d_sym, ``[E, T]``, from Σr and Σr²; `distance` has a form that is exact at every ratio, but without gradient."""
     s1, s2, live = _Sums.apply(models, tasks)
     return 1 - (s1 - s2) / (s2 * (live - 2 * s1 + s2)).clamp(min=1e-30).sqrt()
 
 
 class _Sums(torch.autograd.Function):
-    """Σr, Σr² over the filters, r = m/(m + F), and how many of them live, ``[E, T]`` each.
+    """Σr and Σr² over the filters, r = m/(m + F), and the number of live filters, ``[E, T]`` each.
 
-    A task at a time, and r again for the gradient: six times as fast as autograd on ``[E, T, K]``, which leaves the
-    cache (25 experts, 40 tasks, 4,800 filters).
+    One task at a time, with r recomputed for the gradient: six times as fast as autograd on ``[E, T, K]``, which does
+    not fit the cache (25 experts, 40 tasks, 4,800 filters).
     """
 
     @staticmethod

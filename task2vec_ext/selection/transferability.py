@@ -1,7 +1,8 @@
 """Transferability scores: how well an expert's outputs on a task's images go with its labels; higher is better.
 
-All take an expert's outputs on N labelled images of the task, so that choosing among E experts costs E forward passes
-over the images (a distance of embeddings: one network's passes, however many experts there are).
+All take an expert's outputs on N images of the task, ``[N, …]``, and the task's labels, ``[N]`` int64, so that choosing
+among E experts costs E forward passes over the images. They raise a ValueError if shapes do not fit, an output is not
+finite, or there are no images.
 
 ================ =========================== ======================================= =================================
 score            of                          besides the forward pass                source
@@ -11,10 +12,10 @@ score            of                          besides the forward pass           
 `logme`          features                    N·D·min(N, D) + C·min(N, D) a step      You et al., 2102.11005, 2110.10545
 `h_score`        features                    N·D² + D³                               Bao et al., ICIP 2019; 2110.06893
 `knn_accuracy`   features                    N²·D                                    Sorkhei et al., 2503.18528
-`probe_accuracy` features                    a linear classifier for each fold       none: what most people would do
+`probe_accuracy` features                    a linear classifier for each fold       this project
 ================ =========================== ======================================= =================================
 
-N images, D features, C classes of the task, C_s of the expert. In float64 throughout; same input, same bits.
+C classes of the task, C_s of the expert. In float64 throughout; same input, same bits.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ from torch.nn import functional as F
 
 from ..fisher.head import fit_head
 
+_MOST_STEPS = 100
+"""Of LogME's fixed point, which takes about ten."""
+_MOST_PRECISION = 1e12
+"""Bound of α and β, which have no finite optimum where features give labels without error."""
+
 
 def leep(probabilities: Tensor, labels: Tensor) -> float:
     """Return LEEP, the log expected empirical prediction: mean of ``log Σ_z p(y_n|z)·θ_n[z]``.
@@ -33,13 +39,10 @@ def leep(probabilities: Tensor, labels: Tensor) -> float:
 
     Args:
         probabilities: θ, ``[N, C_s]``, rows that sum to 1.
-        labels: ``[N]`` int64.
+        labels: The task's labels.
 
     Returns:
-        At most 0, nats an image.
-
-    Raises:
-        ValueError: If shapes do not fit, or there are no images.
+        Nats an image, at most 0.
     """
     probabilities, labels = _checked("leep", probabilities, labels)
     joint = F.one_hot(labels).double().T @ probabilities  # [C, C_s]
@@ -51,14 +54,11 @@ def nce(source_labels: Tensor, labels: Tensor) -> float:
     """Return NCE, the negative conditional entropy ``−H(Y|Z)`` of the labels given the expert's own labels.
 
     Args:
-        source_labels: Z, ``[N]`` int64: the expert's most probable class of its own for each image.
-        labels: Y, ``[N]`` int64.
+        source_labels: Z, ``[N]`` int64: the expert's most probable class for each image.
+        labels: Y, the task's labels.
 
     Returns:
-        At most 0, nats.
-
-    Raises:
-        ValueError: If shapes do not fit, or there are no images.
+        Nats, at most 0.
     """
     one_hot, labels = _checked("nce", F.one_hot(source_labels), labels)
     joint = F.one_hot(labels).double().T @ one_hot / len(labels)  # [C, C_s]
@@ -69,19 +69,8 @@ def logme(features: Tensor, labels: Tensor) -> float:
     """Return LogME: the log evidence of Bayesian linear regression on one-hot labels, at its best α and β.
 
     ``y_c ~ N(z·w, 1/β)``, ``w ~ N(0, 1/α)``; α and β maximise each class's evidence, by the fixed point of 2110.10545.
-
-    Args:
-        features: Z, ``[N, D]``.
-        labels: ``[N]`` int64.
-
-    Returns:
-        Nats an image, mean over classes.
-
-    Raises:
-        ValueError: If shapes do not fit, or there are no images.
-
-    Note:
-        A class whose labels the features give without any error has infinite evidence; β stops at 1e12 there.
+    In nats an image, mean over classes. A class whose labels the features give without any error has infinite evidence;
+    β stops at 1e12 there.
     """
     z, labels = _checked("logme", features, labels)
     y = F.one_hot(labels).double()  # [N, C]
@@ -117,19 +106,19 @@ def logme(features: Tensor, labels: Tensor) -> float:
 def h_score(features: Tensor, labels: Tensor, *, shrinkage: float | None = None) -> float:
     """Return the H-score ``tr(Σ⁻¹·(1 − s)·Σ_between)``, shrunk: ``Σ = (1 − s)·cov(z) + s·tr(cov(z))/D·I``.
 
-    Σ_between is the covariance of the class means. With s = 0 it is the original one, which follows its own noise
-    unless N is many times D.
+    Σ_between is the covariance of the class means. s = 0 is the original score, which is mostly noise unless N is many
+    times D.
 
     Args:
         features: Z, ``[N, D]``.
-        labels: ``[N]`` int64.
-        shrinkage: S in [0, 1]; default: Ledoit and Wolf's, estimated from the features.
+        labels: The task's labels.
+        shrinkage: The weight s in [0, 1]; default: Ledoit and Wolf's, estimated from the features.
 
     Returns:
-        Not negative; below min(C − 1, D).
+        In [0, min(C − 1, D)].
 
     Raises:
-        ValueError: If shapes do not fit, there are no images, or s is not in [0, 1].
+        ValueError: If s is not in [0, 1].
 
     Source:
         Bao et al., An information-theoretic approach to transferability in task transfer learning, ICIP 2019; shrunk:
@@ -143,7 +132,7 @@ def h_score(features: Tensor, labels: Tensor, *, shrinkage: float | None = None)
     covariance = z.T @ z / N
     scale = covariance.trace() / D
     if scale == 0:
-        return 0.0  # features that do not vary tell nothing
+        return 0.0  # constant features
     if shrinkage is None:
         spread = covariance.square().sum() - D * scale.square()  # ‖cov − scale·I‖²
         noise = (z.square().sum(1).square().sum() / N - covariance.square().sum()) / N
@@ -158,18 +147,15 @@ def h_score(features: Tensor, labels: Tensor, *, shrinkage: float | None = None)
 
 
 def knn_accuracy(features: Tensor, labels: Tensor, *, k: int = 5) -> float:
-    """Return the share of images that their k nearest others (Euclidean) label right, leaving each out in turn.
+    """Return the leave-one-out accuracy of k nearest neighbours (Euclidean).
 
     Args:
         features: Z, ``[N, D]``.
-        labels: ``[N]`` int64.
-        k: How many others vote; all of them where there are fewer. Of classes with equally many votes the nearer wins.
-
-    Returns:
-        From 0 to 1.
+        labels: The task's labels.
+        k: Number of neighbours that vote; of classes with equally many votes the nearer wins.
 
     Raises:
-        ValueError: If shapes do not fit, there is one image or none, or k < 1.
+        ValueError: If k < 1, or there is only one image.
     """
     z, labels = _checked("knn_accuracy", features, labels, least=2)
     if k < 1:
@@ -177,7 +163,7 @@ def knn_accuracy(features: Tensor, labels: Tensor, *, k: int = 5) -> float:
     distances = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")
     distances.fill_diagonal_(torch.inf)
     nearest = distances.sort(dim=1, stable=True).indices[:, : min(k, len(z) - 1)]
-    # Rank by rank a little less, so little that no number of ranks outweighs a vote.
+    # Votes weigh slightly less with rank: enough to break ties, too little to outweigh a vote.
     weights = 1 - torch.arange(nearest.shape[1], dtype=torch.float64) / (2 * nearest.shape[1] ** 2)
     votes = (F.one_hot(labels)[nearest] * weights[:, None]).sum(1)  # [N, C]
     return float((votes.argmax(1) == labels).double().mean())
@@ -188,15 +174,12 @@ def probe_accuracy(features: Tensor, labels: Tensor, *, folds: int = 3, seed: in
 
     Args:
         features: Z, ``[N, D]``.
-        labels: ``[N]`` int64.
-        folds: A classifier fitted to the others labels each part of the images; classes are dealt out evenly.
-        seed: Of the deal.
-
-    Returns:
-        From 0 to 1.
+        labels: The task's labels.
+        folds: Number of folds, ≥ 2, stratified by class.
+        seed: Seed of the folds.
 
     Raises:
-        ValueError: If shapes do not fit, there are fewer images than folds, or fewer than two folds.
+        ValueError: If there are fewer than two folds, or fewer images than folds.
     """
     z, labels = _checked("probe_accuracy", features, labels, least=max(folds, 2))
     if folds < 2:
@@ -211,11 +194,6 @@ def probe_accuracy(features: Tensor, labels: Tensor, *, folds: int = 3, seed: in
         head = fit_head(z[~held_out], labels[~held_out], int(labels.max()) + 1)
         right += int((head.logits(z[held_out]).argmax(1) == labels[held_out]).sum())
     return right / len(labels)
-
-
-_MOST_STEPS = 100
-"""The fixed point of α and β takes about ten."""
-_MOST_PRECISION = 1e12
 
 
 def _checked(who: str, outputs: Tensor, labels: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:

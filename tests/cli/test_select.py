@@ -11,7 +11,7 @@ from command import run
 from PIL import Image
 from synthetic import problem
 
-from task2vec_ext import Embedding, cross_distances, fisher_embed, load_probe
+from task2vec_ext import Embedding, EmbedSettings, build_library, cross_distances, fisher_embed, load_probe
 from task2vec_ext.cli.select import SelectorName
 from task2vec_ext.experts.expert import save_expert
 from task2vec_ext.selection import SELECTORS, Distance, ErrorMatrix
@@ -71,7 +71,7 @@ def test_ties_are_told(capsys, world, by):
     if by == "largest_task":
         assert "task1 was trained on the task with the most images (largest_task score 13), 1 ahead of task0." in out
     else:  # one network under two names
-        assert "but so does 1 of the others: they tie." in out
+        assert "tied with 1 other." in out
 
 
 def test_what_is_learned_comes_from_errors_on_other_tasks(capsys, world):
@@ -140,6 +140,16 @@ def test_evaluate_takes_the_experts_sizes_from_their_cards(capsys, world):
     # task1's expert saw more images; task2 alone has two experts to choose from.
     assert content["selectors"]["largest_task"]["points"]["value"] == pytest.approx(0.5 - 0.2)
     assert list(content["left_out"]) == ["task0", "task1"]
+
+
+def test_evaluate_takes_the_tasks_sizes_from_a_library(capsys, world, tmp_path):
+    tasks = [world / "tasks" / f"task{t}" for t in range(3)]
+    build_library(tasks, tmp_path, "tiny", settings=EmbedSettings(num_samples=8))
+    arguments = ["select", "evaluate", world / "errors.csv", "--library", tmp_path, "--by", "largest_task"]
+    content = json.loads(run(capsys, *arguments, "--by", "asym", "--json")[1])
+    assert content["unable"] == {}
+    # All tasks have 12 images: both experts tie on task2.
+    assert content["selectors"]["largest_task"]["points"]["value"] == pytest.approx(0.35 - 0.2)
 
 
 def test_every_selector_can_be_asked_for_but_those_that_choose_no_expert():

@@ -6,7 +6,8 @@ from safetensors.torch import load_file, save_file
 from small import QUICK, Blobs, small_probe, small_resnet
 
 from task2vec_ext import as_task, fisher_embed, load_probe
-from task2vec_ext.experts.expert import Expert, experts_in, head_fingerprint, load_expert, save_expert, train_expert
+from task2vec_ext.experts.expert import Expert, experts_in, load_expert, save_expert, train_expert
+from task2vec_ext.experts.features import head_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_an_expert_that_is_there_is_not_trained_again(folder, folders, monkeypat
     with pytest.raises(ValueError, match="another recipe, seed or probe"):
         train_expert(folders[0], folder, "tiny", recipe=QUICK, held_out=0.34, seed=1)
     with pytest.raises(ValueError, match="another images"):
-        train_expert(folders[1], folder, "tiny", recipe=QUICK, held_out=0.34, name="task0")
+        train_expert(as_task(folders[1], name="task0"), folder, "tiny", recipe=QUICK, held_out=0.34)
 
 
 def test_the_embedding_of_its_task_lies_beside_it(folder, folders):

@@ -4,9 +4,14 @@ from small import Blobs, assert_untouched, small_probe, small_resnet, state_of
 
 from task2vec_ext import Preprocess, as_task, load_probe
 from task2vec_ext.data import draw
-from task2vec_ext.experts import features as module
 from task2vec_ext.experts.expert import save_expert
-from task2vec_ext.experts.features import ExpertFeatures, Extractor, extract
+from task2vec_ext.experts.features import ExpertFeatures, Extractor
+from task2vec_ext.probe.feed import ImageFeed
+
+
+def extract(expert, task, *, num_samples=None, seed=0, **options) -> ExpertFeatures:
+    """What one expert computes."""
+    return Extractor({"": expert}, **options)(task, num_samples=num_samples, seed=seed)[""]
 
 
 def assert_equal(one: ExpertFeatures, other: ExpertFeatures) -> None:
@@ -18,13 +23,13 @@ def assert_equal(one: ExpertFeatures, other: ExpertFeatures) -> None:
 def reads(monkeypatch):
     """How many images of which task were read."""
     seen = []
-    read = module.Images.batches
+    read = ImageFeed.batches
 
     def logged(self, indices, *rest):
         seen.append((self.task.name, len(indices)))
         return read(self, indices, *rest)
 
-    monkeypatch.setattr(module.Images, "batches", logged)
+    monkeypatch.setattr(ImageFeed, "batches", logged)
     return seen
 
 
@@ -104,7 +109,7 @@ def test_a_damaged_file_is_named(folders, tmp_path):
 
 
 def test_tasks_that_are_none_are_refused():
-    with pytest.raises(ValueError, match="extract: expected at least two classes"):
+    with pytest.raises(ValueError, match="Extractor: expected at least two classes"):
         extract(small_probe(), as_task([(image, 0) for image, _ in Blobs(n=4)]))
     with pytest.raises(ValueError, match=r"ExpertFeatures: expected shapes \[N, D\]"):
         ExpertFeatures(torch.zeros(2, 3), torch.zeros(3, 3), torch.zeros(2, dtype=torch.int64))

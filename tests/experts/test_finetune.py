@@ -4,11 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import QUICK, Blobs, assert_untouched, small_probe, state_of
+from small import QUICK, TRAINABLE, Blobs, assert_untouched, small_probe, small_resnet, state_of
 
-from task2vec_ext import Task, as_task
+from task2vec_ext import Probe, Task, as_task
 from task2vec_ext.experts.finetune import fine_tune
 from task2vec_ext.experts.recipe import RECIPES, as_recipe
+
+
+def trainable() -> Probe:
+    return small_probe(small_resnet(widths=TRAINABLE))
 
 
 def blobs(n: int = 24, noise: float = 3.0, seed: int = 0) -> Task:
@@ -26,7 +30,7 @@ def assert_equal(one: dict, other: dict) -> None:
 
 
 def test_all_weights_are_trained_and_the_probe_stays_as_it_was():
-    probe = small_probe()
+    probe = trainable()
     before, random = state_of(probe.module), torch.get_rng_state()
     tuned = fine_tune(probe, blobs(), blobs(9), QUICK)
     assert_untouched(probe.module, before)
@@ -41,17 +45,25 @@ def test_all_weights_are_trained_and_the_probe_stays_as_it_was():
 def test_the_head_is_of_the_tasks_classes_and_fitted_before_the_first_epoch():
     task = as_task(Blobs(n=40, classes=5, noise=0.1), name="five")
     still = replace(QUICK, epochs=1, learning_rate=1e-9, batch_statistics=False)
-    tuned = fine_tune(small_probe(), task, task, still)
+    tuned = fine_tune(trainable(), task, task, still)
     head = tuned.probe.module.fc
     assert (head.out_features, head.bias.shape) == (5, (5,))
     assert tuned.best.error == 0  # noise 0.1: linearly separable; a random head would be wrong on 4 of 5
+
+
+def test_the_head_is_fitted_by_the_recipe_s_method():
+    heads = {}
+    for method in ("adam", "lbfgs"):
+        still = replace(QUICK, head=method, epochs=1, learning_rate=1e-9)
+        heads[method] = fine_tune(trainable(), blobs(), blobs(9), still).probe.module.fc.weight
+    assert not torch.equal(heads["adam"], heads["lbfgs"])
 
 
 def test_the_best_epoch_is_kept():
     # Steps much too large: what is held out suffers in some epochs.
     recipe = replace(QUICK, epochs=6, learning_rate=0.3, schedule="step")
     held_out = blobs(30)
-    tuned = fine_tune(small_probe(), blobs(), held_out, recipe)
+    tuned = fine_tune(trainable(), blobs(), held_out, recipe)
     assert tuned.best == min(tuned.epochs, key=lambda epoch: (epoch.error, epoch.nll))
     assert len({epoch.nll for epoch in tuned.epochs}) == 6
     images, labels = (torch.stack([held_out.source.images[i] for i in range(30)]), held_out.source.targets)
@@ -62,17 +74,17 @@ def test_the_best_epoch_is_kept():
 
 @pytest.mark.parametrize("follow", [True, False])
 def test_batchnorm_follows_the_batches_or_keeps_its_statistics(follow):
-    probe = small_probe()
+    probe = trainable()
     tuned = fine_tune(probe, blobs(), blobs(6), replace(QUICK, epochs=1, batch_statistics=follow))
     assert torch.equal(probe.module.bn1.running_mean, tuned.probe.module.bn1.running_mean) is not follow
 
 
 def test_a_last_batch_of_one_image_is_left_out():
-    fine_tune(small_probe(), blobs(25), blobs(6), replace(QUICK, epochs=1))  # 3 · 8 + 1
+    fine_tune(trainable(), blobs(25), blobs(6), replace(QUICK, epochs=1))  # 3 · 8 + 1
 
 
 def test_a_training_killed_after_any_epoch_ends_with_the_same_weights(tmp_path):
-    whole = fine_tune(small_probe(), blobs(), blobs(9), QUICK)
+    whole = fine_tune(trainable(), blobs(), blobs(9), QUICK)
     for epochs in range(1, 4):
         file = tmp_path / f"{epochs}.pt"
         child = os.fork()
@@ -88,39 +100,39 @@ def test_a_training_killed_after_any_epoch_ends_with_the_same_weights(tmp_path):
 
                 return nullcontext(lambda n: None)
 
-            fine_tune(small_probe(), blobs(), blobs(9), QUICK, checkpoint=file, progress=kill)
+            fine_tune(trainable(), blobs(), blobs(9), QUICK, checkpoint=file, progress=kill)
             os._exit(0)
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
         done = len(torch.load(file, weights_only=True)["epochs"])
         assert done == epochs
-        resumed = fine_tune(small_probe(), blobs(), blobs(9), QUICK, checkpoint=file)
+        resumed = fine_tune(trainable(), blobs(), blobs(9), QUICK, checkpoint=file)
         assert resumed.epochs == whole.epochs
         assert_equal(weights(resumed), weights(whole))
 
 
 def test_another_seed_gives_other_weights():
-    one, other = (fine_tune(small_probe(), blobs(), blobs(9), QUICK, seed=seed) for seed in (0, 1))
+    one, other = (fine_tune(trainable(), blobs(), blobs(9), QUICK, seed=seed) for seed in (0, 1))
     assert not torch.equal(one.probe.module.conv1.weight, other.probe.module.conv1.weight)
 
 
 def test_a_checkpoint_of_another_training_and_a_damaged_one_are_refused(tmp_path):
     file = tmp_path / "checkpoint.pt"
-    fine_tune(small_probe(), blobs(), blobs(9), replace(QUICK, epochs=1), checkpoint=file)
+    fine_tune(trainable(), blobs(), blobs(9), replace(QUICK, epochs=1), checkpoint=file)
     with pytest.raises(ValueError, match=r"one of another \(seed, recipe differ\)"):
-        fine_tune(small_probe(), blobs(), blobs(9), QUICK, seed=1, checkpoint=file)
+        fine_tune(trainable(), blobs(), blobs(9), QUICK, seed=1, checkpoint=file)
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match="could not read it"):
-        fine_tune(small_probe(), blobs(), blobs(9), QUICK, checkpoint=file)
+        fine_tune(trainable(), blobs(), blobs(9), QUICK, checkpoint=file)
 
 
 def test_a_loss_that_is_not_finite_is_told():
     with pytest.raises(RuntimeError, match=r"expected a finite loss, got .* lower the learning rate"):
-        fine_tune(small_probe(), blobs(), blobs(9), replace(QUICK, learning_rate=1e8, momentum=0.0))
+        fine_tune(trainable(), blobs(), blobs(9), replace(QUICK, learning_rate=1e8, momentum=0.0))
 
 
 def test_nothing_held_out_is_refused():
     with pytest.raises(ValueError, match="images held out of 'blobs', got none"):
-        fine_tune(small_probe(), blobs(), as_task([]), QUICK)
+        fine_tune(trainable(), blobs(), as_task([]), QUICK)
 
 
 def test_the_papers_recipe_divides_its_rate_by_ten_after_epoch_40_of_60():

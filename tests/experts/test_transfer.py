@@ -5,12 +5,12 @@ import signal
 
 import pytest
 import torch
-from small import QUICK, Blobs, small_probe, small_resnet
+from small import QUICK, TRAINABLE, Blobs, small_probe, small_resnet
 
 from task2vec_ext import Task, as_task
 from task2vec_ext.experts import transfer as module
 from task2vec_ext.experts.errors import ErrorMatrix
-from task2vec_ext.experts.features import ExpertFeatures, extract
+from task2vec_ext.experts.features import ExpertFeatures, Extractor
 from task2vec_ext.experts.transfer import classifier_error, transfer_errors, transfer_gain
 
 
@@ -65,8 +65,9 @@ def test_the_error_does_not_depend_on_the_scale_of_features():
 def test_errors_are_of_a_classifier_on_images_it_was_not_fitted_to(experts, tasks, tmp_path):
     found = transfer_errors(experts, tasks, tmp_path / "errors.csv")
     assert (found.experts, found.tasks) == (("one", "two"), ("task0", "task1"))
-    train, test = module._parted(tasks[1], 0.5, 0)
-    expected = classifier_error(extract(experts["two"], train), extract(experts["two"], test))
+    train, test = module._train_and_test(tasks[1], 0.5, 0)
+    extractor = Extractor(experts)
+    expected = classifier_error(extractor(train)["two"], extractor(test)["two"])
     assert float(found.column("task1")[1]) == expected
     assert not set(map(tuple, _images(train))) & set(map(tuple, _images(test)))
     on_disk = ErrorMatrix.read_csv(tmp_path / "errors.csv")
@@ -121,6 +122,10 @@ def test_errors_of_another_measurement_are_refused(experts, tasks, tmp_path):
         transfer_errors(experts, tasks[:1], file, l2=0.5)
     with pytest.raises(ValueError, match="got another for two;"):
         transfer_errors({**experts, "two": small_probe(small_resnet(seed=2))}, tasks[:1], file)
+    record = (tmp_path / "errors.csv.json").read_text()
+    (tmp_path / "errors.csv.json").write_text(record.replace('"one"', '"another"'))
+    with pytest.raises(ValueError, match="got another for one;"):  # its row would be lost
+        transfer_errors({"two": experts["two"]}, tasks[:1], file)
     (tmp_path / "errors.csv.json").unlink()
     with pytest.raises(ValueError, match="the way of measuring"):
         transfer_errors(experts, tasks[:1], file)
@@ -135,7 +140,18 @@ def test_parted_tasks_and_draws_are_taken_as_they_are(experts, tmp_path):
     assert module._drawn(pair[1], 2, 0).labels.bincount().tolist() == [1, 1, 1]
 
 
-def test_every_expert_can_be_fine_tuned_to_every_task(experts, tasks, tmp_path):
+def test_a_class_of_one_image_is_learned_and_not_tested(experts, tmp_path):
+    images = [image for image, _ in Blobs(n=21)]
+    task = as_task([*((image, 2 * (n % 2)) for n, image in enumerate(images[1:])), (images[0], 1)], name="rare")
+    found = transfer_errors(experts, [task], tmp_path / "errors.csv")
+    assert not found.errors.isnan().any()
+    gap = as_task([(image, 2 * (n % 2)) for n, image in enumerate(images)], name="gap")
+    with pytest.raises(ValueError, match="transfer_errors: gap: expected every label"):
+        transfer_errors(experts, [gap], tmp_path / "errors.csv")
+
+
+def test_every_expert_can_be_fine_tuned_to_every_task(tasks, tmp_path):
+    experts = {str(seed): small_probe(small_resnet(seed, TRAINABLE)) for seed in range(2)}
     found = transfer_errors(experts, tasks[:1], tmp_path / "errors.csv", fine_tuning=QUICK)
     assert found.errors.shape == (2, 1)
     assert ((found.errors >= 0) & (found.errors <= 1)).all()

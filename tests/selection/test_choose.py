@@ -44,13 +44,13 @@ def test_places_and_errors_are_those_of_the_distances(alpha):
     assert math.isnan(chosen.ranked[3].score)
 
 
-def test_the_sentence_says_how_sure_the_order_is():
+def test_the_sentence_says_whether_the_lead_is_significant():
     def why(spread: float) -> str:
         *tasks, target = noisy(spread)
         return choose(target, [ExpertFacts(task.name, task) for task in tasks], SELECTORS["asym"]).why
 
-    assert why(0.01).endswith(": more than the noise of the images.")
-    assert re.search(r"; with other images of the same kind it might be (t\d|any of \d others)\.$", why(2.0))
+    assert why(0.01).endswith("; the lead is significant (95 %).")
+    assert re.search(r"; the lead is not significant \(95 %\): (t\d|any of \d others) may be first, too\.$", why(2.0))
 
 
 def test_ties_one_expert_and_none():
@@ -59,7 +59,7 @@ def test_ties_one_expert_and_none():
     twin = ExpertFacts("a twin", first.task)
     chosen = choose(task, [first, twin], Distance())
     assert [one.name for one in chosen.ranked] == ["a twin", "task0"]
-    assert chosen.why.endswith("but so does 1 of the others: they tie.")
+    assert chosen.why.endswith(", tied with 1 other.")
     assert choose(task, [first], Distance()).why.endswith("; there is no other.")
     assert choose(task, [first, ExpertFacts("x")], Distance()).why.endswith("too little is known of the others.")
     assert choose(task, [first], Model2Vec()).ranked[0].best is None
