@@ -32,9 +32,9 @@ function cellAt(x, y) {
 }
 
 // Made once, when the matrix is first looked at.
-let drawing = null;
-function drawMatrix() {
-  if (drawing) return drawing;
+let pixels = null;
+function matrixPixels() {
+  if (pixels) return pixels;
   const stops = VIRIDIS.map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
   const table = Array.from({ length: 256 }, (_, value) => {
     const at = (value / 255) * (stops.length - 1);
@@ -42,17 +42,17 @@ function drawMatrix() {
     const [a, b] = [stops[k], stops[k + 1]];
     return a.map((c, channel) => Math.round(c + (b[channel] - c) * (at - k)));
   });
-  drawing = document.createElement("canvas");
-  drawing.width = drawing.height = T;
-  const context = drawing.getContext("2d");
-  const pixels = context.createImageData(T, T);
+  pixels = document.createElement("canvas");
+  pixels.width = pixels.height = T;
+  const context = pixels.getContext("2d");
+  const image = context.createImageData(T, T);
   for (let row = 0, at = 0; row < T; row++)
     for (let column = 0; column < T; column++, at += 4) {
       const [red, green, blue] = row === column ? [0, 0, 0] : table[level(order[row], order[column]) >> 8];
-      pixels.data.set([red, green, blue, 255], at);
+      image.data.set([red, green, blue, 255], at);
     }
-  context.putImageData(pixels, 0, 0);
-  return drawing;
+  context.putImageData(image, 0, 0);
+  return pixels;
 }
 
 const STRIP = 10; // pixels
@@ -61,7 +61,7 @@ function drawMatrix(context, view) {
   const [left, top] = view.toScreen(0, 0);
   const size = T * view.scale;
   context.imageSmoothingEnabled = view.scale < 1;
-  context.drawImage(drawMatrix(), left, top, size, size);
+  context.drawImage(matrixPixels(), left, top, size, size);
   const first = Math.max(0, Math.floor(-Math.min(left, top) / view.scale) - 1);
   for (let row = 0; row < T; row++) {
     const at = row * view.scale;
