@@ -57,7 +57,7 @@ def test_two_tasks_layer_by_layer(capsys, folder, tmp_path, drawn):
     assert [line.get_label() for line in drawn[0].get_lines()] == ["f0-task1", "f1-task3"]
     code, _, error = run(capsys, "plot", folder, "--kind", "layers", "-o", tmp_path / "l.svg", "--task", "f9")
     assert code == 1
-    assert "expected --task NAME, once for each of the tasks to compare, got f9" in error
+    assert "expected --task NAME, once for each task to compare, got f9" in error
 
 
 def test_colours_by_a_rank_of_the_embeddings_own_taxonomy_or_a_table_s(capsys, folder, tmp_path, drawn):

@@ -1,17 +1,17 @@
-// The matrix: all distances, in the order in which near tasks are neighbours. Dark is near.
+// The matrix: all distances, ordered so that near tasks are neighbours. Dark is near.
 
 const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
 byId("ramp").querySelector("i").style.background = `linear-gradient(to right, ${VIRIDIS.join(", ")})`;
 
 const NAMES = 180; // pixels
-const SMALLEST_NAMED = 9; // pixels of a cell that has a name beside it
+const SMALLEST_NAMED = 9; // pixels; smaller cells have no names
 const order = atlas.order;
 const rowOf = new Int32Array(T);
 order.forEach((i, row) => (rowOf[i] = row));
 
 const matrixView = new View(byId("matrix"), {
   bounds: { left: 0, top: 0, right: T, bottom: T },
-  // Room for names above and to the left where that leaves cells as high as a line.
+  // Room for names above and to the left where the cells stay as high as a line.
   margins: (width, height) => {
     const room = Math.min(width - legendRoom(width), height) - NAMES - 50;
     const names = room >= SMALLEST_NAMED * T ? NAMES : 20;
@@ -31,7 +31,7 @@ function cellAt(x, y) {
   return row >= 0 && column >= 0 && row < T && column < T ? [row, column] : null;
 }
 
-// Made once, when the matrix is first looked at.
+// Made once, when the matrix is first shown.
 let pixels = null;
 function matrixPixels() {
   if (pixels) return pixels;
