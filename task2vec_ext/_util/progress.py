@@ -17,15 +17,9 @@ Pass: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], No
 
 @contextmanager
 def progress_bar(description: str, total: int, enabled: bool | Pass | None) -> Iterator[Callable[[int], None]]:
-    """Yield a function that advances the bar by a number of images.
+    """Yield ``advance(n)`` of a bar over `total` images.
 
-    Args:
-        description: What is being done, e.g. ``"birds: features"``.
-        total: Number of images.
-        enabled: None shows a bar where standard error is a terminal; a `Pass` replaces the bar.
-
-    Yields:
-        ``advance(n)``.
+    `enabled` is None for a bar only where standard error is a terminal; a `Pass` replaces the bar.
     """
     if callable(enabled):
         with enabled(description, total) as advance:
@@ -39,14 +33,7 @@ def progress_bar(description: str, total: int, enabled: bool | Pass | None) -> I
 
 
 class LibraryProgress:
-    """Progress of the build of a library, in bars, in lines or not at all.
-
-    Args:
-        tasks: Number of tasks to embed in this build.
-        images: Number of images of all of them.
-        bars: A started ``rich.progress.Progress``, or None.
-        lines: Whether to print a line a task.
-    """
+    """Progress of the build of a library: in rich's bars, in lines (one a task) or not at all."""
 
     def __init__(self, tasks: int, images: int, bars: Any = None, lines: bool = False) -> None:
         """Show the bar of all tasks."""
@@ -68,13 +55,7 @@ class LibraryProgress:
             self._bars.remove_task(work)
 
     def ended(self, name: str, images: int, error: str | None) -> None:
-        """Count a task that is embedded or has failed.
-
-        Args:
-            name: The task's name.
-            images: Its number of images.
-            error: Why it failed, or None.
-        """
+        """Count a task that is embedded or, where there is an error, has failed."""
         self._ended += 1
         self._failed += error is not None
         self._seen += images
@@ -96,13 +77,7 @@ class LibraryProgress:
 def library_progress(tasks: int, images: int, enabled: bool | None) -> Iterator[LibraryProgress]:
     """Yield the progress of the build of a library.
 
-    Args:
-        tasks: Number of tasks to embed.
-        images: Number of images of all of them.
-        enabled: None shows bars where standard error is a terminal; True prints a line a task where it is not.
-
-    Yields:
-        The `LibraryProgress`.
+    `enabled` is None for bars only where standard error is a terminal; True prints lines where it is not.
     """
     if enabled is not False and sys.stderr.isatty():
         with _bars() as bars:

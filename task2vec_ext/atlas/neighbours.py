@@ -31,15 +31,10 @@ class Near(NamedTuple):
 
 
 class Resampled(NamedTuple):
-    """A task's Fisher of all images, without each group of them, and of halves of them.
+    """A task's Fisher of all images, without each group of them, and of halves of them."""
 
-    Args:
-        sizes: Images in each group, ``[G]``.
-        rows: ``[1 + G + 2·(G − 1), K]``, in that order, prepared for the distance.
-    """
-
-    sizes: Tensor
-    rows: Vectors
+    sizes: Tensor  # [G], images in each group
+    rows: Vectors  # [1 + G + 2·(G − 1), K] in that order, prepared for the distance
 
     @classmethod
     def of(cls, embedding: Embedding, distance: SymDistanceName) -> Resampled | None:
@@ -60,18 +55,9 @@ class Resampled(NamedTuple):
 def nearest_tasks(
     embeddings: Sequence[Embedding], distances: Tensor, k: int, distance: SymDistanceName, order: Sequence[int]
 ) -> Iterator[tuple[int, list[Near]]]:
-    """Yield each task with its nearest ones.
+    """Yield each task in `order` with its at most k nearest ones, nearest first.
 
-    Args:
-        embeddings: T embeddings.
-        distances: ``[T, T]``, their `distance`.
-        k: Number of neighbours.
-        distance: ``"sym"`` or ``"sym_scaled"``.
-        order: Order in which the tasks are visited. Where near tasks follow each other, their resampled Fishers are
-            still in memory.
-
-    Yields:
-        The task, and at most k others, nearest first.
+    Where near tasks follow each other in `order`, their resampled Fishers are still in memory.
     """
 
     @lru_cache(_KEPT)

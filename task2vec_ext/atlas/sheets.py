@@ -19,13 +19,9 @@ _QUALITY = 72  # of JPEG: about 8 KB a sheet
 
 
 def contact_sheet(task: Task) -> str | None:
-    """Return six images of a task, of as many classes as possible, as the URL of one small image.
+    """Return six images of a task, of as many classes as possible, as the URL of one small image of 3×2.
 
-    Args:
-        task: A task with readable images; broken ones are passed over.
-
-    Returns:
-        ``data:image/jpeg;base64,…`` of 3×2 images, or None where no image can be read.
+    Broken images are passed over; None where no image can be read.
     """
     images: list[Image.Image] = []
     for index in _chosen(task):

@@ -48,9 +48,6 @@ def run_demo(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lam
         folder: Folder for the results; made if it does not exist. Files of an earlier demo are replaced.
         seed: Seed of the images and of the embeddings.
         report: Called with a line of text at every step.
-
-    Returns:
-        Tasks, embeddings, distances and files.
     """
     started = time.perf_counter()
     files = {

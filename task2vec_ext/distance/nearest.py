@@ -9,13 +9,6 @@ if TYPE_CHECKING:
 
 
 def nearest(distances: Tensor) -> list[tuple[int, float]]:
-    """Return, for every column (target) of ``[T, T]``, the nearest other row (source) and its distance.
-
-    Args:
-        distances: ``[T, T]``, T ≥ 2.
-
-    Returns:
-        T pairs of (index, distance).
-    """
+    """Return, for every column (target) of ``[T, T]``, the nearest other row (source) and its distance."""
     values, indices = distances.clone().fill_diagonal_(float("inf")).min(0)
     return list(zip(indices.tolist(), values.tolist(), strict=True))

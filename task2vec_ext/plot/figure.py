@@ -52,14 +52,9 @@ class Look(NamedTuple):
 
 
 def looks(groups: Sequence[str]) -> tuple[list[str], dict[str, Look]]:
-    """Return the group of each task as it is drawn, and the look of each group.
+    """Return the group that each task is drawn in, and the look of each group, sorted by name.
 
-    Args:
-        groups: T names.
-
-    Returns:
-        T names, where the rarest groups beyond `MOST_GROUPS` are one, ``N others``; and name -> look, sorted by name,
-        ``N others`` last.
+    The rarest groups beyond `MOST_GROUPS` are drawn as one, ``N others``, which comes last.
     """
     counts = Counter(groups)
     kept, others = sorted(counts, key=lambda name: (-counts[name], name)), ""
@@ -81,11 +76,9 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(draw)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
+        with needs("matplotlib"):
             from matplotlib import rc_context, rcParams
             from matplotlib.font_manager import fontManager
-        except ImportError as error:
-            raise missing("matplotlib") from error
         installed = {font.name for font in fontManager.ttflist}
         families = [*rcParams["font.family"], *(name for name in _FALLBACK_FONTS if name in installed)]
         # Text keeps the fonts it was made with. save_figure warns once about characters that none of them has.
@@ -115,25 +108,22 @@ def whole_figure(ax: Axes) -> Figure:
 def check_installed() -> None:
     """Raise ImportError, with what to install, unless matplotlib, scipy and scikit-learn are installed."""
     for module, package in (("matplotlib", "matplotlib"), ("scipy", "scipy"), ("sklearn", "scikit-learn")):
-        if find_spec(module) is None:
-            raise missing(package)
+        with needs(package):
+            if find_spec(module) is None:
+                raise ImportError(module)
 
 
-def missing(package: str, extra: str = "plot") -> ImportError:
-    """Return the error that says what to install."""
-    return ImportError(f'plot: expected {package} to be installed; pip install "task2vec_ext[{extra}]".')
+@contextmanager
+def needs(package: str, extra: str = "plot") -> Iterator[None]:
+    """Say what to install where an import in the block fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f'plot: expected {package} to be installed; pip install "task2vec_ext[{extra}]".') from error
 
 
 def checked_distances(who: str, distances: Any, **per_task: Sequence[Any] | None) -> np.ndarray:
-    """Return a distance matrix as a float64 array.
-
-    Args:
-        who: The public function, for messages.
-        distances: ``[T, T]`` tensor or array.
-        **per_task: Sequences that must have T entries, or None.
-
-    Returns:
-        ``[T, T]``.
+    """Return distances as float64 ``[T, T]``; every sequence of `per_task` must be None or have T entries.
 
     Raises:
         ValueError: If the matrix is not square, empty or not finite, or a sequence does not have T entries.

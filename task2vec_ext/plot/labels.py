@@ -6,7 +6,7 @@ Libraries that push labels apart (adjustText) keep all of them and take minutes;
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,15 +23,9 @@ _FEW = 30  # up to so many tasks leave room for larger type
 
 
 def spread_order(places: np.ndarray) -> list[int]:
-    """Return the points in an order in which each is the farthest from all before it.
+    """Return an order of the places ``[T, 2]`` in which each is the farthest from all before it.
 
     The first few, however many, are therefore spread over the whole.
-
-    Args:
-        places: ``[T, 2]``, both coordinates on one scale.
-
-    Returns:
-        A permutation of 0 … T−1.
     """
     left = np.linalg.norm(places - places.mean(0), axis=1)
     order = []
@@ -42,7 +36,7 @@ def spread_order(places: np.ndarray) -> list[int]:
     return order
 
 
-def write_names(ax: Axes, places: np.ndarray, names: Sequence[str], *, lines: np.ndarray | None = None) -> list[Any]:
+def write_names(ax: Axes, places: np.ndarray, names: Sequence[str], *, lines: np.ndarray | None = None) -> None:
     """Write as many names beside their points as fit without covering points, lines or each other.
 
     Args:
@@ -50,9 +44,6 @@ def write_names(ax: Axes, places: np.ndarray, names: Sequence[str], *, lines: np
         places: ``[T, 2]`` in data coordinates.
         names: T names.
         lines: Horizontal or vertical lines to keep clear of, ``[N, 2, 2]`` (from, to), or None.
-
-    Returns:
-        The annotations.
     """
     figure = whole_figure(ax)
     figure.draw_without_rendering()  # places the axes
@@ -64,7 +55,6 @@ def write_names(ax: Axes, places: np.ndarray, names: Sequence[str], *, lines: np
     if lines is not None:
         ends = ax.transData.transform(lines.reshape(-1, 2)).reshape(-1, 2, 2)
         taken = np.concatenate([taken, np.concatenate([ends.min(1) - padding, ends.max(1) + padding], axis=1)])
-    written = []
     for index in spread_order(points):
         note = ax.annotate(
             label_text(names[index]),
@@ -88,11 +78,9 @@ def write_names(ax: Axes, places: np.ndarray, names: Sequence[str], *, lines: np
                 if reach == _REACHES[0] and note.arrow_patch is not None:
                     note.arrow_patch.set_visible(False)
                 taken = np.concatenate([taken, box[None], line])
-                written.append(note)
                 break
         else:
             note.remove()
-    return written
 
 
 def _around(point: np.ndarray, extent: np.ndarray, scale: float) -> Iterable[tuple[float, np.ndarray]]:

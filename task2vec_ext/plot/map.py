@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .figure import checked_distances, label_text, legend, looks, missing, new_figure, styled, symmetric
+from .figure import checked_distances, label_text, legend, looks, needs, new_figure, styled, symmetric
 from .labels import write_names
 
 if TYPE_CHECKING:
@@ -139,10 +139,8 @@ def _turned(places: np.ndarray) -> np.ndarray:
 
 
 def _tsne(matrix: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
-    try:
+    with needs("scikit-learn"):
         from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise missing("scikit-learn") from error
     perplexity = min(_PERPLEXITY, (len(matrix) - 1) / 3)
     small = start / max(start[:, 0].std(), 1e-12) * 1e-4  # as scikit-learn scales its own start
     found = TSNE(metric="precomputed", init=small, perplexity=perplexity, random_state=seed).fit_transform(matrix)
@@ -150,10 +148,8 @@ def _tsne(matrix: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _umap(matrix: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
-    try:
+    with needs("umap-learn", "umap"):
         import umap
-    except ImportError as error:
-        raise missing("umap-learn", "umap") from error
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="umap")  # on the inverse transform and on threads, which we do not use
         reducer = umap.UMAP(

@@ -14,7 +14,7 @@ from .figure import (
     label_text,
     legend,
     looks,
-    missing,
+    needs,
     new_figure,
     styled,
     symmetric,
@@ -66,13 +66,20 @@ def plot_matrix(
         ValueError: If the matrix is not square, empty or not finite, or there are not T names or groups.
         ImportError: If matplotlib or scipy is not installed.
     """
+    from matplotlib import colormaps
+
     matrix = checked_distances("plot_matrix", distances, names=names, groups=groups)
     tree = _linkage(matrix)
-    order = cluster_order(matrix)
+    order = _leaves(tree)
     if ax is None:
         ax = _new_figure(len(matrix)).add_subplot()
-    low, high = _colour_range(matrix)
-    image = _draw_cells(ax, matrix[np.ix_(order, order)], low, high)
+    between = matrix[~np.eye(len(matrix), dtype=bool)] if len(matrix) > 1 else matrix
+    low, high = float(between.min()), float(between.max())
+    # Black below the range, so that the diagonal does not look like the nearest pair. interpolation="auto" draws cells
+    # of less than three pixels smoothly instead of leaving some out.
+    colours = colormaps["viridis"].with_extremes(under="black")
+    cells = matrix[np.ix_(order, order)]
+    image = ax.imshow(cells, cmap=colours, vmin=low, vmax=high, interpolation="auto")
     above = _GAP_INCHES  # inches above the matrix that are used
     if groups is not None:
         _draw_groups(ax, [groups[index] for index in order])
@@ -101,24 +108,25 @@ def cluster_order(distances: Any) -> list[int]:
     Raises:
         ImportError: If scipy is not installed.
     """
-    tree = _linkage(checked_distances("cluster_order", distances))
-    if tree is None:
-        return [0]
-    from scipy.cluster.hierarchy import leaves_list
-
-    return [int(leaf) for leaf in leaves_list(tree)]
+    return _leaves(_linkage(checked_distances("cluster_order", distances)))
 
 
 def _linkage(matrix: np.ndarray) -> np.ndarray | None:
     """Return scipy's average linkage ``[T − 1, 4]``, or None for one task."""
     if len(matrix) < 2:
         return None
-    try:
+    with needs("scipy"):
         from scipy.cluster.hierarchy import linkage
-    except ImportError as error:
-        raise missing("scipy") from error
     # linkage takes no negative distances; a common shift changes neither the order nor the shape of the tree.
     return linkage(symmetric(matrix)[np.triu_indices(len(matrix), 1)], "average", optimal_ordering=True)
+
+
+def _leaves(tree: np.ndarray | None) -> list[int]:
+    if tree is None:
+        return [0]
+    from scipy.cluster.hierarchy import leaves_list
+
+    return leaves_list(tree).tolist()
 
 
 def _new_figure(T: int) -> Figure:
@@ -128,23 +136,8 @@ def _new_figure(T: int) -> Figure:
     return new_figure(side + 4.5, side + 3.0 + _TREE_INCHES)
 
 
-def _colour_range(matrix: np.ndarray) -> tuple[float, float]:
-    """Return the least and the largest distance between different tasks."""
-    others = matrix[~np.eye(len(matrix), dtype=bool)] if len(matrix) > 1 else matrix
-    return float(others.min()), float(others.max())
-
-
-def _draw_cells(ax: Axes, matrix: np.ndarray, low: float, high: float) -> AxesImage:
-    from matplotlib import colormaps
-
-    # Black below the range: the diagonal does not look like the nearest pair.
-    colours = colormaps["viridis"].with_extremes(under="black")
-    # Cells of less than three pixels are drawn smoothly: some would be left out.
-    return ax.imshow(matrix, cmap=colours, vmin=low, vmax=high, interpolation="auto")
-
-
 def _side(ax: Axes) -> float:
-    """Side of the square that the matrix fills, in inches."""
+    """Return the side of the square that the matrix fills, in inches."""
     box = ax.get_window_extent()
     return min(box.width, box.height) / whole_figure(ax).dpi
 
