@@ -45,7 +45,7 @@ def main() -> None:
     library = Library(options.library)
     names = [entry.name for entry in library.entries() if entry.state == "done"]
     embeddings = [library.embedding(name) for name in names]
-    domains = [str(e.recipe["task_metadata"]["domain"]) for e in embeddings]
+    domains = [str(e.metadata["domain"]) for e in embeddings]
     distances = distance_matrix(embeddings, DISTANCE)
     options.output.mkdir(parents=True, exist_ok=True)
 

@@ -146,7 +146,11 @@ def _taxonomy(embeddings: list[Embedding], table: Path | None) -> tuple[tuple[st
     if table is not None:
         return read_taxonomy(table)
     stated = {e.name: e.metadata.get("taxonomy") for e in embeddings}
-    lineages: dict[str, Lineages] = {name: [taxa] for name, taxa in stated.items() if isinstance(taxa, dict) and taxa}
+    lineages: dict[str, Lineages] = {
+        name: [{rank: str(taxon) for rank, taxon in taxa.items()}]
+        for name, taxa in stated.items()
+        if isinstance(taxa, dict) and taxa
+    }
     ranks = {rank for of_task in lineages.values() for taxa in of_task for rank in taxa}
     known = tuple(rank for rank in RANKS if rank in ranks)
     return (*sorted(ranks - set(known)), *known), lineages
@@ -164,4 +168,3 @@ def _groups(
         raise ValueError(f"plot: expected --colour-by to be one of {known}; got {by!r}.")
     domains = [e.metadata.get("domain") for e in embeddings]
     return [str(domain or "unknown") for domain in domains] if any(domains) else None
-
