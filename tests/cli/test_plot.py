@@ -115,7 +115,7 @@ def test_the_atlas_of_a_library_has_its_images_and_experts(capsys, tmp_path):
             for i in range(4):
                 Image.effect_noise((50 + t, 50), 20 + 60 * c).save(tmp_path / f"task{t}" / f"class{c}" / f"{i}.png")
     folders = [tmp_path / f"task{t}" for t in range(3)]
-    assert run(capsys, "library", "build", *folders, "-o", tmp_path / "library", "--probe", "tiny")[0] == 0
+    assert run(capsys, "embed", *folders, "-o", tmp_path / "library", "--probe", "tiny")[0] == 0
     selection = tmp_path / "selection.json"
     ranked = [{"task": f"task{t}", "experts": [{"name": "an expert", "score": 0.5}]} for t in range(2)]
     selection.write_text("\n".join(json.dumps(one, indent=1) for one in ranked))  # as >> appends them
