@@ -29,7 +29,7 @@ def map_positions(distances: Any, method: MapMethod = "tsne", *, seed: int = 0) 
 
     Args:
         distances: ``[T, T]`` tensor or array; ½(D + Dᵀ) counts.
-        method: t-SNE, or UMAP (extra ``umap``). Both start from classical scaling, which keeps the layout of
+        method: Either t-SNE or UMAP (extra ``umap``). Both start from classical scaling, which keeps the layout of
             the whole; fewer than 8 tasks stay as classical scaling places them.
         seed: Seed of the method.
 
