@@ -27,7 +27,7 @@ from benchmarks._reasons import reasons, reliability
 from benchmarks._record import RESULTS, hardware, write_result
 from benchmarks._scoring import facts, print_table, score
 from task2vec_ext import Embedding, Probe, fisher_embed, load_probe
-from task2vec_ext._util.tables import safe_name
+from task2vec_ext._util.names import safe_name
 from task2vec_ext.data import tasks_from
 from task2vec_ext.experts.errors import IMAGENET, ErrorMatrix
 from task2vec_ext.experts.expert import Expert, train_expert

@@ -1,9 +1,9 @@
-"""Draws the pictures of docs/gallery from a library.
+"""Draws the plots of docs/gallery from a library.
 
     python docs/gallery.py LIBRARY [--data DIR] [-o docs/gallery]
 
-With --data DIR (a folder of real tasks, see benchmarks/README.md, and its taxonomy/taxonomy.csv) also the taxonomic
-picture, of the tasks whose classes are of one order. No photograph is in any picture.
+--data DIR, a folder of real tasks (see benchmarks/README.md) with taxonomy/taxonomy.csv, adds the taxonomic plot of the
+tasks whose classes are of one order. No plot contains an image of a task.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from task2vec_ext.plot import (
 )
 
 RANKS = ("kingdom", "phylum", "class", "order", "family")
-KIND = "sym_scaled"
-"""Of the two distances the one that names a task's own domain more often (README)."""
-PHYLA = {"Tracheophyta": "Magnoliophyta"}  # two names by which the table's sources call the flowering plants
+DISTANCE = "sym_scaled"
+"""The nearest task is of the same domain more often than with plain d_sym."""
+PHYLA = {"Tracheophyta": "Magnoliophyta"}  # the table's sources use two names for the phylum of flowering plants
 LAYERS_OF = ("mnist", "cub_family_tyrannidae")
 
 
@@ -45,8 +45,8 @@ def main() -> None:
     library = Library(options.library)
     names = [entry.name for entry in library.entries() if entry.state == "done"]
     embeddings = [library.embedding(name) for name in names]
-    domains = [str(e.recipe["task_metadata"]["domain"]) for e in embeddings]
-    distances = distance_matrix(embeddings, KIND)
+    domains = [str(e.metadata["domain"]) for e in embeddings]
+    distances = distance_matrix(embeddings, DISTANCE)
     options.output.mkdir(parents=True, exist_ok=True)
 
     def save(name: str, ax) -> None:
@@ -65,7 +65,7 @@ def main() -> None:
         steps = taxonomic_distances([lineages[names[i]] for i in placed], RANKS)
         title = f"{len(placed)} tasks of living things, each of one order"
         save("taxonomy", plot_taxonomy(distances[placed][:, placed], steps, ranks=RANKS, title=title))
-    photograph(embeddings, options.output)
+    save_screenshots(embeddings, options.output)
 
 
 def lineages_of(data: Path) -> dict[str, Lineages]:
@@ -93,18 +93,18 @@ def lineages_of(data: Path) -> dict[str, Lineages]:
     return found
 
 
-def photograph(embeddings, folder: Path) -> None:
-    """Save a picture of the atlas, without thumbnails, where there is a browser to look at it."""
+def save_screenshots(embeddings, folder: Path) -> None:
+    """Save screenshots of the atlas, without images of the tasks, if playwright and chromium are installed."""
     chromium = shutil.which("chromium")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
         chromium = None
     if chromium is None:
-        print("no picture of the atlas: that needs playwright and chromium")
+        print("no screenshots of the atlas: they need playwright and chromium")
         return
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
-        url = write_atlas(embeddings, place, distance=KIND, title="Real tasks").as_uri()
+        url = write_atlas(embeddings, place, distance=DISTANCE, title="Real tasks").as_uri()
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for scheme in ("light", "dark"):
             page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme=scheme)

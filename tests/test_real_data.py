@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from task2vec_ext import as_task, distance_matrix, fisher_embed, load_probe
-from task2vec_ext._util.tables import nearest
+from task2vec_ext.distance.nearest import nearest
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 

@@ -1,1 +1,1 @@
-"""What any part of the package may use and that knows of none: files, tables, the terminal."""
+"""Helpers that know nothing of tasks: files, file names, tables, the terminal."""

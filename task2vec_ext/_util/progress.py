@@ -1,4 +1,4 @@
-"""How far long work is: bars on the terminal, never in a file or a notebook's log unless asked for."""
+"""Progress of long work: bars on a terminal, lines in a file only where they were asked for."""
 
 from __future__ import annotations
 
@@ -6,116 +6,78 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from datetime import timedelta
+from typing import Any, TypeAlias
 
 from .terminal import printable
 
-if TYPE_CHECKING:
-    from ..library.index import Entry
-
 Pass: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Shows one pass over images: takes what is going on and how many they are, gives ``advance(n)``."""
+"""Shows one pass over images: takes a description and the number of images, yields ``advance(n)``."""
 
 
 @contextmanager
 def progress_bar(description: str, total: int, enabled: bool | Pass | None) -> Iterator[Callable[[int], None]]:
-    """Yield a function that advances the bar by so many images.
+    """Yield ``advance(n)`` of a bar over `total` images.
 
-    Args:
-        description: What is going on, e.g. ``"birds: features"``.
-        total: Images in all.
-        enabled: None shows a bar where standard error is a terminal; a function shows the pass in its own way.
-
-    Yields:
-        ``advance(n)``.
+    `enabled` is None for a bar only where standard error is a terminal; a `Pass` replaces the bar.
     """
     if callable(enabled):
         with enabled(description, total) as advance:
             yield advance
-        return
-    if not (sys.stderr.isatty() if enabled is None else enabled):
+    elif sys.stderr.isatty() if enabled is None else enabled:
+        with _bars() as bars:
+            work = bars.add_task(description, total=total)
+            yield lambda n: bars.advance(work, n)
+    else:
         yield lambda n: None
-        return
-    with _bars() as bars:
-        work = bars.add_task(description, total=total)
-        yield lambda n: bars.advance(work, n)
 
 
-@dataclass
 class LibraryProgress:
-    """How far the build of a library is.
+    """Progress of the build of a library: in rich's bars, in lines (one a task) or not at all."""
 
-    Args:
-        tasks: To be embedded in this build.
-        images: Of all of them.
-        bars: Where to show it; None: nowhere.
-        lines: Whether to print a line a task.
-    """
-
-    tasks: int
-    images: int
-    bars: Any = None
-    lines: bool = False
-    _ended: int = 0
-    _failed: int = 0
-    _seen: int = 0
-    _started: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
+    def __init__(self, tasks: int, images: int, bars: Any = None, lines: bool = False) -> None:
         """Show the bar of all tasks."""
-        self._bar = None if self.bars is None else self.bars.add_task(self._text(), total=self.images)
+        self._tasks, self._images, self._bars, self._lines = tasks, images, bars, lines
+        self._ended = self._failed = self._seen = 0
+        self._started = time.monotonic()
+        self._bar = None if bars is None else bars.add_task(self._text(), total=images)
 
     @contextmanager
     def of_pass(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show one pass over the images of the task in work (a `Pass`)."""
-        if self.bars is None:
+        """Show one pass over the images of the current task (a `Pass`)."""
+        if self._bars is None:
             yield lambda n: None
             return
-        work = self.bars.add_task(description, total=total)
+        work = self._bars.add_task(description, total=total)
         try:
-            yield lambda n: self.bars.advance(work, n)
+            yield lambda n: self._bars.advance(work, n)
         finally:
-            self.bars.remove_task(work)
+            self._bars.remove_task(work)
 
-    def ended(self, images: int, entry: Entry) -> None:
-        """Count a task that is done or has failed.
-
-        Args:
-            images: Of the task.
-            entry: What came of it.
-        """
+    def ended(self, name: str, images: int, error: str | None) -> None:
+        """Count a task that is embedded or, where there is an error, has failed."""
         self._ended += 1
-        self._failed += entry.state == "failed"
+        self._failed += error is not None
         self._seen += images
-        if self._bar is not None:
-            self.bars.update(self._bar, advance=images, description=self._text())
-        if self.lines:
+        if self._bars is not None:
+            self._bars.update(self._bar, advance=images, description=self._text())
+        if self._lines:
             elapsed = time.monotonic() - self._started
-            left = elapsed / max(self._seen, 1) * (self.images - self._seen)
-            said = entry.state if entry.error is None else f"failed: {entry.error}"
-            print(
-                f"{self._text()}, {self._seen:,} of {self.images:,} images, "
-                f"{_time(elapsed)}, about {_time(left)} left: {printable(f'{entry.name} {said}')}",
-                file=sys.stderr,
-                flush=True,
-            )
+            left = elapsed / max(self._seen, 1) * (self._images - self._seen)
+            times = f"{timedelta(seconds=round(elapsed))}, about {timedelta(seconds=round(left))} left"
+            outcome = printable(f"{name} " + ("done" if error is None else f"failed: {error}"))
+            counts = f"{self._text()}, {self._seen:,} of {self._images:,} images"
+            print(f"{counts}, {times}: {outcome}", file=sys.stderr, flush=True)
 
     def _text(self) -> str:
-        return f"{self._ended} of {self.tasks} tasks" + (f", {self._failed} failed" if self._failed else "")
+        return f"{self._ended} of {self._tasks} tasks" + (f", {self._failed} failed" if self._failed else "")
 
 
 @contextmanager
 def library_progress(tasks: int, images: int, enabled: bool | None) -> Iterator[LibraryProgress]:
-    """Yield what tells how far the build of a library is.
+    """Yield the progress of the build of a library.
 
-    Args:
-        tasks: To be embedded.
-        images: Of all of them.
-        enabled: None shows bars where standard error is a terminal; True prints a line a task where it is none.
-
-    Yields:
-        The `LibraryProgress`.
+    `enabled` is None for bars only where standard error is a terminal; True prints lines where it is not.
     """
     if enabled is not False and sys.stderr.isatty():
         with _bars() as bars:
@@ -135,18 +97,7 @@ def _bars() -> Any:
         TimeRemainingColumn,
     )
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    # Speed over an hour: the tasks of a library take minutes each.
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    # The speed is estimated over an hour, because the tasks of a library take minutes each.
     return Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=3600)
-
-
-def _time(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,4 +1,4 @@
-"""What the commands print."""
+"""Output of the commands."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def console() -> Console:
-    """Return where tables are printed: into a file or a pipe wide enough that no name is cut."""
+    """Return the console for tables; in a file or a pipe it is wide enough that no name is cut."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
 def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under a header; columns that start with a digit are numbers."""
+    """Print rows under a header; columns whose first cell starts with a digit are right-aligned."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -29,10 +29,10 @@ def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequenc
         numeric = bool(rows) and rows[0][number][:1].isdigit() and number > 0
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))  # Text: names are shown, not read as markup
+        table.add_row(*(Text(printable(cell)) for cell in row))  # Text, because a name is no markup
     console.print(table)
 
 
 def printable(name: str) -> str:
-    """Return a name that any UTF-8 stream takes: bytes of a file's name that are no UTF-8 become escapes."""
+    """Return a name that any UTF-8 stream takes: bytes of a file name that are not UTF-8 become escapes."""
     return name.encode("utf-8", "backslashreplace").decode()

@@ -1,5 +1,5 @@
-"""The category of all our warnings."""
+"""The category of all warnings of this package."""
 
 
 class Task2VecWarning(UserWarning):
-    """Something the user should know that does not stop the work."""
+    """A warning of this package; the work goes on."""

@@ -1,4 +1,4 @@
-"""The atlas: one page on which to browse a library's tasks; it opens from the disk, without network or server."""
+"""The atlas: one HTML page on which to browse tasks. It opens from the disk, without a network or a server."""
 
 from .write import write_atlas
 

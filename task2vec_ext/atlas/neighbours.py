@@ -1,4 +1,4 @@
-"""The nearest tasks of each task, and how sure their distances are."""
+"""The nearest tasks of each task, with the intervals of their distances."""
 
 from __future__ import annotations
 
@@ -18,18 +18,11 @@ if TYPE_CHECKING:
     from ..embedding import Embedding
 
 _KEPT = 32
-"""Tasks whose resampled Fishers are in memory: 6.5 MB each at 8,512 filters."""
+"""Tasks whose resampled Fishers stay in memory: 6.5 MB each at 8,512 filters."""
 
 
 class Near(NamedTuple):
-    """A task near another.
-
-    Args:
-        task: Which.
-        distance: To it.
-        low: End of the 95 % interval, or None where one of the two has no error bars.
-        high: The other.
-    """
+    """A neighbour; ``low`` and ``high`` are the distance's 95 % interval, or None without error bars."""
 
     task: int
     distance: float
@@ -38,19 +31,14 @@ class Near(NamedTuple):
 
 
 class Resampled(NamedTuple):
-    """A task's Fisher from all of its images, without each group of them, and from halves of them.
+    """A task's Fisher of all images, without each group of them, and of halves of them."""
 
-    Args:
-        sizes: Of the groups, ``[G]``.
-        rows: ``[1 + G + 2·(G − 1), K]``, in that order, as the distance takes them.
-    """
-
-    sizes: Tensor
-    rows: Vectors
+    sizes: Tensor  # [G], images in each group
+    rows: Vectors  # [1 + G + 2·(G − 1), K] in that order, prepared for the distance
 
     @classmethod
     def of(cls, embedding: Embedding, distance: SymDistanceName) -> Resampled | None:
-        """Return what a task's distances need, or None where it has no error bars."""
+        """Return an embedding's resampled Fishers, or None without error bars."""
         if embedding.group_means is None:
             return None
         groups = embedding.groups
@@ -58,34 +46,26 @@ class Resampled(NamedTuple):
         fisher = torch.cat([groups.mean[None], groups.without(), torch.stack(halves)])
         return cls(groups.sizes, RULES[distance].prepare(Tasks(fisher, torch.empty(0), [], "atlas")))
 
-    def pick(self, rows: Tensor | slice) -> Vectors:
-        """Return some of the rows."""
-        return Vectors(self.rows.values[rows], self.rows.exponent[rows])
+    def parts(self) -> tuple[Vectors, Vectors, Vectors]:
+        """Return the row of all images, the rows without each group, and the rows of the halves."""
+        first = 1 + len(self.sizes)
+        return self.rows.rows(slice(0, 1)), self.rows.rows(slice(1, first)), self.rows.rows(slice(first, None))
 
 
 def nearest_tasks(
     embeddings: Sequence[Embedding], distances: Tensor, k: int, distance: SymDistanceName, order: Sequence[int]
 ) -> Iterator[tuple[int, list[Near]]]:
-    """Yield each task and its nearest ones.
+    """Yield each task in `order` with its at most k nearest ones, nearest first.
 
-    Args:
-        embeddings: T of them.
-        distances: ``[T, T]``, of that distance.
-        k: How many.
-        distance: ``"sym"`` or ``"sym_scaled"``.
-        order: In which to go through the tasks; where neighbours in it are near, what they need is still in memory.
-
-    Yields:
-        The task, and at most k others, nearest first.
+    Where near tasks follow each other in `order`, their resampled Fishers are still in memory.
     """
-    T = len(embeddings)
 
     @lru_cache(_KEPT)
     def resampled(i: int) -> Resampled | None:
         return Resampled.of(embeddings[i], distance)
 
     @cache
-    def limits(i: int, j: int) -> tuple[float, float] | tuple[None, None]:
+    def interval(i: int, j: int) -> tuple[float, float] | tuple[None, None]:
         a, b = resampled(i), resampled(j)
         if a is None or b is None:
             return None, None
@@ -95,36 +75,27 @@ def nearest_tasks(
     for i in order:
         row = distances[i].clone()
         row[i] = torch.inf
-        ranked = row.sort(stable=True).indices[: min(k, T - 1)].tolist()
-        yield i, [Near(j, float(distances[i, j]), *limits(min(i, j), max(i, j))) for j in ranked]
+        ranked = row.sort(stable=True).indices[: min(k, len(embeddings) - 1)].tolist()
+        yield i, [Near(j, float(distances[i, j]), *interval(min(i, j), max(i, j))) for j in ranked]
 
 
 def distance_with_error(a: Resampled, b: Resampled, distance: SymDistanceName) -> Estimate:
-    """Return one distance as ``distance_matrix(…, with_error=True)`` has it, without all the others.
-
-    Args:
-        a: A task.
-        b: Another.
-        distance: ``"sym"`` or ``"sym_scaled"``.
-
-    Returns:
-        Scalars.
-    """
-    whole = slice(0, 1)
-    value = _distances(a.pick(whole), b.pick(whole), distance)[0]
+    """Return the entry of two tasks in ``distance_matrix(…, with_error=True)``, without computing the others."""
+    (whole_a, without_a, halves_a), (whole_b, without_b, halves_b) = a.parts(), b.parts()
+    value = _distances(whole_a, whole_b, distance)[0]
     sides = [
-        side(value, _distances(one.pick(slice(1, 1 + len(one.sizes))), other.pick(whole), distance), one.sizes)
-        for one, other in ((a, b), (b, a))
+        side(value, _distances(without_a, whole_b, distance), a.sizes),
+        side(value, _distances(without_b, whole_a, distance), b.sizes),
     ]
-    first = [1 + len(one.sizes) for one in (a, b)]
-    halves = [len(one.rows.values) - start for one, start in zip((a, b), first, strict=True)]
-    turns = torch.arange(max(halves))  # the task of fewer groups has its halves taken again
-    ours, theirs = (one.pick(start + turns % n) for one, start, n in zip((a, b), first, halves, strict=True))
+    turns = torch.arange(max(len(halves_a.values), len(halves_b.values)))  # fewer halves are used again in turn
+    ours, theirs = (
+        Vectors(*(field[turns % len(halves.values)] for field in halves)) for halves in (halves_a, halves_b)
+    )
     return estimate(value, sides, _distances(ours, theirs, distance).mean())
 
 
 def _distances(a: Vectors, b: Vectors, distance: SymDistanceName) -> Tensor:
-    """Distances of rows to rows, ``[B]``; b may be one for all."""
+    """Return the distances of B rows to B rows, or to one, ``[B]``."""
     rule, gap = RULES[distance], (a.exponent - b.exponent)[:, None].double()
     scales = (torch.exp2(gap.clamp(max=0)), torch.exp2((-gap).clamp(max=0)))
     return rule.finish(torch.stack(rule.sums(Pairs(a.values, b.values, *scales))), a.values.shape[1])

@@ -1,4 +1,4 @@
-"""A few of a task's images on one small sheet."""
+"""Contact sheets: six images of a task as one small image."""
 
 from __future__ import annotations
 
@@ -19,19 +19,15 @@ _QUALITY = 72  # of JPEG: about 8 KB a sheet
 
 
 def contact_sheet(task: Task) -> str | None:
-    """Return six images of a task, of as many classes as they can be, as the URL of one small image.
+    """Return six images of a task, of as many classes as possible, as the URL of one small image of 3×2.
 
-    Args:
-        task: Whose images can be read; the first of a class that can be read stands for it.
-
-    Returns:
-        ``data:image/jpeg;base64,…`` of 3×2 images, or None where none can be read.
+    Broken images are passed over; None where no image can be read.
     """
-    images = []
+    images: list[Image.Image] = []
     for index in _chosen(task):
         try:
             pixels = to_rgb(task.item(index)[0])
-        except (ValueError, TypeError, OSError):  # one image less; embedding told of it already
+        except (ValueError, TypeError, OSError):  # embedding has warned about it already
             continue
         image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
         images.append(ImageOps.fit(image, (_SIDE, _SIDE), Image.Resampling.LANCZOS))
@@ -48,7 +44,7 @@ def contact_sheet(task: Task) -> str | None:
 
 
 def _chosen(task: Task) -> list[int]:
-    """Images in the order of preference: one of each of six classes spread over all, then further ones in turn."""
+    """Return images to try, in order: one of each of six classes spread over all, then more of the same in turn."""
     wanted = _COLUMNS * _ROWS
     if task.labels is None:
         return [i * len(task) // wanted for i in range(min(wanted, len(task)))]
@@ -57,5 +53,5 @@ def _chosen(task: Task) -> list[int]:
         by_class.setdefault(label, []).append(index)
     labels = sorted(by_class)
     spread = [labels[i * len(labels) // min(wanted, len(labels))] for i in range(min(wanted, len(labels)))]
-    rounds = max(2, -(-wanted // len(spread))) + 1  # some more, should images be broken
+    rounds = max(2, -(-wanted // len(spread))) + 1  # more than wanted, because images may be broken
     return [by_class[label][turn] for turn in range(rounds) for label in spread if turn < len(by_class[label])]

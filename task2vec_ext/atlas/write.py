@@ -1,4 +1,4 @@
-"""From embeddings to the page."""
+"""The page, from embeddings."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .._util.atomic import atomic_path
 from ..distance.comparable import check_comparable
 from ..distance.distance import distance_matrix
 from ..plot import cluster_order, map_positions
-from ..plot._figure import looks
-from ..plot._labels import spread_order
-from ..plot.norms import norm_of
+from ..plot.figure import looks
+from ..plot.labels import spread_order
+from ..plot.norms import norm_interval
 from .neighbours import nearest_tasks
 from .sheets import contact_sheet
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from ..embedding import Embedding
 
 Experts = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Task -> its experts, the best first: ``{"name": …, "score": …}`` each, the score a number or None."""
+"""Task -> its experts, best first, each ``{"name": …, "score": number or None}``."""
 
 _SCRIPTS = ("data.js", "view.js", "map.js", "matrix.js", "panel.js", "main.js")
-_MOST_CLASSES = 200  # names of classes that are listed; a task may have thousands
-_DIGITS = 5  # significant ones of numbers on the page: less than any of them is sure
+_MOST_CLASSES = 200  # class names that are listed; a task may have thousands
+_DIGITS = 5  # significant digits, more than any number on the page deserves
 
 
 def write_atlas(
@@ -49,21 +49,21 @@ def write_atlas(
     title: str = "Atlas of tasks",
     seed: int = 0,
 ) -> Path:
-    """Write a page that shows tasks on a map and in a matrix, with search and the nearest of each.
+    """Write a page with a map and a matrix of the tasks, search, and the nearest tasks of each.
 
     Args:
-        embeddings: One or more, comparable, of different names, none all zero. Their domains are those of
-            ``metadata``.
-        folder: Where ``index.html`` is put; made if it does not exist.
-        images: Tasks again, to take small images from; matched by name, those of no embedding are ignored.
-        experts: What selection found, or None.
+        embeddings: One or more, comparable, with different names, none all zero. A task's domain is that of
+            its ``metadata``.
+        folder: Folder for ``index.html``; made if it does not exist.
+        images: Tasks to take small images from, matched by name; others are ignored.
+        experts: The experts that selection found, or None.
         distance: Which distance.
-        k: How many nearest tasks are listed, with their intervals.
-        title: Of the page.
-        seed: Of the map.
+        k: Number of nearest tasks that are listed, with intervals.
+        title: Title of the page.
+        seed: Seed of the map.
 
     Returns:
-        The page. It needs nothing but itself: no server, no network.
+        The page. It is one file and needs no server and no network.
 
     Raises:
         ValueError: If there are no embeddings, two have one name, or they do not compare.
@@ -71,7 +71,7 @@ def write_atlas(
         OSError: If the page could not be written.
 
     Note:
-        Embeddings are read twice where they come from files; not more than a few are in memory with their group means.
+        Embeddings that come from files are read twice. Only a few are in memory with their group means at a time.
     """
     rows, fisher, first = [], [], None
     for embedding in embeddings:
@@ -83,11 +83,11 @@ def write_atlas(
         raise ValueError("write_atlas: expected one or more embeddings, got none.")
     names = [row["name"] for row in rows]
     if twins := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"write_atlas: expected tasks of different names, got {sorted(twins)[:5]} more than once.")
+        raise ValueError(f"write_atlas: expected tasks with different names, got {sorted(twins)[:5]} more than once.")
     distances = distance_matrix(torch.stack(fisher), distance)
     order, places = cluster_order(distances), map_positions(distances, seed=seed)
     for index, near in nearest_tasks(embeddings, distances, k, distance, order):
-        rows[index]["near"] = [[j, *map(_rounded, figures)] for j, *figures in near]
+        rows[index]["near"] = [[j, *map(_rounded, values)] for j, *values in near]
     by_name = dict(zip(names, rows, strict=True))
     for task in images:
         if task.name in by_name:
@@ -99,8 +99,8 @@ def write_atlas(
         row.update(x=round(x, 4), y=round(y, 4))
     data = {
         "title": title,
-        "kind": {"sym": "d_sym", "sym_scaled": "d_sym of embeddings scaled to unit mean"}[distance],
-        "probe": f"{first.probe.name} {first.probe.weights}",
+        "distance": {"sym": "d_sym", "sym_scaled": "d_sym of embeddings scaled to unit mean"}[distance],
+        "probe": f"{first.probe.name} ({first.probe.weights})",
         "domains": _place_domains(rows),
         "tasks": rows,
         "order": order,
@@ -115,15 +115,13 @@ def write_atlas(
 
 
 def domain_of(embedding: Embedding) -> str | None:
-    """Return the domain that an embedding's recipe states, or None."""
-    metadata = embedding.metadata
-    domain = metadata.get("domain") if isinstance(metadata, dict) else None
+    """Return an embedding's domain, or None."""
+    domain = embedding.metadata.get("domain")
     return str(domain) if domain else None
 
 
 def _row(embedding: Embedding) -> dict[str, Any]:
-    norm = norm_of(embedding)
-    bounds = (None, None) if embedding.group_means is None else (_rounded(norm.low), _rounded(norm.high))
+    interval = (None, None) if embedding.group_means is None else norm_interval(embedding)
     return {
         "name": embedding.name,
         "domainName": domain_of(embedding),
@@ -131,7 +129,7 @@ def _row(embedding: Embedding) -> dict[str, Any]:
         "classes": None if embedding.classes is None else list(embedding.classes[:_MOST_CLASSES]),
         "outputs": embedding.head.num_outputs,
         "images": embedding.num_samples,
-        "norm": [_rounded(norm.value), *bounds],
+        "norm": [_rounded(value) for value in (embedding.norm, *interval)],
         "score": _rounded(embedding.head.score),
         "metric": embedding.head.metric,
         "sheet": None,
@@ -153,7 +151,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _packed(distances: np.ndarray) -> dict[str, Any]:
-    """The upper triangle in 16 bits a distance: 3 MB at 1,500 tasks."""
+    """Return the upper triangle in 16 bits a distance: 3 MB at 1,500 tasks."""
     upper = distances[np.triu_indices(len(distances), 1)]
     low, high = (float(upper.min()), float(upper.max())) if upper.size else (0.0, 1.0)
     levels = np.round((upper - low) / max(high - low, 1e-300) * 65535).astype("<u2")
@@ -161,22 +159,18 @@ def _packed(distances: np.ndarray) -> dict[str, Any]:
 
 
 def _page(title: str, data: dict[str, Any]) -> str:
-    source = files(__package__) / "page"
-
     def read(name: str) -> str:
-        return (source / name).read_text(encoding="utf-8")
+        return (files(__package__) / "page" / name).read_text(encoding="utf-8")
 
+    # Escaped, so that no text in the data can end the script element or begin a comment.
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
     parts = {
         "title": html.escape(title),
         "style": read("style.css"),
-        "data": _script_safe(data),
+        "data": text,
         "script": "\n".join(map(read, _SCRIPTS)),
     }
-    # In one pass: what is put in may itself look like a place to put something in.
+    # In one pass, because the parts may themselves contain such placeholders.
     return re.sub(r"\{(title|style|data|script)\}", lambda found: parts[found[1]], read("index.html"))
-
-
-def _script_safe(data: dict[str, Any]) -> str:
-    """JSON in ASCII in which nothing can end the script element or begin a comment."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")

@@ -27,8 +27,9 @@ def distances(
     png: Annotated[Path | None, typer.Option(help="Plot the clustered matrix to this file (.png, .svg, .pdf).")] = None,
 ) -> None:
     """Compare embeddings: each task's nearest one, the matrix as CSV, the clustered matrix as a plot."""
-    from .._util.tables import nearest, write_matrix
+    from .._util.tables import write_matrix
     from ..distance import distance_matrix
+    from ..distance.nearest import nearest
     from ..library import load_embeddings
 
     embeddings = load_embeddings(folder)

@@ -1,4 +1,4 @@
-"""`task2vec plot` and `task2vec atlas`."""
+"""``task2vec plot`` and ``task2vec atlas``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import typer
 from ..distance.rules import DistanceName, SymDistanceName
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from collections.abc import Sequence
 
     from ..embedding import Embedding
-    from ..library.embeddings import EmbeddingFiles
     from ..plot import Lineages
 
 _Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A library, or a folder of embeddings (.safetensors).")]
@@ -26,57 +25,54 @@ def plot(
     kind: Annotated[
         PlotKind,
         typer.Option(
-            help="matrix: all distances; map: t-SNE of them; taxonomy: how far in it the nearest are; "
+            help="matrix: all distances; map: t-SNE or UMAP of them; taxonomy: taxonomic distance of the nearest; "
             "norms: norm against error of the head; layers: the Fisher of a few tasks, layer by layer."
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The picture: .png, .svg or .pdf.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The plot: a .png, .svg or .pdf file.")],
     distance: Annotated[DistanceName, typer.Option(help="matrix, map, taxonomy: which distance.")] = "sym",
     alpha: Annotated[float, typer.Option(help="Weight of the trivial task in asym and asym_scaled.")] = 0.15,
-    method: Annotated[Literal["tsne", "umap"], typer.Option(help="map: how (umap: extra umap).")] = "tsne",
+    method: Annotated[Literal["tsne", "umap"], typer.Option(help="map: the method (umap: extra umap).")] = "tsne",
     colour_by: Annotated[str, typer.Option(help="domain, or a rank of the taxonomy.")] = "domain",
     taxonomy: Annotated[
         Path | None,
-        typer.Option(help="CSV: task and ranks, highest first; a row a class. Default: what the embeddings say."),
+        typer.Option(help="CSV: task and ranks, highest first, one row a class. Default: the embeddings' own."),
     ] = None,
-    task: Annotated[list[str] | None, typer.Option(help="layers: which task; give it twice to compare two.")] = None,
-    title: Annotated[str | None, typer.Option(help="Title of the picture.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="layers: which task; repeat it to compare tasks.")] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the plot.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the map.")] = 0,
 ) -> None:
-    """Draw a picture of a library's tasks."""
+    """Plot the tasks of a library."""
     from .. import plot as draw
-    from ..distance.distance import distance_matrix
+    from ..distance import distance_matrix
     from ..library import load_embeddings
-    from ..plot._figure import check_suffix
+    from ..plot.figure import check_suffix
 
     draw.check_installed()
     check_suffix(output)
     files = load_embeddings(folder)
-    ax: Axes
+    embeddings = files.without_groups()
+    ranks, lineages = _taxonomy(embeddings, taxonomy)
     if kind == "layers":
-        ax = draw.plot_layers(_chosen(files, task or []), title=title)
+        ax = draw.plot_layers(_chosen(files, [e.name for e in embeddings], task or []), title=title)
+    elif kind == "norms":
+        ax = draw.plot_norms(files, groups=_groups(embeddings, colour_by, ranks, lineages), title=title)
+    elif kind == "taxonomy":
+        placed = [e for e in embeddings if e.name in lineages]
+        if len(placed) < 2:
+            raise ValueError(
+                f"plot: expected two or more tasks with a place in a taxonomy, got {len(placed)} of "
+                f"{len(embeddings)}; name a table of them with --taxonomy."
+            )
+        steps = draw.taxonomic_distances([lineages[e.name] for e in placed], ranks)
+        ax = draw.plot_taxonomy(distance_matrix(placed, distance, alpha=alpha), steps, ranks=ranks, title=title)
     else:
-        embeddings = files.without_groups()
-        ranks, lineages = _taxonomy(embeddings, taxonomy)
-        groups = _groups(embeddings, colour_by, ranks, lineages)
-        if kind == "norms":
-            ax = draw.plot_norms(files, groups=groups, title=title)
-        elif kind == "taxonomy":
-            placed = [e for e in embeddings if e.name in lineages]
-            if len(placed) < 2:
-                raise ValueError(
-                    f"plot: expected two or more tasks with a place in a taxonomy, got {len(placed)} of "
-                    f"{len(embeddings)}; name a table of them with --taxonomy."
-                )
-            steps = draw.taxonomic_distances([lineages[e.name] for e in placed], ranks)
-            ax = draw.plot_taxonomy(distance_matrix(placed, distance, alpha=alpha), steps, ranks=ranks, title=title)
+        names, groups = [e.name for e in embeddings], _groups(embeddings, colour_by, ranks, lineages)
+        matrix = distance_matrix(embeddings, distance, alpha=alpha)
+        if kind == "map":
+            ax = draw.plot_map(matrix, names, groups=groups, method=method, seed=seed, title=title)
         else:
-            names = [e.name for e in embeddings]
-            matrix = distance_matrix(embeddings, distance, alpha=alpha)
-            if kind == "map":
-                ax = draw.plot_map(matrix, names, groups=groups, method=method, seed=seed, title=title)
-            else:
-                ax = draw.plot_matrix(matrix, names, groups=groups, title=title)
+            ax = draw.plot_matrix(matrix, names, groups=groups, title=title)
     draw.save_figure(ax, output)
     print(f"{kind}: {output}")
 
@@ -85,23 +81,21 @@ def atlas(
     folder: _Folder,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page.")] = Path("atlas"),
     distance: Annotated[
-        SymDistanceName, typer.Option(help="sym is the paper's d_sym; sym_scaled: scaled to unit mean.")
+        SymDistanceName, typer.Option(help="sym is the paper's d_sym; sym_scaled: of embeddings scaled to unit mean.")
     ] = "sym",
-    pictures: Annotated[
+    images: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="SPEC", help="Where the tasks' pictures are, as when they were embedded; may be repeated."
-        ),
+        typer.Option(metavar="SPEC", help="The tasks' images, as given to task2vec embed; may be repeated."),
     ] = None,
     selection: Annotated[
         Path | None,
-        typer.Option(help="Best experts: what task2vec select TASK --json printed, of any number of tasks."),
+        typer.Option(help="Best experts: the output of task2vec select TASK --json, of any number of tasks."),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many nearest tasks are listed.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of nearest tasks that are listed.")] = 10,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Atlas of tasks",
     seed: Annotated[int, typer.Option(help="Seed of the map.")] = 0,
 ) -> None:
-    """Write a page on which to browse a library's tasks; it opens from the disk, without network or server."""
+    """Write one HTML page on which to browse a library's tasks; it needs no network and no server."""
     from ..atlas import write_atlas
     from ..data import tasks_from
     from ..library import load_embeddings
@@ -109,14 +103,14 @@ def atlas(
 
     check_installed()
     files = load_embeddings(folder)
-    tasks = tasks_from(*pictures) if pictures else ()
+    tasks = tasks_from(*images) if images else ()
     experts = None if selection is None else _experts(selection)
     page = write_atlas(files, output, images=tasks, experts=experts, distance=distance, k=k, title=title, seed=seed)
     print(f"{len(files)} tasks, {page.stat().st_size / 1e6:.1f} MB: open {page.resolve().as_uri()} in a browser")
 
 
 def _experts(file: Path) -> dict[str, Any]:
-    """What ``task2vec select TASK --json >> file`` printed, task after task: task -> experts, the best first."""
+    """Return task -> experts, best first, from a file to which ``task2vec select TASK --json`` was appended."""
     found, text, decoder = {}, file.read_text(encoding="utf-8").strip(), json.JSONDecoder()
     try:
         while text:
@@ -128,32 +122,35 @@ def _experts(file: Path) -> dict[str, Any]:
             text = text[end:].lstrip()
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"atlas: expected what task2vec select TASK --json printed in {file}, got something else ({error})."
+            f"atlas: expected the output of task2vec select TASK --json in {file}, got something else ({error})."
         ) from error
     return found
 
 
-def _chosen(files: EmbeddingFiles, wanted: list[str]) -> list[Embedding]:
-    """The named tasks."""
-    by_name = {e.name: i for i, e in enumerate(files.without_groups())} if wanted else {}
-    unknown = [name for name in wanted if name not in by_name]
+def _chosen(files: Sequence[Embedding], names: list[str], wanted: list[str]) -> list[Embedding]:
+    """Return the wanted embeddings, with their group means."""
+    unknown = [name for name in wanted if name not in names]
     if unknown or not wanted:
         raise ValueError(
-            f"plot: expected --task NAME, once for each of the tasks to compare, got {', '.join(unknown) or 'none'}; "
-            "task2vec library ls lists them."
+            f"plot: expected --task NAME, once for each task to compare, got {', '.join(unknown) or 'none'}; "
+            "task2vec library ls lists the names."
         )
-    return [files[by_name[name]] for name in wanted]
+    return [files[names.index(name)] for name in wanted]
 
 
 def _taxonomy(embeddings: list[Embedding], table: Path | None) -> tuple[tuple[str, ...], dict[str, Lineages]]:
-    """Ranks, and task -> lineages: a table's, or those that the embeddings state."""
+    """Return the ranks and task -> lineages of a table, or of the embeddings."""
     from ..data.sources.taxonomy import RANKS
     from ..plot import read_taxonomy
 
     if table is not None:
         return read_taxonomy(table)
-    stated = {e.name: _metadata(e).get("taxonomy") for e in embeddings}
-    lineages: dict[str, Lineages] = {name: [taxa] for name, taxa in stated.items() if isinstance(taxa, dict) and taxa}
+    stated = {e.name: e.metadata.get("taxonomy") for e in embeddings}
+    lineages: dict[str, Lineages] = {
+        name: [{rank: str(taxon) for rank, taxon in taxa.items()}]
+        for name, taxa in stated.items()
+        if isinstance(taxa, dict) and taxa
+    }
     ranks = {rank for of_task in lineages.values() for taxa in of_task for rank in taxa}
     known = tuple(rank for rank in RANKS if rank in ranks)
     return (*sorted(ranks - set(known)), *known), lineages
@@ -162,16 +159,12 @@ def _taxonomy(embeddings: list[Embedding], table: Path | None) -> tuple[tuple[st
 def _groups(
     embeddings: list[Embedding], by: str, ranks: tuple[str, ...], lineages: dict[str, Lineages]
 ) -> list[str] | None:
-    """What to colour each task by; None where nothing is known of any."""
+    """Return the group that colours each task, or None where no task has one."""
     if by in ranks:
         taxa = [{taxa.get(by, "unknown") for taxa in lineages.get(e.name, ())} for e in embeddings]
         return [" or ".join(sorted(one)) if 0 < len(one) <= 2 else "several" if one else "unknown" for one in taxa]
     if by != "domain":
         known = ", ".join(("domain", *ranks))
         raise ValueError(f"plot: expected --colour-by to be one of {known}; got {by!r}.")
-    domains = [_metadata(e).get("domain") for e in embeddings]
+    domains = [e.metadata.get("domain") for e in embeddings]
     return [str(domain or "unknown") for domain in domains] if any(domains) else None
-
-
-def _metadata(embedding: Embedding) -> dict[str, Any]:
-    return embedding.metadata

@@ -1,1 +1,1 @@
-"""The demo: small tasks of four families, made on the spot, and the probe trained for them."""
+"""The demo: 25 small tasks of four families, made on the spot and embedded with the tiny probe."""

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .._util.atomic import atomic_path
-from .._util.tables import safe_name
+from .._util.names import safe_name
 from ..data import Preprocess, as_task, check_labels, draw, hold_out, read_labels, subset
 from ..embedding import Embedding
 from ..probe.layers import find_head

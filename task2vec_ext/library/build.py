@@ -129,7 +129,7 @@ def build_library(
 
         def record(number: int, entry: Entry) -> None:
             _record(library, entry)
-            told.ended(len(todo[number][0]), entry)
+            told.ended(entry.name, len(todo[number][0]), entry.error)
 
         if team.size > 1 and not shard_images:
             todo.sort(key=lambda pair: -len(pair[0]))

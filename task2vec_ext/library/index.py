@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from .._util.tables import file_name
+from .._util.names import file_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

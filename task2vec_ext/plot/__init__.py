@@ -1,17 +1,17 @@
-"""Pictures of tasks, with matplotlib (extra ``plot``): each function draws one and returns its Axes.
+"""Plots of tasks, with matplotlib (extra ``plot``). Each function draws one and returns its Axes.
 
-| picture | shows |
+| function | shows |
 |---|---|
-| `plot_matrix` | all distances, near tasks side by side, with the tree that orders them |
-| `plot_map` | tasks as points in the plane, near ones together (t-SNE or UMAP) |
-| `plot_taxonomy` | how far in a taxonomy the k nearest tasks are, over k |
-| `plot_norms` | complexity of the tasks against the error of their heads, with intervals |
+| `plot_matrix` | all distances, with the tree that orders them |
+| `plot_map` | tasks as points in the plane, near tasks together (t-SNE or UMAP) |
+| `plot_taxonomy` | mean taxonomic distance of the k nearest tasks, over k |
+| `plot_norms` | norm of the embeddings against the error of their heads, with error bars |
 | `plot_layers` | the Fisher of a few tasks, layer by layer |
 
-No global state of pyplot is touched. `save_figure` writes PNG, SVG or PDF.
+`save_figure` writes PNG, SVG or PDF. Nothing here uses pyplot or its global state.
 """
 
-from ._figure import check_installed, save_figure, shorten
+from .figure import check_installed, save_figure
 from .layers import plot_layers
 from .map import map_positions, plot_map
 from .matrix import cluster_order, plot_matrix
@@ -30,6 +30,5 @@ __all__ = [
     "plot_taxonomy",
     "read_taxonomy",
     "save_figure",
-    "shorten",
     "taxonomic_distances",
 ]

@@ -1,4 +1,4 @@
-"""Where in the probe does a task live? The Fisher layer by layer."""
+"""The Fisher of a few tasks, layer by layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from ..distance.comparable import check_comparable
 from ..distance.uncertainty import with_error
-from ._figure import GROUP_COLOURS, legend, new_figure, printable, styled
+from .figure import GROUP_COLOURS, label_text, legend, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from ..embedding import Embedding
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_ORDER = (4, 5, 2, 6, 0, 1, 7, 3)  # of GROUP_COLOURS: two tasks are blue and vermilion
+_ORDER = (4, 5, 2, 6, 0, 1, 7, 3)  # of GROUP_COLOURS: the first two tasks are blue and vermilion
 
 
 @styled
 def plot_layers(embeddings: Sequence[Embedding], *, title: str | None = None, ax: Axes | None = None) -> Axes:
-    """Return axes with the mean Fisher of each layer's filters, of two tasks (or a few) side by side.
+    """Return axes with the mean Fisher of each layer's filters, one line a task.
 
     Args:
         embeddings: One to eight, comparable.
         title: Title, or None.
-        ax: Where to draw; by default a new figure that fits the number of layers.
+        ax: Where to draw; default: a new figure.
 
     Returns:
-        The axes: a line for each task, log scale, with 95 % jackknife intervals where it has error bars. A layer all of
-        whose filters are dead has no point.
+        The axes, log scale, with 95 % jackknife intervals of embeddings that have error bars. A layer whose filters are
+        all dead has no point.
 
     Raises:
         ValueError: If there are none or more than eight, or they do not compare.
@@ -52,11 +52,11 @@ def plot_layers(embeddings: Sequence[Embedding], *, title: str | None = None, ax
         at = np.arange(L) + 0.24 * (number - (len(embeddings) - 1) / 2)
         means = np.where(means > 0, means, np.nan)
         colour = GROUP_COLOURS[_ORDER[number]]
-        ax.plot(at, means, _MARKERS[number], ls="-", lw=0.6, ms=3.5, color=colour, label=printable(embedding.name, 60))
+        ax.plot(at, means, _MARKERS[number], ls="-", lw=0.6, ms=3.5, color=colour, label=label_text(embedding.name, 60))
         if intervals is not None:
             ax.vlines(at, *intervals, color=colour, lw=1.4)
-    ax.set_xticks(range(L), [printable(layer.name) for layer in layers], rotation=90, fontsize=7)
-    ax.set(xlim=(-0.7, L - 0.3), ylabel="mean F of the filters (nats² per weight²)")
+    ax.set_xticks(range(L), [label_text(layer.name) for layer in layers], rotation=90, fontsize=7)
+    ax.set(xlim=(-0.7, L - 0.3), ylabel="mean Fisher of the filters (nats² per weight²)")
     ax.grid(axis="y", color="0.92")
     ax.spines[["top", "right"]].set_visible(False)
     legend(ax, ax.get_lines(), loc="lower left", bbox_to_anchor=(0.0, 1.02), ncols=2)
@@ -66,7 +66,7 @@ def plot_layers(embeddings: Sequence[Embedding], *, title: str | None = None, ax
 
 
 def _layer_means(embedding: Embedding) -> tuple[np.ndarray, np.ndarray | None]:
-    """Means ``[L]`` and the ends of their intervals ``[2, L]``."""
+    """Return means ``[L]`` and the ends of their intervals ``[2, L]``."""
 
     def means(fisher: Tensor) -> Tensor:
         return torch.stack([fisher[layer.start : layer.stop].mean() for layer in embedding.layers])

@@ -1,14 +1,15 @@
-"""Tasks as points in the plane: near ones together."""
+"""Tasks as points in the plane, near tasks together."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ._figure import checked_distances, legend, looks, missing, new_figure, printable, styled, symmetric
-from ._labels import write_names
+from .figure import checked_distances, label_text, legend, looks, needs, new_figure, styled, symmetric
+from .labels import write_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 MapMethod = Literal["tsne", "umap"]
 
 _FEWEST = 8
-"""With fewer tasks t-SNE and UMAP have no neighbourhoods to keep; classical scaling draws the distances themselves."""
+"""Fewer tasks have no neighbourhoods for t-SNE and UMAP to keep; classical scaling draws the distances themselves."""
 _PERPLEXITY = 15.0
-"""Neighbours that t-SNE looks at: families of tasks are small. The usual 30 melts them at a hundred tasks."""
-_RIM = 0.12  # around the map, of its radius: names of outer tasks stand there
-_MOST_ROWS = 36  # of the legend, before it gets a second column
+"""Effective number of neighbours in t-SNE. Families of tasks are small: at a hundred tasks the usual 30 merges them."""
+_RIM = 0.12  # margin around the map, in radii, for the names of the outer tasks
+_MOST_ROWS = 36  # of a column of the legend
 
 
 def map_positions(distances: Any, method: MapMethod = "tsne", *, seed: int = 0) -> np.ndarray:
@@ -28,19 +29,20 @@ def map_positions(distances: Any, method: MapMethod = "tsne", *, seed: int = 0) 
 
     Args:
         distances: ``[T, T]`` tensor or array; ½(D + Dᵀ) counts.
-        method: T-SNE, or UMAP (extra ``umap``), of the distances as they are. Both start from classical scaling, so
-            that the map at large means something, too; fewer than 8 tasks stay where that puts them.
-        seed: Of the method's random numbers.
+        method: Either t-SNE or UMAP (extra ``umap``). Both start from classical scaling, which keeps the layout of
+            the whole; fewer than 8 tasks stay as classical scaling places them.
+        seed: Seed of the method.
 
     Returns:
-        ``[T, 2]`` float64, centred; the farthest is at distance 1. Only who is near whom means something.
+        ``[T, 2]`` float64, centred; the farthest task is at distance 1. Only neighbourhoods mean something; axes and
+        scale do not.
 
     Raises:
         ValueError: If the matrix is not square, empty or not finite, or the method is unknown.
         ImportError: If scikit-learn or umap-learn is not installed.
 
     Note:
-        Same input, same bits, on one machine and version of the library.
+        Same input, same bits, on one machine with one version of the library.
     """
     matrix = symmetric(checked_distances("map_positions", distances))
     if method not in ("tsne", "umap"):
@@ -64,22 +66,23 @@ def plot_map(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Return axes with the tasks as points in the plane, near ones together.
+    """Return axes with the tasks as points in the plane, near tasks together.
 
     Args:
         distances: ``[T, T]`` tensor or array, any ``distance_matrix``.
-        names: T names; written where there is room, those of lone tasks first.
-        groups: T group names (say, domains): colours and markers with a legend; or None.
+        names: T names, written where there is room.
+        groups: T group names (say, domains), drawn as colours and markers with a legend, or None.
         method: See `map_positions`.
         seed: See `map_positions`.
         title: Title, or None.
-        ax: Where to draw; by default a new figure.
+        ax: Where to draw; default: a new figure.
 
     Returns:
-        The axes; a collection of points for each group.
+        The axes, with one collection of points a group.
 
     Raises:
-        ValueError: As `map_positions`, or names or groups are not T.
+        ValueError: If the matrix is not square, empty or not finite, the method is unknown, or there are not T names or
+            groups.
         ImportError: If matplotlib, scikit-learn or umap-learn is not installed.
     """
     matrix = checked_distances("plot_map", distances, names=names, groups=groups)
@@ -103,39 +106,22 @@ def plot_map(
 
 
 def draw_points(ax: Axes, places: np.ndarray, groups: Sequence[str] | None) -> None:
-    """Draw a point for each task, in the look of its group, with a legend beside the axes.
-
-    Args:
-        ax: Where.
-        places: ``[T, 2]``.
-        groups: T, or None.
-    """
+    """Draw the places ``[T, 2]`` as points in the looks of their T groups, with a legend beside the axes."""
     size = float(np.clip(12000 / len(places), 14, 60))  # points²
     if groups is None:
         ax.scatter(places[:, 0], places[:, 1], s=size, color="#0072B2", edgecolors="white", linewidths=0.4, zorder=3)
         return
-    shown, styles = looks(groups)
+    drawn, styles = looks(groups)
     handles = []
     for group, look in styles.items():
-        own = places[[name == group for name in shown]]
-        handles.append(
-            ax.scatter(
-                own[:, 0],
-                own[:, 1],
-                s=size,
-                color=look.colour,
-                marker=look.marker,
-                edgecolors="0.25",
-                linewidths=0.4,
-                zorder=3,
-                label=printable(group),
-            )
-        )
+        x, y = places[[name == group for name in drawn]].T
+        style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "edgecolors": "0.25", "linewidths": 0.4}
+        handles.append(ax.scatter(x, y, s=size, zorder=3, label=label_text(group), **style))
     legend(ax, handles, loc="upper left", bbox_to_anchor=(1.02, 1.0), ncols=-(-len(handles) // _MOST_ROWS))
 
 
 def _classical_scaling(matrix: np.ndarray) -> np.ndarray:
-    """The plane in which the distances are kept best (Torgerson), ``[T, 2]``; signs are fixed."""
+    """Return Torgerson's embedding of the distances in the plane, ``[T, 2]``, with fixed signs."""
     T = len(matrix)
     centring = np.eye(T) - 1 / T
     values, vectors = np.linalg.eigh(-0.5 * centring @ matrix**2 @ centring)
@@ -147,16 +133,14 @@ def _classical_scaling(matrix: np.ndarray) -> np.ndarray:
 
 
 def _turned(places: np.ndarray) -> np.ndarray:
-    """Centred places, turned so that they reach farthest along the first axis: screens are wide."""
+    """Return centred places turned to be longest along the first axis, because screens are wide."""
     axes = np.linalg.svd(places)[2]
     return places @ axes.T * np.where(axes[[0, 1], np.abs(axes).argmax(1)] < 0, -1, 1)
 
 
 def _tsne(matrix: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
-    try:
+    with needs("scikit-learn"):
         from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise missing("scikit-learn") from error
     perplexity = min(_PERPLEXITY, (len(matrix) - 1) / 3)
     small = start / max(start[:, 0].std(), 1e-12) * 1e-4  # as scikit-learn scales its own start
     found = TSNE(metric="precomputed", init=small, perplexity=perplexity, random_state=seed).fit_transform(matrix)
@@ -164,14 +148,10 @@ def _tsne(matrix: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _umap(matrix: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
-    try:
+    with needs("umap-learn", "umap"):
         import umap
-    except ImportError as error:
-        raise missing("umap-learn", "umap") from error
-    import warnings
-
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="umap")  # that there is no inverse transform, and one thread
+        warnings.filterwarnings("ignore", module="umap")  # on the inverse transform and on threads, which we do not use
         reducer = umap.UMAP(
             metric="precomputed",
             n_neighbors=min(15, len(matrix) - 1),

@@ -1,4 +1,4 @@
-"""All distances between tasks: a matrix in which near tasks are neighbours, and the tree that orders it."""
+"""The distance matrix, ordered so that near tasks are neighbours, with the tree of that order."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._figure import (
+from .figure import (
     Look,
     checked_distances,
+    label_text,
     legend,
     looks,
-    missing,
+    needs,
     new_figure,
-    printable,
     styled,
     symmetric,
     whole_figure,
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-_MATRIX_INCHES = 6.0  # side of the matrix while its cells stay between the two limits below
+_MATRIX_INCHES = 6.0  # side of the matrix while its cells are between the next two limits
 _SMALLEST_CELL, _LARGEST_CELL = 0.115, 0.6  # inches; the first still holds a name in 6-point type
 _SMALLEST_MATRIX = 2.4  # inches
-_LARGEST_MATRIX = 24.0  # inches; where this makes names too small to read, they are left out
-_NAMELESS_MATRIX = 9.0  # inches: without names a matrix is no larger than legend and colour bar are readable beside it
+_LARGEST_MATRIX = 24.0  # inches; names that this makes too small to read are left out
+_NAMELESS_MATRIX = 9.0  # inches; without names there is no reason for a larger one
 _FONT_LIMITS = (5.0, 10.0)  # points
 _BAR_HEIGHT = 0.45  # of the matrix
 _TREE_INCHES = 0.7
@@ -46,35 +46,41 @@ def plot_matrix(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Return axes with the distance matrix, its tasks reordered so that near ones are neighbours.
+    """Return axes with the distance matrix, its tasks ordered so that near ones are neighbours.
 
-    The order comes from average linkage of ½(D + Dᵀ) with optimal leaf ordering. Rows are sources, columns
-    targets, both in that order, so that clusters are dark squares along the diagonal: dark is near. The
-    colours span the distances between different tasks; the zeros of the diagonal would use up half of them. The tree
-    of that linkage stands above the matrix: two branches meet at the mean distance between their tasks.
+    Rows are sources, columns targets, both in the order of `cluster_order`: clusters are dark squares on the diagonal.
+    The colours span the distances between different tasks, without the zeros of the diagonal. Above the matrix stands
+    the tree of the order; two branches meet at the mean distance between their tasks.
 
     Args:
         distances: ``[T, T]`` tensor or array, any ``distance_matrix``; need not be symmetric.
-        names: T names; long ones are shortened in the middle, and above about 250 tasks left out.
+        names: T names; long ones are shortened, and above about 250 tasks all are left out.
         groups: T group names (say, domains), drawn as a coloured strip with a legend, or None.
         title: Title, or None.
-        ax: Where to draw; by default a new figure that fits the number of tasks.
+        ax: Where to draw; default: a new figure that fits the number of tasks.
 
     Returns:
-        The axes; ``ax.figure`` is the figure. No global pyplot state is touched.
+        The axes.
 
     Raises:
-        ValueError: If the matrix is not square, empty or not finite, or the names or groups are not T.
+        ValueError: If the matrix is not square, empty or not finite, or there are not T names or groups.
         ImportError: If matplotlib or scipy is not installed.
     """
+    from matplotlib import colormaps
+
     matrix = checked_distances("plot_matrix", distances, names=names, groups=groups)
     tree = _linkage(matrix)
-    order = cluster_order(matrix)
+    order = _leaves(tree)
     if ax is None:
         ax = _new_figure(len(matrix)).add_subplot()
-    low, high = _colour_range(matrix)
-    image = _draw_cells(ax, matrix[np.ix_(order, order)], low, high)
-    above = _GAP_INCHES  # inches over the matrix that are taken
+    between = matrix[~np.eye(len(matrix), dtype=bool)] if len(matrix) > 1 else matrix
+    low, high = float(between.min()), float(between.max())
+    # Black below the range, so that the diagonal does not look like the nearest pair. interpolation="auto" draws cells
+    # of less than three pixels smoothly instead of leaving some out.
+    colours = colormaps["viridis"].with_extremes(under="black")
+    cells = matrix[np.ix_(order, order)]
+    image = ax.imshow(cells, cmap=colours, vmin=low, vmax=high, interpolation="auto")
+    above = _GAP_INCHES  # inches above the matrix that are used
     if groups is not None:
         _draw_groups(ax, [groups[index] for index in order])
         above += _STRIP_INCHES + _GAP_INCHES
@@ -91,7 +97,7 @@ def plot_matrix(
 
 
 def cluster_order(distances: Any) -> list[int]:
-    """Return the order of tasks in which near ones are neighbours.
+    """Return an order of the tasks in which near ones are neighbours.
 
     Args:
         distances: ``[T, T]`` tensor or array; ½(D + Dᵀ) counts, the diagonal does not.
@@ -102,62 +108,48 @@ def cluster_order(distances: Any) -> list[int]:
     Raises:
         ImportError: If scipy is not installed.
     """
-    tree = _linkage(checked_distances("cluster_order", distances))
+    return _leaves(_linkage(checked_distances("cluster_order", distances)))
+
+
+def _linkage(matrix: np.ndarray) -> np.ndarray | None:
+    """Return scipy's average linkage ``[T − 1, 4]``, or None for one task."""
+    if len(matrix) < 2:
+        return None
+    with needs("scipy"):
+        from scipy.cluster.hierarchy import linkage
+    # linkage takes no negative distances; a common shift changes neither the order nor the shape of the tree.
+    return linkage(symmetric(matrix)[np.triu_indices(len(matrix), 1)], "average", optimal_ordering=True)
+
+
+def _leaves(tree: np.ndarray | None) -> list[int]:
     if tree is None:
         return [0]
     from scipy.cluster.hierarchy import leaves_list
 
-    return [int(leaf) for leaf in leaves_list(tree)]
-
-
-def _linkage(matrix: np.ndarray) -> np.ndarray | None:
-    """Average linkage, ``[T − 1, 4]`` as scipy has it; None of one task."""
-    if len(matrix) < 2:
-        return None
-    try:
-        from scipy.cluster.hierarchy import linkage
-    except ImportError as error:
-        raise missing("scipy") from error
-    # Linkage expects no negative distances; a common shift changes neither order nor shape of the tree.
-    return linkage(symmetric(matrix)[np.triu_indices(len(matrix), 1)], "average", optimal_ordering=True)
+    return leaves_list(tree).tolist()
 
 
 def _new_figure(T: int) -> Figure:
     cell = min(max(_MATRIX_INCHES / T, _SMALLEST_CELL), _LARGEST_CELL, _LARGEST_MATRIX / T)
     side = max(cell * T, _SMALLEST_MATRIX) if 0.75 * 72 * cell >= _FONT_LIMITS[0] else _NAMELESS_MATRIX
-    # Names to the left and below, colour bar and legend to the right; save_figure trims what is left over.
+    # Room for names, colour bar and legend; save_figure trims what is not used.
     return new_figure(side + 4.5, side + 3.0 + _TREE_INCHES)
 
 
-def _colour_range(matrix: np.ndarray) -> tuple[float, float]:
-    """Least and largest distance between different tasks."""
-    others = matrix[~np.eye(len(matrix), dtype=bool)] if len(matrix) > 1 else matrix
-    return float(others.min()), float(others.max())
-
-
-def _draw_cells(ax: Axes, matrix: np.ndarray, low: float, high: float) -> AxesImage:
-    from matplotlib import colormaps
-
-    # Black below the range: the diagonal does not look like the nearest pair.
-    colours = colormaps["viridis"].with_extremes(under="black")
-    # Cells of less than three pixels are drawn smoothly: some would be left out.
-    return ax.imshow(matrix, cmap=colours, vmin=low, vmax=high, interpolation="auto")
-
-
 def _side(ax: Axes) -> float:
-    """Side of the square that the matrix fills, in inches."""
+    """Return the side of the square that the matrix fills, in inches."""
     box = ax.get_window_extent()
     return min(box.width, box.height) / whole_figure(ax).dpi
 
 
 def _write_names(ax: Axes, names: list[str]) -> None:
-    """Name on both axes in the type size that fits the cells; none where that could not be read."""
+    """Write the names on both axes in type that fits the cells, or none where it would be too small to read."""
     ax.tick_params(length=0)
     if _type_size(ax, len(names)) >= _FONT_LIMITS[0]:
-        ticks, labels = range(len(names)), [printable(name) for name in names]
+        ticks, labels = range(len(names)), [label_text(name) for name in names]
         ax.set_xticks(ticks, labels, rotation=90, fontsize=_FONT_LIMITS[0])
         ax.set_yticks(ticks, labels, fontsize=_FONT_LIMITS[0])
-        whole_figure(ax).draw_without_rendering()  # only the layout knows what names and legend leave the matrix
+        whole_figure(ax).draw_without_rendering()  # names and legend take room from the matrix
     size = _type_size(ax, len(names))
     ax.tick_params(labelsize=min(size, _FONT_LIMITS[1]))
     if size < _FONT_LIMITS[0]:
@@ -165,12 +157,12 @@ def _write_names(ax: Axes, names: list[str]) -> None:
 
 
 def _type_size(ax: Axes, T: int) -> float:
-    """Three quarters of a cell, in points: lines of type are a third higher than that."""
+    """Return three quarters of a cell, in points: a line is a third higher than its type size."""
     return 0.75 * 72 * _side(ax) / T
 
 
 def _draw_groups(ax: Axes, groups: list[str]) -> None:
-    """A strip along top and right of the matrix, one rectangle a run of equal groups, and a legend."""
+    """Draw a strip above and right of the matrix, one rectangle for each run of equal groups, and a legend."""
     from matplotlib.patches import Patch, Rectangle
 
     T = len(groups)
@@ -183,13 +175,13 @@ def _draw_groups(ax: Axes, groups: list[str]) -> None:
     right.set(xlim=(0, 1), ylim=(T - 0.5, -0.5))
     for strip in (top, right):
         strip.set_axis_off()
-    start, edge = 0, 0.3 if T <= 200 else 0.0  # points; edges of many would be all one sees
+    start, edge = 0, 0.3 if T <= 200 else 0.0  # points; edges of narrow rectangles would hide them
     for group, run in groupby(groups):
         length = len(list(run))
         top.add_patch(Rectangle((start - 0.5, 0), length, 1, **_filled(styles[group], edge)))
         right.add_patch(Rectangle((0, start - 0.5), 1, length, **_filled(styles[group], edge)))
         start += length
-    handles = [Patch(label=printable(group), **_filled(look)) for group, look in styles.items()]
+    handles = [Patch(label=label_text(group), **_filled(look)) for group, look in styles.items()]
     rows = max(1, int(side * (0.95 - _BAR_HEIGHT) / 0.21))  # a line of 9-point type is 0.21 inches high
     corner = (1 + 0.2 / side, 1 + gap + width)
     legend(ax, handles, loc="upper left", bbox_to_anchor=corner, ncols=-(-len(handles) // rows))
@@ -200,7 +192,7 @@ def _filled(look: Look, edge: float = 0.3) -> dict[str, Any]:
 
 
 def _draw_tree(ax: Axes, tree: np.ndarray, start: float) -> None:
-    """The dendrogram, from so many inches above the matrix on."""
+    """Draw the dendrogram, its foot `start` inches above the matrix."""
     from matplotlib.collections import LineCollection
     from scipy.cluster.hierarchy import dendrogram
 
@@ -215,7 +207,7 @@ def _draw_tree(ax: Axes, tree: np.ndarray, start: float) -> None:
 
 
 def _draw_colour_bar(ax: Axes, image: AxesImage, extend: str) -> None:
-    """A colour bar at the lower right, so that the legend has the upper right for itself."""
+    """Draw a colour bar at the lower right; the legend is at the upper right."""
     side = _side(ax)
     place = ax.inset_axes((1 + 0.3 / side, 0.0, 0.15 / side, _BAR_HEIGHT), label="colour bar")
     bar = whole_figure(ax).colorbar(image, cax=place, extend=extend)

@@ -1,15 +1,15 @@
-"""Is a task with a large norm a hard one? Norm against error of the head."""
+"""Norm of the embeddings, a measure of difficulty, against the error of the heads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..distance.uncertainty import norm_with_error
-from ._figure import new_figure, styled
-from ._labels import write_names
+from .figure import new_figure, styled
+from .labels import write_names
 from .map import draw_points
 
 if TYPE_CHECKING:
@@ -18,25 +18,12 @@ if TYPE_CHECKING:
     from ..embedding import Embedding
 
 
-class Norm(NamedTuple):
-    """The norm of a task, between its limits.
-
-    Args:
-        value: ‖F‖₁, nats² per weight².
-        low: End of the 95 % interval, or `value` where the embedding has no error bars.
-        high: The other.
-    """
-
-    value: float
-    low: float
-    high: float
-
-
-def norm_of(embedding: Embedding) -> Norm:
-    """Return the norm with its jackknife interval."""
+def norm_interval(embedding: Embedding) -> tuple[float, float]:
+    """Return the ends of the norm's 95 % interval, both the norm itself where the embedding has no error bars."""
     if embedding.group_means is None or embedding.norm == 0:
-        return Norm(*[embedding.norm] * 3)
-    return Norm(embedding.norm, *(float(end) for end in norm_with_error(embedding).interval()))
+        return embedding.norm, embedding.norm
+    low, high = norm_with_error(embedding).interval()
+    return float(low), float(high)
 
 
 @styled
@@ -48,28 +35,28 @@ def plot_norms(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Return axes with the norm of each task against its error.
+    """Return axes with the norm of each embedding against the task's error.
 
     Args:
-        embeddings: T of them, one after the other: only figures are kept.
-        errors: T, in any measure, say test errors; default: the negative log-likelihood of the heads on the pictures
-            that they were fitted to, of which most get every label right: their accuracies would say nothing.
-        groups: T group names (say, domains): colours and markers with a legend; or None.
-        title: Title; default: Spearman's rank correlation of the two.
-        ax: Where to draw; by default a new figure.
+        embeddings: T embeddings, read one at a time.
+        errors: T errors in any measure, say test errors. Default: the heads' mean negative log-likelihood on the images
+            they were fitted to (on those, accuracies are mostly 100 %).
+        groups: T group names (say, domains), drawn as colours and markers with a legend, or None.
+        title: Title; default: Spearman's rank correlation of norm and error.
+        ax: Where to draw; default: a new figure.
 
     Returns:
-        The axes; x is ‖F‖₁ with its 95 % jackknife interval where the embedding has error bars, y the error. Both on
-        log scales where none is zero.
+        The axes: x is ‖F‖₁, with its 95 % jackknife interval where the embedding has error bars, y the error. Each
+        scale is logarithmic unless a value is zero.
 
     Raises:
-        ValueError: If there are no embeddings, or errors or groups are not T.
-        ImportError: If matplotlib, or for the correlation scipy, is not installed.
+        ValueError: If there are no embeddings, or not T errors or groups.
+        ImportError: If matplotlib, or scipy for the correlation, is not installed.
 
     Source:
         Achille et al., ICCV 2019, figure 2: norm against test error.
     """
-    rows = [(item.name, norm_of(item), item.head.nll) for item in embeddings]
+    rows = [(item.name, (item.norm, *norm_interval(item)), item.head.nll) for item in embeddings]
     for word, values in (("errors", errors), ("groups", groups)):
         if not rows or (values is not None and len(values) != len(rows)):
             found = f"{len(rows)} embeddings" if values is None else f"{len(rows)} embeddings and {len(values)} {word}"
@@ -82,12 +69,12 @@ def plot_norms(
         xscale="log" if (norms > 0).all() else "linear",
         yscale="log" if (heights > 0).all() else "linear",
         xlabel="norm of the embedding (nats² per weight²), with 95 % interval",
-        ylabel="error of the head: NLL, nats a picture" if errors is None else "error",
+        ylabel="error of the head: NLL (nats per image)" if errors is None else "error",
     )
     ax.margins(x=0.06, y=0.08)
-    for limit, figures in ((ax.set_xlim, norms), (ax.set_ylim, heights)):
-        if np.ptp(figures) == 0 < figures.min():  # one task, and no interval: log scales do not widen by themselves
-            limit(figures.min() / 2, figures.max() * 2)
+    for limit, span in ((ax.set_xlim, norms), (ax.set_ylim, heights)):
+        if np.ptp(span) == 0 < span.min():  # one task without interval: a log scale does not widen by itself
+            limit(span.min() / 2, span.max() * 2)
     ax.hlines(heights, norms[:, 1], norms[:, 2], color="0.6", lw=0.8, zorder=2)
     places = np.stack([norms[:, 0], heights], axis=1)
     draw_points(ax, places, groups)

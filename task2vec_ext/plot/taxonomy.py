@@ -1,4 +1,4 @@
-"""Does task space know the taxonomy? How far in it the nearest tasks are."""
+"""Distances in a taxonomy, and the mean taxonomic distance of the nearest tasks."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._figure import checked_distances, legend, new_figure, styled
+from .figure import checked_distances, legend, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Lineages = Sequence[Mapping[str, str]]
-"""Of one task: rank -> taxon for each of its classes, or one for all of them, as far down as they agree."""
+"""The lineages of one task, rank -> taxon: one for each class, or one down to the rank that all classes share."""
 
-_UNPLACED = ("", "NA")  # how tables write that a class has no such taxon
+_UNPLACED = ("", "NA")  # cells of classes without a taxon of that rank
 
 
 def read_taxonomy(file: str | os.PathLike[str]) -> tuple[tuple[str, ...], dict[str, Lineages]]:
-    """Return ranks and lineages from a table.
+    """Return the ranks and lineages of a table.
 
     Args:
-        file: CSV with a column ``task`` and one for each rank, the highest first (``kingdom``, …, ``family``); a row
-            for each class of a task, or one for the task. Empty or ``NA``: no such taxon.
+        file: CSV with a column ``task`` and one for each rank, the highest first (``kingdom``, …, ``family``), and a
+            row for each class of a task, or one for the task. An empty cell or ``NA`` means no taxon.
 
     Returns:
         The ranks, and task -> lineages.
 
     Raises:
-        ValueError: If the file is missing, has no column ``task``, or none besides.
+        ValueError: If the file is missing, or has no column ``task`` or no rank.
     """
     where = Path(file)
     if not where.is_file():
-        raise ValueError(f"read_taxonomy: expected a CSV file, got {where}, which is none.")
+        raise ValueError(f"read_taxonomy: expected a CSV file, got {where}, which does not exist.")
     # surrogateescape: names of tasks need not be UTF-8.
     with where.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         reader = csv.DictReader(lines)
@@ -54,14 +54,14 @@ def read_taxonomy(file: str | os.PathLike[str]) -> tuple[tuple[str, ...], dict[s
 
 
 def taxonomic_distances(lineages: Sequence[Lineages], ranks: Sequence[str]) -> np.ndarray:
-    """Return how many ranks up from the lowest two tasks join, by those of their classes that join first.
+    """Return the taxonomic distance of every two tasks, that of their closest two classes.
 
-    Of the ranks kingdom … family: 0 where two classes share a family, order 1, class 2, phylum 3, kingdom 4, and 5
-    where they share nothing.
+    With the ranks kingdom … family it is 0 for classes of one family, 1 for one order, 2 for one class, 3 for one
+    phylum, 4 for one kingdom, and 5 for nothing in common.
 
     Args:
-        lineages: Of T tasks, one or more each.
-        ranks: R of them, the highest first.
+        lineages: The lineages of T tasks, one or more each.
+        ranks: R ranks, the highest first.
 
     Returns:
         ``[T, T]`` float64, 0 on the diagonal.
@@ -81,7 +81,7 @@ def taxonomic_distances(lineages: Sequence[Lineages], ranks: Sequence[str]) -> n
     T, R = len(lineages), len(ranks)
     distances = np.full((T, T), float(R))
     for depth in range(1, R + 1):
-        # Two of one name under different taxa are different taxa.
+        # Taxa of the same name under different parents are different taxa.
         places = [{_place(taxa, ranks[:depth]) for taxa in of_task} - {None} for of_task in lineages]
         columns = {place: column for column, place in enumerate(sorted({p for own in places for p in own}, key=str))}
         has = np.zeros((T, len(columns)), np.float32)
@@ -93,7 +93,7 @@ def taxonomic_distances(lineages: Sequence[Lineages], ranks: Sequence[str]) -> n
 
 
 def _place(taxa: Mapping[str, str], ranks: Sequence[str]) -> tuple[str, ...] | None:
-    """The taxa from the top down to the last of the ranks, if it has that."""
+    """Return the taxa from the top down to the last rank, or None without a taxon of that rank."""
     return tuple(taxa[rank] for rank in ranks if rank in taxa) if ranks[-1] in taxa else None
 
 
@@ -108,15 +108,14 @@ def plot_taxonomy(
 ) -> Axes:
     """Return axes with the mean taxonomic distance of the k nearest tasks, over k.
 
-    Beside it the least that any order of the tasks could have, the taxonomy's own, and the mean of tasks drawn by
-    chance.
+    Two lines frame it: the least possible (neighbours in the order of the taxonomy) and the mean of random neighbours.
 
     Args:
         distances: ``[T, T]`` tensor or array, any ``distance_matrix``; columns are targets.
         taxonomic: ``[T, T]``, see `taxonomic_distances`.
-        ranks: Its ranks, the highest first, to name the distances by; or None.
+        ranks: Its ranks, the highest first, as labels of the y axis, or None.
         title: Title, or None.
-        ax: Where to draw; by default a new figure.
+        ax: Where to draw; default: a new figure.
 
     Returns:
         The axes with three lines: ``k nearest``, ``taxonomy's own order``, ``chance``.
@@ -132,7 +131,7 @@ def plot_taxonomy(
     steps = checked_distances("plot_taxonomy", taxonomic)
     T = len(matrix)
     if T < 2:
-        raise ValueError("plot_taxonomy: expected two or more tasks with a place in the taxonomy, got one.")
+        raise ValueError("plot_taxonomy: expected two or more tasks, got one.")
     others = ~np.eye(T, dtype=bool)
     by_distance = np.stack(
         [steps[others[:, j], j][np.argsort(matrix[others[:, j], j], kind="stable")] for j in range(T)]
@@ -149,7 +148,9 @@ def plot_taxonomy(
     ax.set_ylim(bottom=min(0.0, float(own[0])))
     if ranks is not None:
         top = int(np.ceil(ax.get_ylim()[1]))
-        named = [f"{step}: same {rank}" for step, rank in enumerate(reversed(ranks))] + [f"{len(ranks)}: nothing"]
+        named = [f"{step}: same {rank}" for step, rank in enumerate(reversed(ranks))] + [
+            f"{len(ranks)}: nothing in common"
+        ]
         ax.set_yticks(range(len(named[: top + 1])), named[: top + 1], fontsize=9)
     ax.grid(color="0.92")
     ax.spines[["top", "right"]].set_visible(False)
@@ -160,5 +161,5 @@ def plot_taxonomy(
 
 
 def _running_mean(ordered: np.ndarray) -> np.ndarray:
-    """Mean over tasks of the mean of the first k, ``[T − 1]``."""
+    """Return the mean over tasks of the mean of the first k, ``[T − 1]``."""
     return (ordered.cumsum(axis=1) / np.arange(1, ordered.shape[1] + 1)).mean(axis=0)

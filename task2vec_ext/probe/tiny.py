@@ -16,7 +16,7 @@ TINY_STD = (0.25, 0.25, 0.25)
 """Per channel, for images in 0…1: round figures near those of the probe's training images."""
 
 TINY_NUM_CLASSES = 33
-"""Classes of the shipped head: the kinds of image in `task2vec_ext.demo.tasks.TRAINED`."""
+"""Classes of the shipped head: the kinds of image in `task2vec_ext.demo.studio.TRAINED`."""
 
 
 class _BasicBlock(nn.Module):

@@ -3,19 +3,14 @@ import sys
 import pytest
 
 from task2vec_ext._util.progress import library_progress, progress_bar
-from task2vec_ext.library.index import Entry
-
-
-def ended(state: str, error: str | None = None) -> Entry:
-    return Entry(1, "birds", "birds.safetensors", 10, state, error=error)
 
 
 def work(enabled) -> None:
     with library_progress(2, 30, enabled) as told:
         with progress_bar("birds: features", 10, told.of_pass) as advance:
             advance(10)
-        told.ended(10, ended("done"))
-        told.ended(20, ended("failed", "ValueError: no images"))
+        told.ended("birds", 10, None)
+        told.ended("cars", 20, "ValueError: no images")
 
 
 def test_a_file_gets_a_line_a_task_where_asked_for(capsys):
@@ -23,7 +18,7 @@ def test_a_file_gets_a_line_a_task_where_asked_for(capsys):
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("1 of 2 tasks, 10 of 30 images, 0:00:00, about 0:00:00 left: birds done")
     assert second.startswith("2 of 2 tasks, 1 failed, 30 of 30 images")
-    assert second.endswith("birds failed: ValueError: no images")
+    assert second.endswith("cars failed: ValueError: no images")
 
 
 def test_a_file_gets_nothing_unasked(capsys):

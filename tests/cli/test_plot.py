@@ -57,7 +57,7 @@ def test_two_tasks_layer_by_layer(capsys, folder, tmp_path, drawn):
     assert [line.get_label() for line in drawn[0].get_lines()] == ["f0-task1", "f1-task3"]
     code, _, error = run(capsys, "plot", folder, "--kind", "layers", "-o", tmp_path / "l.svg", "--task", "f9")
     assert code == 1
-    assert "expected --task NAME, once for each of the tasks to compare, got f9" in error
+    assert "expected --task NAME, once for each task to compare, got f9" in error
 
 
 def test_colours_by_a_rank_of_the_embeddings_own_taxonomy_or_a_table_s(capsys, folder, tmp_path, drawn):
@@ -115,7 +115,7 @@ def test_the_atlas_of_a_library_has_its_images_and_experts(capsys, tmp_path):
             for i in range(4):
                 Image.effect_noise((50 + t, 50), 20 + 60 * c).save(tmp_path / f"task{t}" / f"class{c}" / f"{i}.png")
     folders = [tmp_path / f"task{t}" for t in range(3)]
-    assert run(capsys, "library", "build", *folders, "-o", tmp_path / "library", "--probe", "tiny")[0] == 0
+    assert run(capsys, "embed", *folders, "-o", tmp_path / "library", "--probe", "tiny")[0] == 0
     selection = tmp_path / "selection.json"
     ranked = [{"task": f"task{t}", "experts": [{"name": "an expert", "score": 0.5}]} for t in range(2)]
     selection.write_text("\n".join(json.dumps(one, indent=1) for one in ranked))  # as >> appends them

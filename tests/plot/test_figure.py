@@ -1,4 +1,4 @@
-"""What images share: the file, short names, fonts, the looks of groups."""
+"""What plots share: the file, short names, fonts, the looks of groups."""
 
 import os
 import warnings
@@ -7,8 +7,8 @@ import pytest
 import torch
 from synthetic import blocks
 
-from task2vec_ext.plot import _figure, plot_matrix, save_figure, shorten
-from task2vec_ext.plot._figure import MOST_GROUPS, looks
+from task2vec_ext.plot import figure, plot_matrix, save_figure
+from task2vec_ext.plot.figure import MOST_GROUPS, looks, shorten
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_groups_look_the_same_whatever_order_they_come_in_and_rare_ones_beyond_3
 
 
 def test_what_no_font_has_is_one_warning_and_the_rest_is_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(_figure, "_FALLBACK_FONTS", ())
+    monkeypatch.setattr(figure, "_FALLBACK_FONTS", ())
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # nothing is said before the image is there
+        warnings.simplefilter("error")  # no warning before the plot is saved
         ax = plot_matrix(torch.rand(3, 3), ["鳥 one", "魚 two", "fish"])
     with pytest.warns(UserWarning, match="expected a font with 魚鳥, found none") as caught:
         save_figure(ax, tmp_path / "matrix.png")
@@ -75,7 +75,7 @@ def test_what_no_font_has_is_one_warning_and_the_rest_is_drawn(tmp_path, monkeyp
 def test_fonts_of_other_scripts_are_asked_after_the_user_s_own(monkeypatch):
     import matplotlib
 
-    monkeypatch.setattr(_figure, "_FALLBACK_FONTS", ("No Such Font", "DejaVu Sans Mono"))
+    monkeypatch.setattr(figure, "_FALLBACK_FONTS", ("No Such Font", "DejaVu Sans Mono"))
     with matplotlib.rc_context({"font.family": ["DejaVu Serif"]}):
         ax = plot_matrix(torch.rand(2, 2), ["a", "b"])
     assert ax.get_yticklabels()[0].get_fontfamily() == ["DejaVu Serif", "DejaVu Sans Mono"]

@@ -1,4 +1,4 @@
-"""What an image says (order, names, colours, groups), not which pixels say it."""
+"""What a plot says (order, names, colours, groups), not which pixels say it."""
 
 import itertools
 import sys

@@ -50,7 +50,7 @@ def test_the_table_is_read_by_its_columns(tmp_path):
     file.write_text("name,order\nbirds,Aves\n")
     with pytest.raises(ValueError, match=r"expected columns task and ranks, highest first, .* got name, order"):
         read_taxonomy(file)
-    with pytest.raises(ValueError, match="which is none"):
+    with pytest.raises(ValueError, match="which does not exist"):
         read_taxonomy(tmp_path / "none.csv")
 
 

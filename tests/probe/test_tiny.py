@@ -1,24 +1,13 @@
 import json
-from collections import OrderedDict
 
-import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from task2vec_ext.demo.tasks import TRAINED, UNSEEN
-from task2vec_ext.demo.train_probe import linear_probe_accuracy, main, make_images, probe_features
+from task2vec_ext.demo.studio import TRAINED, UNSEEN
 from task2vec_ext.probe.tiny import TINY_MEAN, TINY_NUM_CLASSES, TINY_SIZE, TINY_STD, TinyResNet, tiny_weights_path
-
-
-@pytest.fixture(autouse=True)
-def _as_before():
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
 
 
 @pytest.fixture(scope="module")
@@ -72,35 +61,6 @@ def test_default_head_has_one_output_a_trained_kind():
     assert sum(map(len, TRAINED.values())) == TINY_NUM_CLASSES == TinyResNet().fc.out_features
 
 
-def test_shipped_probe_recognises_new_images_of_trained_kinds(shipped):
-    kinds = [k for group in TRAINED.values() for k in group]
-    images, labels = make_images(kinds, 6, seed=123)
-    with torch.no_grad():
-        features = torch.from_numpy(probe_features(shipped, images)).float()
-        right = shipped.fc(features).argmax(1) == labels
-    assert right.double().mean() > 0.75  # 198 images, measured 0.89: six standard errors
-
-
-def test_shipped_probe_separates_kinds_it_never_saw_better_than_an_untrained_one(shipped):
-    torch.manual_seed(0)
-    kinds = [k for group in UNSEEN.values() for k in group]
-    images, labels = make_images(kinds, 24, seed=321)
-    trained, untrained = (
-        linear_probe_accuracy(probe_features(probe, images), labels) for probe in (shipped, TinyResNet())
-    )
-    assert trained > 0.6
-    assert trained > untrained + 0.25
-
-
-def test_linear_probe_accuracy_is_measured_on_the_half_it_was_not_fitted_on():
-    rng = np.random.default_rng(0)
-    labels = torch.arange(4).repeat_interleave(20)
-    told = np.eye(4)[labels] + 0.01 * rng.normal(size=(80, 4))
-    assert linear_probe_accuracy(told, labels) == 1.0
-    # Features that name the sample, not the class: the fitting half can be learned, nothing of the other.
-    assert linear_probe_accuracy(np.eye(80), labels) <= 0.5
-
-
 def test_features_are_the_input_of_the_head():
     probe = TinyResNet(5, widths=(4, 6, 8, 10)).eval()
     seen = []
@@ -125,20 +85,3 @@ def test_impossible_layouts_are_refused(options):
     (name,) = options
     with pytest.raises(ValueError, match=f"TinyResNet: expected .*{name}.* got"):
         TinyResNet(**options)
-
-
-def test_training_twice_gives_the_same_weights_and_all_metadata(tmp_path, monkeypatch, capsys, metadata):
-    from task2vec_ext.demo import train_probe
-
-    monkeypatch.setattr(train_probe, "ROUNDS", 1)
-    monkeypatch.setattr(train_probe, "ROUND_PER_KIND", 2)
-    monkeypatch.setattr(train_probe, "measure", lambda probe, seed: OrderedDict(unseen=0.5))
-    for name in ("a", "b"):
-        main(["--out", str(tmp_path / f"{name}.safetensors"), "--seed", "3", "--threads", "1"])
-    a, b = (load_file(tmp_path / f"{name}.safetensors") for name in "ab")
-    assert all(torch.equal(a[name], b[name]) for name in a | b)
-    assert len(list(tmp_path.iterdir())) == 2  # nothing temporary is left
-    with safe_open(tmp_path / "a.safetensors", "pt") as file:
-        assert set(file.metadata()) == set(metadata)
-        assert file.metadata()["seed"] == "3"
-    assert "0.500  unseen" in capsys.readouterr().out

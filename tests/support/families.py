@@ -1,4 +1,4 @@
-"""Made-up embeddings in families, for images and the atlas."""
+"""Made-up embeddings in families, for plots and the atlas."""
 
 import torch
 

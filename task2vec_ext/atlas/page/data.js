@@ -1,4 +1,4 @@
-// What the page is about, and small helpers. All text from tasks reaches the page as text nodes, never as HTML.
+// The data and small helpers. All text from tasks reaches the page as text nodes, never as HTML.
 
 const atlas = JSON.parse(document.getElementById("atlas-data").textContent);
 const tasks = atlas.tasks;
@@ -79,6 +79,6 @@ function readColours() {
 }
 readColours();
 
-// What is selected, under the pointer or the keyboard, and lit; changes go through main.js.
+// The selected task, the task under the pointer or keyboard, and the filters; changes go through main.js.
 const state = { selected: null, hovered: null, domain: null, found: null };
 const isLit = (i) => (state.domain === null || tasks[i].domain === state.domain) && (state.found === null || state.found.has(i));

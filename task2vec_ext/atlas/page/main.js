@@ -1,4 +1,4 @@
-// Search, keyboard, theme, legend: what changes the state, and who hears of it.
+// Search, keyboard, theme, legend: changes the state and redraws.
 
 const redraw = () => (mapView.redraw(), matrixView.redraw());
 const isMap = () => !mapView.canvas.hidden;
@@ -51,7 +51,7 @@ function find() {
   const hits = wanted ? [...haystack.keys()].filter((i) => haystack[i].includes(wanted)) : [];
   state.found = wanted ? new Set(hits) : null;
   marked = 0;
-  // Names that begin with it first, then names that hold it, then those it is a class or the domain of.
+  // First names that begin with the text, then names that contain it, then tasks with such a class or domain.
   const rank = (i) => (names[i].startsWith(wanted) ? 0 : names[i].includes(wanted) ? 1 : 2);
   const best = hits.sort((a, b) => rank(a) - rank(b) || a - b).slice(0, MOST_RESULTS);
   results.replaceChildren(
@@ -139,7 +139,7 @@ byId("zoom-fit").addEventListener("click", () => currentView().fit());
 byId("show-map").addEventListener("click", () => show(true));
 byId("show-matrix").addEventListener("click", () => show(false));
 
-// Theme: the system's, until the button is used.
+// Theme: the system's until the button is used.
 
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 function repaint() {
@@ -154,7 +154,7 @@ byId("theme").addEventListener("click", () => {
   repaint();
 });
 
-// Legend: a domain that is pressed is lit alone.
+// Legend: a pressed domain is shown alone.
 
 function setDomain(domain) {
   state.domain = domain;

@@ -1,4 +1,4 @@
-// The map: a marker for each task, names where there is room, lines from the selected task to its nearest.
+// The map: a marker for each task, names where there is room, lines from the selected task to its nearest ones.
 
 const extent = (values) => {
   const [low, high] = [Math.min(...values), Math.max(...values)];
@@ -31,7 +31,7 @@ function taskAt(x, y) {
   return nearest;
 }
 
-// The next task from one into a direction: near, and not far off to the side.
+// The next task in a direction: near, and not far off to the side.
 function taskTowards(i, dx, dy) {
   const [x, y] = placeOf(i);
   let [best, least] = [i, Infinity];
@@ -93,7 +93,7 @@ function drawLinks(context) {
   context.globalAlpha = 1;
 }
 
-const CELL = 4; // pixels: the grain in which room is kept
+const CELL = 4; // pixels: side of the cells that are free or taken
 const LONGEST = 32; // characters of a name on the map
 
 function drawNames(context, view, r) {
@@ -134,7 +134,7 @@ function drawNames(context, view, r) {
       const box = boxOf(place);
       return box[0] > 1 && box[1] > 1 && box[2] < view.width - 1 && box[3] < view.height - 1 && !cells(...box, (cell) => taken[cell]);
     };
-    const place = places.find(isFree) ?? (i === state.selected ? places[0] : null); // the selected one is named in any case
+    const place = places.find(isFree) ?? (i === state.selected ? places[0] : null); // the selected task is always named
     if (!place) continue;
     cells(...boxOf(place), (cell) => void (taken[cell] = 1));
     context.fillStyle = i === state.selected ? colours.accent : colours.text;

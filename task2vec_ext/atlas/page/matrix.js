@@ -1,17 +1,17 @@
-// The matrix: all distances, in the order in which near tasks are neighbours. Dark is near.
+// The matrix: all distances, ordered so that near tasks are neighbours. Dark is near.
 
 const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
 byId("ramp").querySelector("i").style.background = `linear-gradient(to right, ${VIRIDIS.join(", ")})`;
 
 const NAMES = 180; // pixels
-const SMALLEST_NAMED = 9; // pixels of a cell that has a name beside it
+const SMALLEST_NAMED = 9; // pixels; smaller cells have no names
 const order = atlas.order;
 const rowOf = new Int32Array(T);
 order.forEach((i, row) => (rowOf[i] = row));
 
 const matrixView = new View(byId("matrix"), {
   bounds: { left: 0, top: 0, right: T, bottom: T },
-  // Room for names above and to the left where that leaves cells as high as a line.
+  // Room for names above and to the left where the cells stay as high as a line.
   margins: (width, height) => {
     const room = Math.min(width - legendRoom(width), height) - NAMES - 50;
     const names = room >= SMALLEST_NAMED * T ? NAMES : 20;
@@ -31,10 +31,10 @@ function cellAt(x, y) {
   return row >= 0 && column >= 0 && row < T && column < T ? [row, column] : null;
 }
 
-// Made once, when the matrix is first looked at.
-let drawing = null;
-function drawMatrix() {
-  if (drawing) return drawing;
+// Made once, when the matrix is first shown.
+let pixels = null;
+function matrixPixels() {
+  if (pixels) return pixels;
   const stops = VIRIDIS.map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
   const table = Array.from({ length: 256 }, (_, value) => {
     const at = (value / 255) * (stops.length - 1);
@@ -42,17 +42,17 @@ function drawMatrix() {
     const [a, b] = [stops[k], stops[k + 1]];
     return a.map((c, channel) => Math.round(c + (b[channel] - c) * (at - k)));
   });
-  drawing = document.createElement("canvas");
-  drawing.width = drawing.height = T;
-  const context = drawing.getContext("2d");
-  const pixels = context.createImageData(T, T);
+  pixels = document.createElement("canvas");
+  pixels.width = pixels.height = T;
+  const context = pixels.getContext("2d");
+  const image = context.createImageData(T, T);
   for (let row = 0, at = 0; row < T; row++)
     for (let column = 0; column < T; column++, at += 4) {
       const [red, green, blue] = row === column ? [0, 0, 0] : table[level(order[row], order[column]) >> 8];
-      pixels.data.set([red, green, blue, 255], at);
+      image.data.set([red, green, blue, 255], at);
     }
-  context.putImageData(pixels, 0, 0);
-  return drawing;
+  context.putImageData(image, 0, 0);
+  return pixels;
 }
 
 const STRIP = 10; // pixels
@@ -61,7 +61,7 @@ function drawMatrix(context, view) {
   const [left, top] = view.toScreen(0, 0);
   const size = T * view.scale;
   context.imageSmoothingEnabled = view.scale < 1;
-  context.drawImage(drawMatrix(), left, top, size, size);
+  context.drawImage(matrixPixels(), left, top, size, size);
   const first = Math.max(0, Math.floor(-Math.min(left, top) / view.scale) - 1);
   for (let row = 0; row < T; row++) {
     const at = row * view.scale;

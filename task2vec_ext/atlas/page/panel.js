@@ -48,31 +48,31 @@ function showPanel() {
   if (state.selected === null) {
     panel.replaceChildren(
       element("h2", {}, "Pick a task"),
-      element("p.hint", {}, "Near tasks look alike to the probe: an expert for one is likely to serve the other. Click a task for its nearest ones."),
-      element("p.hint", {}, "Only who is near whom means something on the map; the matrix has every distance."),
-      element("p.hint", {}, element("kbd", {}, "/"), " search · ", element("kbd", {}, "←↑↓→"), " from task to task · ", element("kbd", {}, "Enter"), " select · ", element("kbd", {}, "+"), " ", element("kbd", {}, "−"), " ", element("kbd", {}, "0"), " zoom · ", element("kbd", {}, "m"), " map or matrix · ", element("kbd", {}, "Esc"), " none"),
-      element("p.hint", {}, `Distances: ${atlas.kind}. Probe: ${atlas.probe}.`)
+      element("p.hint", {}, "Tasks that are near look alike to the probe: an expert for one is likely to serve the other. Click a task to see its nearest ones."),
+      element("p.hint", {}, "On the map only neighbourhoods mean something. The matrix shows every distance."),
+      element("p.hint", {}, element("kbd", {}, "/"), " search · ", element("kbd", {}, "←↑↓→"), " from task to task · ", element("kbd", {}, "Enter"), " select · ", element("kbd", {}, "+"), " ", element("kbd", {}, "−"), " ", element("kbd", {}, "0"), " zoom · ", element("kbd", {}, "m"), " map or matrix · ", element("kbd", {}, "Esc"), " clear"),
+      element("p.hint", {}, `Distance: ${atlas.distance}. Probe: ${atlas.probe}.`)
     );
     return;
   }
   const task = tasks[state.selected];
   const near = task.near.map(([j, value, low, high]) => {
-    const [name, bounds] = [tasks[j].name, low === null ? null : element("small", {}, `${digits(low)} – ${digits(high)}`)];
-    const button = element("button", { type: "button", title: name }, swatch(look(tasks[j])), element("span.name", {}, name), element("span.value", {}, digits(value), bounds));
+    const [name, range] = [tasks[j].name, low === null ? null : element("small", {}, `${digits(low)} – ${digits(high)}`)];
+    const button = element("button", { type: "button", title: name }, swatch(look(tasks[j])), element("span.name", {}, name), element("span.value", {}, digits(value), range));
     button.addEventListener("click", () => select(j));
     return element("li", {}, button);
   });
   const experts = task.experts.map(([name, score]) =>
     element("li", {}, element("div.row", { title: name }, element("span", {}), element("span.name", {}, name), element("span.value", {}, score === null ? "–" : digits(score))))
   );
-  const bounded = task.near.some(([, , low]) => low !== null);
+  const hasIntervals = task.near.some(([, , low]) => low !== null);
   panel.replaceChildren(
     element("h2", {}, task.name),
     ...[sheet(task)].filter((part) => part !== null),
     facts(task),
     classes(task, Infinity),
     ...(near.length ? [element("h3", {}, "Nearest tasks"), element("ol", { id: "nearest" }, ...near)] : []),
-    ...(bounded ? [element("p.hint", {}, "Small: the 95 % interval of the distance between the whole tasks. Few images make tasks look farther apart, so it may lie below the distance measured.")] : []),
+    ...(hasIntervals ? [element("p.hint", {}, "Small type: the 95 % interval of the distance. Few images make tasks look farther apart; the interval corrects for that and may lie below the measured distance.")] : []),
     ...(experts.length ? [element("h3", {}, "Best experts"), element("ol", { id: "experts" }, ...experts)] : [])
   );
   panel.scrollTop = 0;

@@ -1,4 +1,4 @@
-// Pixels on the left that the legend covers, where there is room to leave them free.
+// Pixels on the left to leave free for the legend, where there is room.
 function legendRoom(width) {
   const legend = byId("legend");
   return legend.open && legend.offsetWidth < width / 3 ? legend.offsetWidth + 20 : 20;
@@ -36,7 +36,7 @@ class View {
   fit() {
     if (!this.width) return;
     const { left, top, right, bottom } = this.bounds;
-    // In pixels: what stands around the world does not grow with it.
+    // In pixels, because margins do not grow with the world.
     const margin = this.margins(this.width, this.height);
     const [w, h] = [this.width - margin.left - margin.right, this.height - margin.top - margin.bottom];
     this.scale = Math.max(1e-6, Math.min(w / (right - left), h / (bottom - top), this.largest));

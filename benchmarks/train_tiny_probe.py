@@ -1,9 +1,11 @@
-"""Trains the shipped probe: `python -m task2vec_ext.demo.train_probe [--out PATH] [--seed 0] [--threads 1]`.
+"""Trains the tiny probe that the package ships.
 
-One classification of all the kinds in `tasks.TRAINED` (digits, patches of photographs, shapes, textures), on
-images made as the demo's are. What counts is told by the kinds in `tasks.UNSEEN`, never shown in training:
-a linear probe on the features must tell them apart better than one on an untrained network's features or on
-raw pixels. The weights are the same, bit by bit, for the same seed, threads, machine and library versions.
+    python benchmarks/train_tiny_probe.py [--out PATH] [--seed 0] [--threads 1]
+
+The probe learns one classification of all kinds in `studio.TRAINED` (digits, patches of photographs, shapes, textures),
+on images made as the demo's are. It is judged by the kinds in `studio.UNSEEN`, which it never sees: a linear classifier
+on its features must tell them apart better than one on an untrained network's features or on raw pixels. The same seed,
+threads, machine and library versions give the same weights, bit by bit.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from task2vec_ext._util.atomic import atomic_path
-from task2vec_ext.demo.tasks import TRAINED, TRAINING_DIGITS, UNSEEN, Studio
+from task2vec_ext.demo.studio import TRAINED, TRAINING_DIGITS, UNSEEN, Studio
 from task2vec_ext.probe.tiny import TINY_MEAN, TINY_SIZE, TINY_STD, TinyResNet, tiny_weights_path
 
 TRAINED_KINDS = tuple(kind for kinds in TRAINED.values() for kind in kinds)
@@ -29,13 +31,13 @@ UNSEEN_KINDS = tuple(kind for kinds in UNSEEN.values() for kind in kinds)
 
 ROUNDS, ROUND_PER_KIND, BATCH = 16, 64, 64  # 33 kinds x 64 images a round: 34,000 in all, in minutes
 PEAK_RATE, WEIGHT_DECAY = 0.02, 1e-4
-# Gentle on purpose: a draft trained with rate 0.1 and decay 5e-4 got 91 % of the unseen kinds right (this:
-# 85 %), but put the nearest task in its own family for 0.80 of the demo's tasks (this: 0.96; d_sym scaled
-# to unit mean, images of seeds 0 and 1; the draft's images differed slightly).
+# A low rate on purpose: a draft trained with rate 0.1 and decay 5e-4 got 91 % of the unseen kinds right (this one:
+# 85 %), but the nearest task was of the same family for only 0.80 of the demo's tasks (this one: 0.96; d_sym scaled to
+# unit mean, images of seeds 0 and 1; the draft's images differed slightly).
 
 
 def make_images(kinds: Sequence[str], per_kind: int, seed: int, *, training: bool = False) -> tuple[Tensor, Tensor]:
-    """New images uint8 [N, 3, TINY_SIZE, TINY_SIZE] and their labels int64 [N], each a place in `kinds`."""
+    """Return new images uint8 [N, 3, TINY_SIZE, TINY_SIZE] and their labels int64 [N], indices into `kinds`."""
     studio = Studio(seed, training=training)
     images = np.stack([studio.image(kind) for kind in kinds for _ in range(per_kind)])
     labels = torch.arange(len(kinds)).repeat_interleave(per_kind)
@@ -52,7 +54,7 @@ def _normalised(images: Tensor) -> Tensor:
 
 
 def _augmented(x: Tensor) -> Tensor:
-    """Images shifted up to 4 pixels, with other contrast, some grey, inverted or with channels swapped."""
+    """Return images shifted by up to 4 pixels, with other contrast, some grey, inverted or with channels swapped."""
     b = len(x)
     padded = F.pad(x, (4, 4, 4, 4), mode="reflect")
     rows, columns = torch.randint(0, 9, (2, b, 1)) + torch.arange(TINY_SIZE)
@@ -67,20 +69,19 @@ def _augmented(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def probe_features(probe: TinyResNet, images: Tensor) -> NDArray[np.float64]:
-    """Features float64 [N, D] of uint8 images [N, 3, H, W], in eval mode."""
+    """Return the features float64 [N, D] of uint8 images [N, 3, H, W], in eval mode."""
     probe.eval()
     return torch.cat([probe.features(_normalised(batch)) for batch in _batches(images)]).double().numpy()
 
 
 def linear_probe_accuracy(features: NDArray[np.float64], labels: Tensor) -> float:
-    """Accuracy of a linear classifier fitted on every other sample and tested on the rest, in 0…1.
+    """Return the accuracy of a linear classifier fitted on every other image and tested on the rest, in 0…1.
 
-    Ridge regression on standardised features; leave-one-out on the fitting half chooses the penalty, so that
-    features of any kind and length get the one that suits them.
+    The classifier is ridge regression on standardised features; leave-one-out on the fitting half chooses the penalty.
 
     Args:
-        features: [N, D].
-        labels: Int64 [N], sorted or not.
+        features: ``[N, D]``.
+        labels: ``[N]`` int64, in any order.
     """
     from sklearn.linear_model import RidgeClassifierCV
     from sklearn.pipeline import make_pipeline
@@ -99,7 +100,7 @@ def _accuracy(probe: TinyResNet, images: Tensor, labels: Tensor) -> float:
 
 
 def train(seed: int, rounds: int) -> tuple[TinyResNet, float]:
-    """A probe trained on `TRAINED_KINDS`, in eval mode, and its accuracy on the last round, augmented."""
+    """Return a probe trained on `TRAINED_KINDS`, in eval mode, and its accuracy on the last round, augmented."""
     torch.manual_seed(seed)
     probe = TinyResNet(len(TRAINED_KINDS)).to(memory_format=torch.channels_last)
     steps = rounds * -(-len(TRAINED_KINDS) * ROUND_PER_KIND // BATCH)
@@ -108,7 +109,7 @@ def train(seed: int, rounds: int) -> tuple[TinyResNet, float]:
     loss_of = nn.CrossEntropyLoss()
     accuracy = 0.0
     for number in range(rounds):
-        # New images every round; its seed is far from those of the tests below.
+        # New images every round, with seeds far from those of `measure`.
         round_seed = 1000 * (seed + 1) + number
         images, labels = make_images(TRAINED_KINDS, ROUND_PER_KIND, round_seed, training=True)
         probe.train()
@@ -129,7 +130,7 @@ def train(seed: int, rounds: int) -> tuple[TinyResNet, float]:
 
 
 def measure(probe: TinyResNet, seed: int) -> dict[str, float]:
-    """Accuracies of a probe on new images of trained kinds and, by linear probes, of kinds it never saw."""
+    """Return accuracies on new images of trained kinds and, by linear classifiers, on kinds never seen."""
     torch.manual_seed(seed + 1)
     untrained = TinyResNet()
     figures = {"trained kinds, new images": _accuracy(probe, *make_images(TRAINED_KINDS, 40, seed))}
@@ -147,8 +148,8 @@ def measure(probe: TinyResNet, seed: int) -> dict[str, float]:
 
 
 def describe(seed: int, figures: dict[str, float]) -> dict[str, str]:
-    """The file's metadata: all a reader needs to judge these weights or to train them again."""
-    command = f"python -m task2vec_ext.demo.train_probe --seed {seed} --threads {torch.get_num_threads()}"
+    """Return the file's metadata: what a reader needs to judge the weights or to train them again."""
+    command = f"python benchmarks/train_tiny_probe.py --seed {seed} --threads {torch.get_num_threads()}"
     recipe = {
         "command": command,
         "loss": "cross-entropy",
@@ -161,10 +162,10 @@ def describe(seed: int, figures: dict[str, float]) -> dict[str, str]:
     data = {
         "handwriting": f"scikit-learn's digits, the first {TRAINING_DIGITS} of each trained class",
         "photographs": "patches of scikit-learn's china.jpg and flower.jpg; new ones may overlap them",
-        "drawings, textures": "drawn by task2vec_ext.demo.tasks",
+        "drawings, textures": "drawn by task2vec_ext.demo.studio",
     }
     return {
-        "architecture": "task2vec_ext.tiny.TinyResNet",
+        "architecture": "task2vec_ext.probe.tiny.TinyResNet",
         "preprocessing": json.dumps({"size": TINY_SIZE, "mean": TINY_MEAN, "std": TINY_STD}),
         "recipe": json.dumps(recipe),
         "seed": str(seed),
@@ -176,10 +177,10 @@ def describe(seed: int, figures: dict[str, float]) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains, measures, prints and saves; `arguments` are those of the command line."""
+    """Train, measure, print and save."""
     from safetensors.torch import save_file
 
-    parser = argparse.ArgumentParser("python -m task2vec_ext.demo.train_probe", description="Train the demo's probe.")
+    parser = argparse.ArgumentParser(description="Train the demo's probe.")
     parser.add_argument("--out", type=Path, default=tiny_weights_path(), help="file to write (the shipped)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of all images (0)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; another number, other bits (1)")

@@ -1,4 +1,4 @@
-"""What all pictures share: figure, type, colours of groups, the file."""
+"""What all plots share: the figure, its fonts, the colours of groups, the saved file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from .._util.atomic import atomic_path
+from .._util.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,9 +26,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-FORMATS = ("png", "svg", "pdf")
-LONGEST_NAME = 28  # characters
-
 # Okabe and Ito's colours, told apart with any colour vision; from the ninth group on hatches or markers differ, too.
 GROUP_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
 _HATCHES = ("", "///", "...", "xxx")
@@ -34,7 +33,8 @@ _MARKERS = ("o", "s", "^", "D")
 MOST_GROUPS = len(GROUP_COLOURS) * len(_HATCHES)
 _OTHER_COLOUR = "#DDDDDD"
 
-# DejaVu, which comes with matplotlib, has no Chinese, Japanese or Korean; one of these does wherever they are read.
+# DejaVu, which comes with matplotlib, has no Chinese, Japanese or Korean; where these are read, one of the fonts below
+# is installed.
 _FALLBACK_FONTS = (
     "Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "Hiragino Sans", "PingFang SC", "Yu Gothic",
     "Microsoft YaHei", "Malgun Gothic", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback",
@@ -44,7 +44,7 @@ _MISSING_GLYPH = re.compile(r"Glyph (\d+) .*missing from")
 
 
 class Look(NamedTuple):
-    """How a group is drawn, everywhere."""
+    """How a group is drawn in every plot."""
 
     colour: str
     hatch: str
@@ -52,43 +52,36 @@ class Look(NamedTuple):
 
 
 def looks(groups: Sequence[str]) -> tuple[list[str], dict[str, Look]]:
-    """Return a group for each task, no more of them than can be told apart, and how each is drawn.
+    """Return the group that each task is drawn in, and the look of each group, sorted by name.
 
-    Args:
-        groups: T names.
-
-    Returns:
-        The groups, the rarest taken together where there are more than `MOST_GROUPS`; and name -> look, sorted, that of
-        the rarest last.
+    The rarest groups beyond `MOST_GROUPS` are drawn as one, ``N others``, which comes last.
     """
     counts = Counter(groups)
-    kept, other = sorted(counts), ""
-    if len(counts) > MOST_GROUPS:
-        kept = sorted(sorted(counts, key=lambda name: (-counts[name], name))[: MOST_GROUPS - 1])
-        other = f"{len(counts) - len(kept)} others"
+    kept, others = sorted(counts, key=lambda name: (-counts[name], name)), ""
+    if len(kept) > MOST_GROUPS:
+        kept, others = kept[: MOST_GROUPS - 1], f"{len(kept) - MOST_GROUPS + 1} others"
     colours = len(GROUP_COLOURS)
     styles = {
         name: Look(GROUP_COLOURS[i % colours], _HATCHES[i // colours], _MARKERS[i // colours])
-        for i, name in enumerate(kept)
+        for i, name in enumerate(sorted(kept))
     }
-    if other:
-        styles[other] = Look(_OTHER_COLOUR, "", "o")
-    return [group if group in kept else other for group in groups], styles
+    drawn = [group if group in styles else others for group in groups]
+    if others:
+        styles[others] = Look(_OTHER_COLOUR, "", "o")
+    return drawn, styles
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Return a function that draws with fonts for every script that is installed, and says what is missing."""
+    """Return `draw` with fallback fonts for other scripts, or an ImportError where matplotlib is missing."""
 
     @wraps(draw)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
+        with needs("matplotlib"):
             from matplotlib import rc_context, rcParams
             from matplotlib.font_manager import fontManager
-        except ImportError as error:
-            raise missing("matplotlib") from error
         installed = {font.name for font in fontManager.ttflist}
         families = [*rcParams["font.family"], *(name for name in _FALLBACK_FONTS if name in installed)]
-        # Text keeps the fonts it was made with; what has no glyph is told once, by save_figure.
+        # Text keeps the fonts it was made with. save_figure warns once about characters that none of them has.
         with rc_context({"font.family": families}), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=_MISSING_GLYPH.pattern)
             return draw(*args, **kwargs)
@@ -97,49 +90,43 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of so many inches that lays itself out and that no pyplot knows of."""
+    """Return an empty figure of that size in inches, unknown to pyplot, with constrained layout."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # a figure without pyplot has no canvas to save with until it is given one
+    FigureCanvasAgg(figure)  # without pyplot a figure has no canvas to save with until it is given one
     return figure
 
 
 def whole_figure(ax: Axes) -> Figure:
-    """Return the whole figure, also where ``ax`` is in a subfigure (whose ``figure`` it is)."""
+    """Return the figure of ``ax``, also where ``ax`` is in a subfigure."""
     part: Any = ax.figure
-    whole: Figure = part.figure
-    return whole
+    return part.figure
 
 
 def check_installed() -> None:
-    """Raise ImportError, with what to install, unless all that the pictures need can be found."""
-    from importlib.util import find_spec
-
+    """Raise ImportError, with what to install, unless matplotlib, scipy and scikit-learn are installed."""
     for module, package in (("matplotlib", "matplotlib"), ("scipy", "scipy"), ("sklearn", "scikit-learn")):
-        if find_spec(module) is None:
-            raise missing(package)
+        with needs(package):
+            if find_spec(module) is None:
+                raise ImportError(module)
 
 
-def missing(package: str, extra: str = "plot") -> ImportError:
-    """Return the error that names what to install."""
-    return ImportError(f'plot: expected {package} to be installed; pip install "task2vec_ext[{extra}]".')
+@contextmanager
+def needs(package: str, extra: str = "plot") -> Iterator[None]:
+    """Say what to install where an import in the block fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f'plot: expected {package} to be installed; pip install "task2vec_ext[{extra}]".') from error
 
 
 def checked_distances(who: str, distances: Any, **per_task: Sequence[Any] | None) -> np.ndarray:
-    """Return a distance matrix as float64, once it and what goes with it are known to be sound.
-
-    Args:
-        who: The public function, for messages.
-        distances: ``[T, T]`` tensor or array.
-        **per_task: What there is one of for every task, or None.
-
-    Returns:
-        ``[T, T]``.
+    """Return distances as float64 ``[T, T]``; every sequence of `per_task` must be None or have T entries.
 
     Raises:
-        ValueError: If it is not square, empty or not finite, or something is not T long.
+        ValueError: If the matrix is not square, empty or not finite, or a sequence does not have T entries.
     """
     matrix = np.asarray(torch.as_tensor(distances, dtype=torch.float64, device="cpu").detach())
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
@@ -162,7 +149,7 @@ def symmetric(matrix: np.ndarray) -> np.ndarray:
 
 
 def save_figure(ax: Axes, path: str | os.PathLike[str]) -> None:
-    """Write the figure that ``ax`` belongs to, atomically; the same figure gives the same bytes.
+    """Write the figure of ``ax`` atomically. The same figure gives the same bytes.
 
     Args:
         ax: Any axes of the figure.
@@ -181,16 +168,16 @@ def save_figure(ax: Axes, path: str | os.PathLike[str]) -> None:
 
 
 def check_suffix(path: str | os.PathLike[str]) -> str:
-    """Return the format that a picture's name asks for, or raise ValueError."""
+    """Return ``png``, ``svg`` or ``pdf``, or raise ValueError."""
     suffix = Path(path).suffix.lower().removeprefix(".")
-    if suffix not in FORMATS:
+    if suffix not in ("png", "svg", "pdf"):
         raise ValueError(f"save_figure: expected a name that ends in .png, .svg or .pdf, got {path}.")
     return suffix
 
 
 @contextmanager
 def _one_warning() -> Iterator[None]:
-    """One warning for all characters that no font has, instead of one each."""
+    """Warn once about all characters that no font has, instead of once for each."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
@@ -206,7 +193,12 @@ def _one_warning() -> Iterator[None]:
         warnings.warn(message, UserWarning, stacklevel=4)
 
 
-def shorten(name: str, length: int = LONGEST_NAME) -> str:
+def label_text(name: str, length: int = 28) -> str:
+    """Return a name as plain text for matplotlib: one line, at most `length` characters, no mathematics."""
+    return shorten(" ".join(printable(name).split()), length).replace("$", r"\$")
+
+
+def shorten(name: str, length: int) -> str:
     """Return ``name`` with its middle replaced by … where it is longer than ``length`` characters."""
     if len(name) <= length:
         return name
@@ -214,12 +206,6 @@ def shorten(name: str, length: int = LONGEST_NAME) -> str:
     return f"{name[: length - 1 - tail]}…{name[len(name) - tail :]}"
 
 
-def printable(name: str, length: int = LONGEST_NAME) -> str:
-    """Return ``name`` as matplotlib takes it: short, in one line, no mathematics in it, nothing but text."""
-    whole = name.encode("utf-8", "backslashreplace").decode()
-    return shorten(" ".join(whole.split()), length).replace("$", r"\$")
-
-
 def legend(ax: Axes, handles: list[Any], **where: Any) -> None:
-    """Draw a legend without a frame beside or in the axes."""
+    """Draw a legend without a frame."""
     ax.legend(handles=handles, frameon=False, fontsize=9, borderaxespad=0.0, **where)

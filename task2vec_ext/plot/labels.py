@@ -1,35 +1,31 @@
-"""Names beside points that do not collide: greedily, and what has no room stays without.
+"""Names beside points, as many as fit without overlap, placed greedily.
 
-Libraries that push labels apart (adjustText) keep all of them, which at 1,500 tasks is a black cloud, and take minutes.
+Libraries that push labels apart (adjustText) keep all of them and take minutes; 1,500 names cover the whole plot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._figure import printable, whole_figure
+from .figure import label_text, whole_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _DIRECTIONS = np.array([(1, 0), (0, 1), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)], float)
-_REACHES = (6.0, 14.0, 26.0)  # points from the task to its name; beyond the first a line joins them
+_REACHES = (6.0, 14.0, 26.0)  # points from the task to its name; at the second and third a line joins them
 _POINT_RADIUS = 3.0  # points
 _PADDING = 1.0  # points around a name
-_FEW = 30  # tasks: there is room for larger type
+_FEW = 30  # up to so many tasks leave room for larger type
 
 
 def spread_order(places: np.ndarray) -> list[int]:
-    """Return points such that the first of them, however many, are spread over all: each is farthest from those before.
+    """Return an order of the places ``[T, 2]`` in which each is the farthest from all before it.
 
-    Args:
-        places: ``[T, 2]``, on scales that compare.
-
-    Returns:
-        A permutation of 0 … T−1.
+    The first few, however many, are therefore spread over the whole.
     """
     left = np.linalg.norm(places - places.mean(0), axis=1)
     order = []
@@ -40,20 +36,17 @@ def spread_order(places: np.ndarray) -> list[int]:
     return order
 
 
-def write_names(ax: Axes, places: np.ndarray, names: Sequence[str], *, lines: np.ndarray | None = None) -> list[Any]:
+def write_names(ax: Axes, places: np.ndarray, names: Sequence[str], *, lines: np.ndarray | None = None) -> None:
     """Write as many names beside their points as fit without covering points, lines or each other.
 
     Args:
-        ax: Whose limits and size are final but for the layout.
+        ax: Axes whose limits and size no longer change.
         places: ``[T, 2]`` in data coordinates.
-        names: T.
-        lines: Level or upright ones to keep clear of, ``[N, 2, 2]``: from, to; or None.
-
-    Returns:
-        The annotations.
+        names: T names.
+        lines: Horizontal or vertical lines to keep clear of, ``[N, 2, 2]`` (from, to), or None.
     """
     figure = whole_figure(ax)
-    figure.draw_without_rendering()  # only then is the axes' place known
+    figure.draw_without_rendering()  # places the axes
     scale = figure.dpi / 72
     points = ax.transData.transform(places)  # pixels
     frame = ax.get_window_extent()
@@ -62,13 +55,13 @@ def write_names(ax: Axes, places: np.ndarray, names: Sequence[str], *, lines: np
     if lines is not None:
         ends = ax.transData.transform(lines.reshape(-1, 2)).reshape(-1, 2, 2)
         taken = np.concatenate([taken, np.concatenate([ends.min(1) - padding, ends.max(1) + padding], axis=1)])
-    written = []
     for index in spread_order(points):
         note = ax.annotate(
-            printable(names[index]),
+            label_text(names[index]),
             places[index],
             xytext=(0, 0),
             textcoords="offset points",
+            va="bottom",
             fontsize=9 if len(names) <= _FEW else 7,
             color="0.15",
             zorder=4,
@@ -85,29 +78,27 @@ def write_names(ax: Axes, places: np.ndarray, names: Sequence[str], *, lines: np
                 if reach == _REACHES[0] and note.arrow_patch is not None:
                     note.arrow_patch.set_visible(False)
                 taken = np.concatenate([taken, box[None], line])
-                written.append(note)
                 break
         else:
             note.remove()
-    return written
 
 
 def _around(point: np.ndarray, extent: np.ndarray, scale: float) -> Iterable[tuple[float, np.ndarray]]:
-    """Reach, and the lower left corner in pixels of a box in every direction from a point, the nearest first."""
+    """Yield a reach and the lower left corner of a box, in pixels, for every direction, the nearest first."""
     for reach in _REACHES:
         for direction in _DIRECTIONS:
             yield reach, point + direction * (reach * scale + extent / 2) - extent / 2
 
 
 def _beads(point: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Small boxes along the line from a point to the middle of a box, ``[24, 4]``: what the line covers, nearly."""
+    """Return small boxes ``[24, 4]`` that cover the line from a point to the middle of a box."""
     middle = (box[:2] + box[2:]) / 2
     centres = point + np.linspace(0.1, 1.0, 24)[:, None] * (middle - point)
     return np.concatenate([centres - 2, centres + 2], axis=1)
 
 
 def _overlap(boxes: np.ndarray, others: np.ndarray) -> bool:
-    """Whether any of some boxes ``[N, 4]`` overlaps any of others ``[M, 4]``."""
+    """Return whether any of the boxes ``[N, 4]`` overlaps any of the others ``[M, 4]``."""
     a, b = boxes[:, None], others
     apart = (b[..., 0] >= a[..., 2]) | (b[..., 2] <= a[..., 0]) | (b[..., 1] >= a[..., 3]) | (b[..., 3] <= a[..., 1])
     return bool((~apart).any())
