@@ -24,13 +24,13 @@ def site(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_pages_hold_what_lies_elsewhere(site):
+def test_pages_hold_what_lies_outside_docs(site):
     pages = {path.stem: path.read_text(encoding="utf-8") for path in site.glob("*.html")}
-    assert "<h3" in pages["benchmarks"]
-    assert "not measured" in pages["benchmarks"]
-    assert "no network, build tools installed" in pages["install"]  # the README's
-    assert "task2vec library build" in (site / "reference" / "commands.html").read_text(encoding="utf-8")
-    assert all("<!-- performance" not in text and "README.md#" not in text for text in pages.values())
+    assert "Memory is what one step" in pages["benchmarks"]  # benchmarks/README.md
+    assert 'id="fisher_pass"' in pages["benchmarks"]  # a record
+    assert {"changelog", "contributing"} <= pages.keys()
+    assert "task2vec library status" in (site / "reference" / "commands.html").read_text(encoding="utf-8")
+    assert all('href="../' not in text for text in pages.values())  # no link leads out of the site
 
 
 @pytest.mark.slow
