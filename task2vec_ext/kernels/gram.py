@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ._geometry import ConvGeometry
+    from .geometry import ConvGeometry
 
 
 class Window(NamedTuple):

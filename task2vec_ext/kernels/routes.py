@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
-    from ._geometry import ConvGeometry
+    from .geometry import ConvGeometry
 
 Route = Literal["direct", "winograd", "gram", "shifted_gram"]
 ROUTES: tuple[Route, ...] = get_args(Route)
