@@ -150,7 +150,7 @@ def describe(conv: ConvGeometry) -> str:
 
 
 def multiply_adds(route: str, conv: ConvGeometry, device_type: str) -> int:
-    """Return a route's own multiply-adds a sample, as its formula counts them (`task2vec_ext._routes.route_cost`)."""
+    """Return a route's own multiply-adds a sample, by the formulas of `task2vec_ext.kernels.routes.route_cost`."""
     q = conv.positions
     if route == "direct":
         return conv.filters * conv.patch_size * q

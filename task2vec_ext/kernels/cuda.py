@@ -5,19 +5,23 @@ The tests run this code on CPU tensors with an emulated module, so the kernels a
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .gram import Window, gram_route, matmul_precision
+from .gram import gram_route
 from .native import SCALARS, Runtime
 from .routes import NARROW_GROUP_FILTERS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from .geometry import ConvGeometry
+    from .gram import Window
     from .routes import Route
 
 WORKSPACE_BYTES = 256 << 20
@@ -92,13 +96,27 @@ def _gram_matrix(left: Tensor, right: Tensor, precision: str) -> Tensor:
     """Return leftᵀ·right as a contiguous float32 tensor, which is what the kernel expects at the address it gets."""
     left = left.transpose(-1, -2)
     if left.dtype == torch.float32:
-        with matmul_precision(left.device.type, precision):
+        with _matmul_precision(left.device.type, precision):
             return (left @ right).contiguous()
     if left.device.type == "cpu":  # the emulated kernels; torch has this product on CUDA alone
         return left.float() @ right.float()
     batch, rows, columns = left.shape[:2], left.shape[2], right.shape[3]
     product = torch.bmm(left.flatten(0, 1), right.flatten(0, 1), out_dtype=torch.float32)
     return product.reshape(*batch, rows, columns)
+
+
+@contextmanager
+def _matmul_precision(device_type: str, precision: str) -> Iterator[None]:
+    """Set the precision of float32 matrix products inside the block, and restore the user's own afterwards."""
+    # Per backend: torch's older, global switch raises once a user has touched one of these.
+    backends: Any = torch.backends  # not all of it is annotated
+    settings = backends.cuda.matmul if device_type == "cuda" else backends.mkldnn.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = precision
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def _direct(input: Tensor, grad_output: Tensor, conv: ConvGeometry, runtime: Runtime, tensor_cores: bool) -> Tensor:

@@ -72,13 +72,13 @@ def local_noise(
         dilation: As in Conv2d.
         groups: As in Conv2d.
         seed: 0 … 2⁶³ − 1.
-        layer: 0 … 2³² − 2, another stream each.
-        step: 0 … 2³² − 1, another draw each.
+        layer: 0 … 2³² − 2; each has its own stream of numbers.
+        step: 0 … 2³² − 1; each has its own draw.
         epsilon: At least 0; keeps the variance positive where the input is 0 (the authors' 0.01).
 
     Returns:
-        Like `output`. Gradients flow to `output`, `input` and `log_variance`; ε is drawn again for them, nothing of its
-        size is kept (of a layer in groups √B is, once a filter).
+        Like `output`. Gradients flow to `output`, `input` and `log_variance`; ε is drawn again for them and nothing of
+        its size is kept (except √B, once a filter, of a layer in groups).
 
     Raises:
         ValueError: If shapes, numbers or devices do not belong to one layer.
@@ -118,10 +118,10 @@ def weight_noise(weight: Tensor, log_variance: Tensor, starts: Tensor, *, seed: 
     Args:
         weight: The filters of all layers end to end, ``[W]``; float32, on the CPU also float64.
         log_variance: Log σ² of every filter, ``[K]``, of any floating-point dtype.
-        starts: Where each filter begins, from 0, and W, ``[K + 1]`` int64, on the device of `weight`. The values are
-            checked on the CPU alone: elsewhere that would wait for the device.
+        starts: Where each filter begins, and W at the end, ``[K + 1]`` int64, on the device of `weight`. Values are
+            checked on the CPU only: on a GPU that would wait for the device.
         seed: 0 … 2⁶³ − 1.
-        step: 0 … 2³² − 1, another draw each.
+        step: 0 … 2³² − 1; each has its own draw.
 
     Returns:
         ``[W]``. Gradients flow to `weight` and `log_variance`; ε is drawn again for them.
@@ -154,7 +154,7 @@ def _check_numbers(who: str, seed: int, layer: int, step: int) -> None:
 
 
 def _check_log_variance(who: str, log_variance: Tensor, *others: Tensor) -> None:
-    """Also what holds of all tensors of a call: one device, no forward mode."""
+    """Raise unless log σ² is floating-point, all tensors are on one device and none is in forward mode."""
     if not log_variance.is_floating_point():
         raise TypeError(f"{who}: expected log_variance of a floating-point dtype, got {log_variance.dtype}.")
     devices = {str(tensor.device) for tensor in (log_variance, *others)}
@@ -166,7 +166,8 @@ def _check_log_variance(who: str, log_variance: Tensor, *others: Tensor) -> None
 
 def _refuse_derivative(who: str, *_: Any) -> NoReturn:
     raise NotImplementedError(
-        f"{who}: it has first derivatives in reverse mode alone; use task2vec_ext.reference, which autograd can follow."
+        f"{who}: it has first derivatives in reverse mode alone; use task2vec_ext.kernels.reference, which autograd "
+        "can follow."
     )
 
 

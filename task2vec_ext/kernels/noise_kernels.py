@@ -72,16 +72,8 @@ def add_noise(
     output, norm, shape = dense(output, norm)
     sigma, out = sigma.contiguous(), torch.empty_like(output)
     kernels, place = _kernels(runtime)
-    kernels.local_noise(
-        output.data_ptr(),
-        SCALARS[output.dtype],
-        norm.data_ptr(),
-        sigma.data_ptr(),
-        shape,
-        (seed, layer, step),
-        out.data_ptr(),
-        *place,
-    )
+    arrays = output.data_ptr(), SCALARS[output.dtype], norm.data_ptr(), sigma.data_ptr()
+    kernels.local_noise(*arrays, shape, (seed, layer, step), out.data_ptr(), *place)
     return out
 
 
@@ -107,17 +99,9 @@ def add_noise_backward(
         grad_norm = torch.empty_like(norm)
     else:
         grad_norm = norm.new_empty((-(-filters // kernels.noise_filters), *norm.shape))
-    kernels.local_noise_backward(
-        grad.data_ptr(),
-        SCALARS[grad.dtype],
-        norm.data_ptr(),
-        sigma.data_ptr(),
-        shape,
-        (seed, layer, step),
-        sums.data_ptr(),
-        grad_norm.data_ptr() if norm_too else 0,
-        *place,
-    )
+    arrays = grad.data_ptr(), SCALARS[grad.dtype], norm.data_ptr(), sigma.data_ptr()
+    to_norm = grad_norm.data_ptr() if norm_too else 0
+    kernels.local_noise_backward(*arrays, shape, (seed, layer, step), sums.data_ptr(), to_norm, *place)
     if norm_too and grad_norm.dim() > norm.dim():
         grad_norm = grad_norm.sum(0)
     return sums.sum((0, 1), dtype=torch.float64).to(sigma.dtype), grad_norm
@@ -135,16 +119,8 @@ def add_weight_noise(
     weight, sigma, starts = weight.contiguous(), sigma.contiguous(), starts.contiguous()
     out = torch.empty_like(weight)
     kernels, place = _kernels(runtime)
-    kernels.weight_noise(
-        weight.data_ptr(),
-        SCALARS[weight.dtype],
-        sigma.data_ptr(),
-        starts.data_ptr(),
-        len(sigma),
-        (seed, WEIGHT_STREAM, step),
-        out.data_ptr(),
-        *place,
-    )
+    arrays = weight.data_ptr(), SCALARS[weight.dtype], sigma.data_ptr(), starts.data_ptr()
+    kernels.weight_noise(*arrays, len(sigma), (seed, WEIGHT_STREAM, step), out.data_ptr(), *place)
     return out
 
 
@@ -152,15 +128,8 @@ def weight_noise_backward(grad: Tensor, starts: Tensor, seed: int, step: int, ru
     """Return the gradient to σ, ``[K]``."""
     grad, starts, sums = grad.contiguous(), starts.contiguous(), grad.new_empty(len(starts) - 1)
     kernels, place = _kernels(runtime)
-    kernels.weight_noise_backward(
-        grad.data_ptr(),
-        SCALARS[grad.dtype],
-        starts.data_ptr(),
-        len(sums),
-        (seed, WEIGHT_STREAM, step),
-        sums.data_ptr(),
-        *place,
-    )
+    arrays = grad.data_ptr(), SCALARS[grad.dtype], starts.data_ptr()
+    kernels.weight_noise_backward(*arrays, len(sums), (seed, WEIGHT_STREAM, step), sums.data_ptr(), *place)
     return sums
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FAST_FROM = 1 << 28
-"""Pairs × filters from which the float32 pass comes first: below, float64 takes hundredths of a second throughout."""
+"""Pairs × filters from which a float32 pass comes first; below, float64 alone takes hundredths of a second."""
 
 # struct SymFast (csrc/kernels.h)
 _MOST_EXPONENT = 60
@@ -27,11 +27,11 @@ def sym_distances(a: Tensor, b: Tensor | None = None, runtime: Runtime | None = 
     Args:
         a: ``[A, K]`` float64 on the CPU or a GPU; finite, none negative, no row all zero.
         b: ``[B, K]`` float64 on the same device, or None: of `a` with itself, symmetric with zeros on the diagonal.
-        runtime: Kernels to launch in place of those of the tensors' device.
+        runtime: CUDA kernels to launch; default: those of the tensors' GPU, or the CPU's loops.
 
     Returns:
-        ``[A, B]`` float64 on the same device, to float64 rounding; from `FAST_FROM` on to 1e-6, but distances under
-        1e-3 still to float64 rounding.
+        ``[A, B]`` float64 on the same device, exact to float64 rounding; from `FAST_FROM` on to 1e-6, except distances
+        under 1e-3.
     """
     symmetric = b is None
     a = a.contiguous()
@@ -62,7 +62,7 @@ def sym_distances(a: Tensor, b: Tensor | None = None, runtime: Runtime | None = 
 
 
 class _Rows(NamedTuple):
-    """struct SymRows (csrc/kernels.h), and what becomes of it."""
+    """``struct SymRows`` (csrc/kernels.h) of tensors, and what is needed to read the result."""
 
     numerators: Tensor  # [T, K] float32, rows by their mean
     others: Tensor  # [T, K]

@@ -82,6 +82,8 @@ def _cache() -> Path:
 
 
 def _run(command: list[str | Path]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # A sanitizer that the tests preload is not for the compiler.
+    environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RuntimeError(f"emulation: {shlex.join(map(str, command))} failed:\n{done.stderr}")
