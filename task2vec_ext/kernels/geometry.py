@@ -74,16 +74,7 @@ def has_tangent(*tensors: Tensor) -> bool:
 
 
 def check_dtype(who: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
-    """Raise unless the tensor's dtype is one of those that its device has kernels for.
-
-    Args:
-        who: The operator that asks, for the message.
-        tensor: To check.
-        allowed: `CPU_DTYPES`, `CUDA_DTYPES` or some of them.
-
-    Raises:
-        TypeError: If it is another.
-    """
+    """Raise a TypeError unless the tensor's dtype is allowed; `who` is the operator that asks."""
     if tensor.dtype not in allowed:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
         raise TypeError(
@@ -181,20 +172,7 @@ def as_convolution(
     who: str = "filter_grad_sq",
     second: str = "grad_output",
 ) -> tuple[Tensor, Tensor, list[int], list[int], list[int], list[int]]:
-    """Return the arguments as those of a Conv2d with numeric padding; a Linear layer becomes a 1×1 convolution.
-
-    Args:
-        input: ``[N, C_in, H, W]``, or of a Linear layer ``[N, …, D_in]``.
-        grad_output: ``[N, C_out, H_out, W_out]`` or ``[N, …, D_out]``.
-        weight_shape: Of 4 numbers, or of a Linear layer 2.
-        stride: As in Conv2d.
-        padding: As in Conv2d.
-        dilation: As in Conv2d.
-        who: The operator that asks, for messages.
-        second: What it calls its `grad_output`.
-
-    Returns:
-        input, grad_output, weight_shape, stride, padding, dilation.
+    """Return the first six arguments as those of a Conv2d with numeric padding; a Linear layer becomes a 1×1 one.
 
     Raises:
         ValueError: If a Linear layer's shapes do not belong together, or the padding is unknown.

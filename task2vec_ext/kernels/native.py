@@ -105,13 +105,8 @@ def cuda_kernels(device: torch.device) -> type[_C.cuda]:
 def compile_kernels(capability: tuple[int, int]) -> Any:
     """Return a native module with CUDA kernels for GPUs of `capability`, compiled from the package's own sources.
 
-    torch caches the result (``TORCH_EXTENSIONS_DIR``): only the first process on a machine waits for it.
-
-    Args:
-        capability: CUDA compute capability, e.g. ``(8, 6)``.
-
-    Returns:
-        A module with `_C.cuda` alone.
+    The module has the submodule `cuda` alone. torch caches it (``TORCH_EXTENSIONS_DIR``): only the first process on a
+    machine waits for the compiler.
 
     Raises:
         RuntimeError: If nvcc is not found, or the compiler fails.

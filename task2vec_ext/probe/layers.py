@@ -59,14 +59,7 @@ def named_filters(module: nn.Module, include_batchnorm: bool = False) -> Iterato
 
 
 def filter_weight(module: nn.Module, name: str) -> nn.Parameter:
-    """Return the weight of a layer, whose rows are its filters.
-
-    Args:
-        module: The probe's network.
-        name: As `named_filters` yields it.
-
-    Returns:
-        The parameter, ``[C_out, …]``.
+    """Return the weight of a layer, ``[C_out, …]``, by its name in `named_filters`.
 
     Raises:
         NotImplementedError: If the weight is computed from other parameters, as under ``weight_norm`` and
@@ -90,12 +83,6 @@ def undescribed(module: nn.Module) -> Iterator[str]:
 
     These are transposed, 1-D and 3-D convolutions, separate query, key and value projections, and embeddings. Class
     tokens, tables of positions and LayerScale belong to no layer and do not count.
-
-    Args:
-        module: The probe's network.
-
-    Yields:
-        Text for a message.
     """
     described = {name.removesuffix("in_proj").removesuffix(".") for name, _ in named_filters(module)}
     for name, child in module.named_modules():
@@ -107,12 +94,8 @@ def undescribed(module: nn.Module) -> Iterator[str]:
 def default_head(module: nn.Module) -> str:
     """Return the name of the Linear layer that gives a network's output.
 
-    Args:
-        module: The network.
-
-    Returns:
-        ``fc``, ``head`` or ``classifier`` if it is a Linear layer, else the name of the last one registered
-        (``classifier.6`` of a VGG, ``heads.head`` of a ViT).
+    It is ``fc``, ``head`` or ``classifier`` if that is a Linear layer, else the last one registered (``classifier.6`` of
+    a VGG, ``heads.head`` of a ViT).
 
     Raises:
         ValueError: If the network has no Linear layer.
@@ -129,14 +112,7 @@ def default_head(module: nn.Module) -> str:
 
 
 def find_head(module: nn.Module, name: str) -> nn.Linear:
-    """Return the head.
-
-    Args:
-        module: The network.
-        name: The head's name.
-
-    Returns:
-        The Linear layer of that name.
+    """Return the Linear layer of that name.
 
     Raises:
         ValueError: If there is no such module.
@@ -155,14 +131,7 @@ def find_head(module: nn.Module, name: str) -> nn.Linear:
 
 
 def linear_layers(module: nn.Module) -> list[str]:
-    """Return the names of all Linear layers except attention's out-projections, none of which is a head.
-
-    Args:
-        module: The network.
-
-    Returns:
-        Names in the module's order.
-    """
+    """Return the names of all Linear layers except attention's out-projections, none of which is a head."""
     attention = nn.modules.linear.NonDynamicallyQuantizableLinear
     return [
         name
