@@ -94,8 +94,8 @@ def undescribed(module: nn.Module) -> Iterator[str]:
 def default_head(module: nn.Module) -> str:
     """Return the name of the Linear layer that gives a network's output.
 
-    It is ``fc``, ``head`` or ``classifier`` if that is a Linear layer, else the last one registered (``classifier.6`` of
-    a VGG, ``heads.head`` of a ViT).
+    It is ``fc``, ``head`` or ``classifier`` if that is a Linear layer, else the last one registered (``classifier.6``
+    of a VGG, ``heads.head`` of a ViT).
 
     Raises:
         ValueError: If the network has no Linear layer.
