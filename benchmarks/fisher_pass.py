@@ -21,8 +21,8 @@ from benchmarks._measure import check, interleave, parser, peak_memory, print_ta
 from benchmarks._record import write_result
 from benchmarks._step import LIMIT, PRECISIONS, Setup, Step
 from task2vec_ext.fisher.capture import _grad_sq, _Root
-from task2vec_ext.kernels._geometry import conv_geometry
-from task2vec_ext.kernels._routes import Route, choose_route
+from task2vec_ext.kernels.geometry import conv_geometry
+from task2vec_ext.kernels.routes import Route, choose_route
 from task2vec_ext.probe.probe import frozen
 from task2vec_ext.probe.watch import ConvUse
 

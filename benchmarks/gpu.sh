@@ -64,7 +64,7 @@ mkdir "$work/run"
 ln -s "$root"/{benchmarks,tests,pyproject.toml} "$work/run"
 cd "$work/run" || exit
 export PYTHONPATH=$work/site TASK2VEC_REQUIRE_CUDA=1
-cuda_tests=("$python" -m pytest -q -p no:cacheprovider tests/test_cuda.py)
+cuda_tests=("$python" -m pytest -q -p no:cacheprovider tests/kernels/test_cuda.py)
 sanitizer=(compute-sanitizer --kernel-name kns=task2vec --error-exitcode 99) # our own kernels alone
 benchmark() { step "$1" "$2" "$python" -m "benchmarks.$1" "${@:3}"; }
 

@@ -23,8 +23,8 @@ from benchmarks._record import write_result
 from benchmarks._step import PRECISIONS, Precision, random_probe, set_precision
 from task2vec_ext import filter_grad_sq
 from task2vec_ext.kernels import reference
-from task2vec_ext.kernels._geometry import ConvGeometry, conv_geometry
-from task2vec_ext.kernels._routes import ROUTES, available_routes, choose_route, route_cost
+from task2vec_ext.kernels.geometry import ConvGeometry, conv_geometry
+from task2vec_ext.kernels.routes import ROUTES, available_routes, choose_route, route_cost
 
 SKIP = 20
 """A route predicted to cost this many times the cheapest is not run: it would take most of the time."""
@@ -150,7 +150,7 @@ def describe(conv: ConvGeometry) -> str:
 
 
 def multiply_adds(route: str, conv: ConvGeometry, device_type: str) -> int:
-    """Return a route's own multiply-adds a sample, as its formula counts them (`task2vec_ext._routes.route_cost`)."""
+    """Return a route's own multiply-adds a sample, by the formulas of `task2vec_ext.kernels.routes.route_cost`."""
     q = conv.positions
     if route == "direct":
         return conv.filters * conv.patch_size * q

@@ -23,7 +23,7 @@ struct Place {
   void* stream;
 };
 
-enum class Scalar : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+enum class Scalar : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3 };  // float64 on the CPU alone
 
 // A strided array [N, C, H, W] on the device.
 struct Array4 {

@@ -1,5 +1,5 @@
-// Normal numbers that are a function of (seed, stream, step, index): the same on the CPU, on a GPU and in emulation, in
-// any order and as often as one likes. The uniform numbers behind them agree in every bit, the normal ones to rounding.
+// Normal numbers that are a function of (seed, stream, step, index): the same on the CPU and on a GPU, in any order and
+// as often as one likes. The uniform numbers behind them agree in every bit, the normal ones to rounding.
 //
 // In an unnamed namespace because files that are compiled once per instruction set include it (cpu/simd.h says why).
 #pragma once

@@ -1,94 +1,164 @@
-"""The native module (python/module.cpp): addresses, sizes and strides in, nothing out."""
+"""The native module (python/module.cpp): addresses, sizes and strides in, nothing out.
+
+`cpu` and `cuda` are submodules, the latter only where the module was built with CUDA; they are classes here so that one
+file can describe them.
+"""
 
 from collections.abc import Sequence
+from typing import Final, Protocol, TypeAlias
 
 compiler: str
 openmp: int | None
 cuda_version: str | None
 cuda_architectures: str | None
-noise_tile: int
-noise_filters: int
 
-def philox(key: int, counter: Sequence[int]) -> list[int]: ...
+_Pair: TypeAlias = tuple[int, int]
+_Conv: TypeAlias = tuple[int, int, int, int, _Pair, _Pair, _Pair, _Pair, _Pair, _Pair]
+_Window: TypeAlias = tuple[_Pair, _Pair, _Pair, int, int]
+_Shape: TypeAlias = tuple[int, int, int, bool, bool]
+_Key: TypeAlias = tuple[int, int, int]
+_Rows: TypeAlias = tuple[int, int, int]
 
-class Conv:
-    def __init__(
+class _CpuRoute(Protocol):
+    def __call__(
         self,
-        samples: int,
-        groups: int,
-        group_channels: int,
-        group_filters: int,
-        size: Sequence[int],
-        out_size: Sequence[int],
-        kernel: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
+        input: int,
+        input_strides: Sequence[int],
+        grad_output: int,
+        grad_strides: Sequence[int],
+        scalar: int,
+        conv: _Conv,
+        out: int,
+        /,
     ) -> None: ...
 
-def filter_grad_sq_direct_f64(
-    input: int, input_strides: Sequence[int], grad_output: int, grad_strides: Sequence[int], conv: Conv, out: int
-) -> None: ...
-def instruction_sets() -> list[str]: ...
-def use_instruction_set(name: str) -> None: ...
-def scratch_peak() -> int: ...
-def filter_grad_sq_direct_f32(
-    input: int, input_strides: Sequence[int], grad_output: int, grad_strides: Sequence[int], conv: Conv, out: int
-) -> None: ...
-def filter_grad_sq_winograd_f32(
-    input: int, input_strides: Sequence[int], grad_output: int, grad_strides: Sequence[int], conv: Conv, out: int
-) -> None: ...
-def filter_grad_sq_winograd_f64(
-    input: int, input_strides: Sequence[int], grad_output: int, grad_strides: Sequence[int], conv: Conv, out: int
-) -> None: ...
-def filter_grad_sq_shifted_gram_f32(
-    input: int, input_strides: Sequence[int], grad_output: int, grad_strides: Sequence[int], conv: Conv, out: int
-) -> None: ...
-def filter_grad_sq_shifted_gram_f64(
-    input: int, input_strides: Sequence[int], grad_output: int, grad_strides: Sequence[int], conv: Conv, out: int
-) -> None: ...
-def sym_distances_fast(
-    a: int, b: int, counts: Sequence[int], filters: int, shift: int, symmetric: bool, out: int
-) -> None: ...
-def sym_distances_exact(
-    a: int,
-    b: int,
-    exponent_a: int,
-    exponent_b: int,
-    counts: Sequence[int],
-    filters: int,
-    symmetric: bool,
-    out: int,
-) -> None: ...
-def local_noise_f32(
-    output: int, norm: int, sigma: int, shape: tuple[int, int, int, bool, bool], key: tuple[int, int, int], out: int
-) -> None: ...
-def local_noise_backward_f32(
-    grad: int,
-    norm: int,
-    sigma: int,
-    shape: tuple[int, int, int, bool, bool],
-    key: tuple[int, int, int],
-    sums: int,
-    grad_norm: int,
-) -> None: ...
-def weight_noise_f32(
-    weight: int, sigma: int, starts: int, filters: int, key: tuple[int, int, int], out: int
-) -> None: ...
-def weight_noise_backward_f32(grad: int, starts: int, filters: int, key: tuple[int, int, int], sums: int) -> None: ...
-def local_noise_f64(
-    output: int, norm: int, sigma: int, shape: tuple[int, int, int, bool, bool], key: tuple[int, int, int], out: int
-) -> None: ...
-def local_noise_backward_f64(
-    grad: int,
-    norm: int,
-    sigma: int,
-    shape: tuple[int, int, int, bool, bool],
-    key: tuple[int, int, int],
-    sums: int,
-    grad_norm: int,
-) -> None: ...
-def weight_noise_f64(
-    weight: int, sigma: int, starts: int, filters: int, key: tuple[int, int, int], out: int
-) -> None: ...
-def weight_noise_backward_f64(grad: int, starts: int, filters: int, key: tuple[int, int, int], sums: int) -> None: ...
+class _CudaTiles(Protocol):
+    def __call__(
+        self,
+        input: int,
+        input_strides: Sequence[int],
+        grad_output: int,
+        grad_strides: Sequence[int],
+        scalar: int,
+        conv: _Conv,
+        splits: int,
+        partial: int,
+        device: int,
+        stream: int,
+        /,
+    ) -> None: ...
+
+class cpu:
+    noise_tile: Final[int]
+    filter_grad_sq_direct: Final[_CpuRoute]
+    filter_grad_sq_winograd: Final[_CpuRoute]
+    filter_grad_sq_shifted_gram: Final[_CpuRoute]
+
+    @staticmethod
+    def instruction_sets() -> list[str]: ...
+    @staticmethod
+    def use_instruction_set(name: str) -> None: ...
+    @staticmethod
+    def scratch_peak() -> int: ...
+    @staticmethod
+    def philox(key: int, counter: Sequence[int]) -> list[int]: ...
+    @staticmethod
+    def local_noise(output: int, scalar: int, norm: int, sigma: int, shape: _Shape, key: _Key, out: int) -> None: ...
+    @staticmethod
+    def local_noise_backward(
+        grad: int, scalar: int, norm: int, sigma: int, shape: _Shape, key: _Key, sums: int, grad_norm: int
+    ) -> None: ...
+    @staticmethod
+    def weight_noise(weight: int, scalar: int, sigma: int, starts: int, filters: int, key: _Key, out: int) -> None: ...
+    @staticmethod
+    def weight_noise_backward(grad: int, scalar: int, starts: int, filters: int, key: _Key, sums: int) -> None: ...
+    @staticmethod
+    def sym_distances_fast(
+        a: int, b: int, counts: _Pair, filters: int, shift: int, symmetric: bool, out: int
+    ) -> None: ...
+    @staticmethod
+    def sym_distances_exact(
+        a: int, b: int, exponent_a: int, exponent_b: int, counts: _Pair, filters: int, symmetric: bool, out: int
+    ) -> None: ...
+
+class cuda:
+    noise_tile: Final[int]
+    noise_filters: Final[int]
+    filter_grad_sq_direct: Final[_CudaTiles]
+    filter_grad_sq_direct_mma: Final[_CudaTiles]
+
+    @staticmethod
+    def filter_grad_sq_direct_mma_tiles(scalar: int, conv: _Conv, device: int) -> list[int]: ...
+    @staticmethod
+    def filter_grad_sq_narrow(
+        input: int,
+        input_strides: Sequence[int],
+        grad_output: int,
+        grad_strides: Sequence[int],
+        scalar: int,
+        conv: _Conv,
+        out: int,
+        device: int,
+        stream: int,
+    ) -> None: ...
+    @staticmethod
+    def filter_grad_sq_gram(
+        gram: int,
+        rows: int,
+        row_strides: Sequence[int],
+        columns: int,
+        column_strides: Sequence[int],
+        scalar: int,
+        samples: int,
+        groups: int,
+        group_filters: int,
+        positions: _Pair,
+        pixels: _Pair,
+        window: _Window,
+        tensor_cores: bool,
+        out: int,
+        device: int,
+        stream: int,
+    ) -> None: ...
+    @staticmethod
+    def local_noise(
+        output: int, scalar: int, norm: int, sigma: int, shape: _Shape, key: _Key, out: int, device: int, stream: int
+    ) -> None: ...
+    @staticmethod
+    def local_noise_backward(
+        grad: int,
+        scalar: int,
+        norm: int,
+        sigma: int,
+        shape: _Shape,
+        key: _Key,
+        sums: int,
+        grad_norm: int,
+        device: int,
+        stream: int,
+    ) -> None: ...
+    @staticmethod
+    def weight_noise(
+        weight: int, scalar: int, sigma: int, starts: int, filters: int, key: _Key, out: int, device: int, stream: int
+    ) -> None: ...
+    @staticmethod
+    def weight_noise_backward(
+        grad: int, scalar: int, starts: int, filters: int, key: _Key, sums: int, device: int, stream: int
+    ) -> None: ...
+    @staticmethod
+    def sym_distances_fast(
+        a: _Rows, b: _Rows, counts: _Pair, filters: int, symmetric: bool, live: int, out: int, device: int, stream: int
+    ) -> None: ...
+    @staticmethod
+    def sym_distances_exact(
+        a: int,
+        b: int,
+        exponent_a: int,
+        exponent_b: int,
+        counts: _Pair,
+        filters: int,
+        symmetric: bool,
+        out: int,
+        device: int,
+        stream: int,
+    ) -> None: ...

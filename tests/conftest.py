@@ -6,6 +6,7 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
+import emulation
 import pytest
 import torch
 from PIL import Image
@@ -19,11 +20,7 @@ def _missing(marker: str) -> str | None:
     if marker == "cuda":
         return None if torch.cuda.is_available() else "no NVIDIA GPU"
     if marker == "simt":
-        try:
-            from task2vec_ext import _simt  # noqa: F401  # presence is the question
-        except ImportError:
-            return "built without --config-settings=cmake.define.TASK2VEC_SIMT=ON"
-        return None
+        return emulation.missing()
     if marker == "browser":
         found = find_spec("playwright") is not None and shutil.which("chromium") is not None
         return None if found else "no chromium in PATH, or no playwright"
@@ -37,6 +34,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             if os.environ.get(f"TASK2VEC_REQUIRE_{marker.upper()}") == "1":
                 pytest.fail(f"TASK2VEC_REQUIRE_{marker.upper()}=1, but: {reason}", pytrace=False)
             pytest.skip(f"{marker}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def simt():
+    """The CUDA kernels on the CPU (tests marked ``simt``): what `task2vec_ext.kernels.native.Runtime` launches."""
+    return emulation.load().cuda
 
 
 @pytest.fixture

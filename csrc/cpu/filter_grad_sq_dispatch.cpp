@@ -4,15 +4,12 @@
 #endif
 
 #include <algorithm>
-#include <atomic>
 #include <exception>
 
-#include "instruction_sets.h"
+#include "cpu/instruction_sets.h"
 
 namespace task2vec {
 namespace {
-
-std::atomic<int64_t> scratch_now{0}, scratch_most{0};
 
 template <class T>
 const Routes<T>& routes() {
@@ -67,15 +64,6 @@ void run(Route<T> route, Array4 input, Array4 grad_output, const Conv& conv, T* 
 }
 
 }  // namespace
-
-void count_scratch(int64_t change) {
-  const int64_t now = scratch_now += change;
-  int64_t most = scratch_most;
-  while (most < now && !scratch_most.compare_exchange_weak(most, now)) {
-  }
-}
-
-int64_t scratch_peak() { return scratch_most.exchange(scratch_now); }
 
 template <class T>
 void filter_grad_sq_direct(Array4 input, Array4 grad_output, const Conv& conv, T* out) {

@@ -1,5 +1,5 @@
 // Compiled for any processor: finds out which one it is.
-#include "instruction_sets.h"
+#include "cpu/instruction_sets.h"
 
 #include <atomic>
 #include <stdexcept>

@@ -1,6 +1,6 @@
 // What is compiled once per instruction set, and how callers reach the best that the processor has.
 #pragma once
-#include "../kernels.h"
+#include "kernels.h"
 
 namespace task2vec {
 
@@ -23,9 +23,6 @@ template <class T>
 struct Routes {
   Route<T> direct, winograd, shifted_gram;
 };
-
-// Told by every thread of what it takes (or, negative, gives back), in bytes.
-void count_scratch(int64_t change);
 
 // ---- noise: what one thread does (kernels.h) ----------------------------------------------------------------------
 

@@ -2,8 +2,8 @@
 // TASK2VEC_ISA. The loops are plain; the compiler makes vectors of them.
 #include <algorithm>
 
-#include "../philox.h"
-#include "instruction_sets.h"
+#include "cpu/instruction_sets.h"
+#include "philox.h"
 
 namespace task2vec {
 namespace {

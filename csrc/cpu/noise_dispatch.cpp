@@ -1,7 +1,7 @@
 // Spreads samples and tiles of locations, or filters, over threads.
 #include <algorithm>
 
-#include "instruction_sets.h"
+#include "cpu/instruction_sets.h"
 
 namespace task2vec {
 namespace {

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <utility>
 
-#include "instruction_sets.h"
-#include "simd.h"
+#include "cpu/instruction_sets.h"
+#include "cpu/simd.h"
 
 namespace task2vec {
 namespace {

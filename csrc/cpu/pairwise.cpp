@@ -1,14 +1,14 @@
 // d_sym on the CPU. The fast pass: tiles of pairs that stay in the cache, float32 lanes, one division for two pairs
 // (division is what d_sym costs). The exact pass: float64 throughout, for the pairs that the fast one leaves open.
-#include "../pairwise.h"
+#include "pairwise.h"
 
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <vector>
 
-#include "aligned.h"
-#include "instruction_sets.h"
+#include "cpu/aligned.h"
+#include "cpu/instruction_sets.h"
 
 namespace task2vec {
 namespace {

@@ -1,4 +1,4 @@
-"""The operator boundary: schema, checks, CPU and CUDA dispatch, fake implementation, all on one page."""
+"""`filter_grad_sq`: schema, checks, CPU and CUDA dispatch and the fake implementation of the operator."""
 
 from __future__ import annotations
 
@@ -6,31 +6,23 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ._cpu import filter_grad_sq_cpu
-from ._cuda import filter_grad_sq_cuda
-from ._geometry import as_convolution, conv_geometry, has_tangent
-from ._routes import ROUTES, Route, available_routes, choose_route
+from .cpu import filter_grad_sq_cpu
+from .cuda import filter_grad_sq_cuda
+from .geometry import CPU_DTYPES, CUDA_DTYPES, as_convolution, check_dtype, conv_geometry, has_tangent
+from .routes import ROUTES, Route, available_routes, choose_route
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-_DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32, torch.float16, torch.bfloat16)}
+_DTYPES = {"cpu": CPU_DTYPES, "cuda": CUDA_DTYPES}
 
 _library = torch.library.Library("task2vec_ext", "DEF")
 _library.define(
     "filter_grad_sq(Tensor input, Tensor grad_output, SymInt[] weight_shape, SymInt[] stride, SymInt[] padding, "
     "SymInt[] dilation, SymInt groups, str route) -> Tensor"
 )
-
-
-def _check_dtype(tensor: Tensor, device_type: str) -> None:
-    if tensor.dtype not in _DTYPES[device_type]:
-        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES[device_type])
-        raise TypeError(
-            f"filter_grad_sq: expected {names} tensors on {device_type}, got {tensor.dtype}; convert them first."
-        )
 
 
 def _check_route(route: str) -> None:
@@ -49,7 +41,7 @@ def _dispatch(device_type: str, implementation: Any) -> Any:
         groups: int,
         route: str,
     ) -> Tensor:
-        _check_dtype(input, device_type)
+        check_dtype("filter_grad_sq", input, _DTYPES[device_type])
         _check_route(route)
         conv = conv_geometry(input, grad_output, weight_shape, stride, padding, dilation, groups)
         if route != "auto" and route not in available_routes(conv, device_type):
@@ -59,11 +51,10 @@ def _dispatch(device_type: str, implementation: Any) -> Any:
             )
         if conv.samples == 0:
             return _empty(input, 0, conv.filters)
-        # Autocast would narrow the Gram matrices behind the kernels' back.
-        with torch.autocast(device_type, enabled=False):
-            return implementation(
-                input, grad_output, conv, choose_route(conv, device_type) if route == "auto" else route
-            )
+        if route == "auto":
+            route = choose_route(conv, device_type)
+        with torch.autocast(device_type, enabled=False):  # it would narrow the Gram matrices
+            return implementation(input, grad_output, conv, route)
 
     return run
 
@@ -89,7 +80,7 @@ def _filter_grad_sq_fake(
     route: str,
 ) -> Tensor:
     if input.device.type in _DTYPES:
-        _check_dtype(input, input.device.type)
+        check_dtype("filter_grad_sq", input, _DTYPES[input.device.type])
     _check_route(route)
     conv = conv_geometry(input, grad_output, weight_shape, stride, padding, dilation, groups)
     return _empty(input, conv.samples, conv.filters)
@@ -98,7 +89,7 @@ def _filter_grad_sq_fake(
 def _refuse_derivative(ctx: Any, grad: Tensor) -> Any:
     raise NotImplementedError(
         "filter_grad_sq: it has no derivative (it returns squared gradients, not a loss); detach its inputs, or use "
-        "task2vec_ext.reference.filter_grad_sq, which autograd can follow."
+        "task2vec_ext.kernels.reference.filter_grad_sq, which autograd can follow."
     )
 
 
@@ -135,8 +126,8 @@ def filter_grad_sq(
         groups: As in Conv2d.
         route: ``"direct"`` (form the gradient piece by piece), ``"winograd"`` (the same in the Winograd domain; on the
             CPU, 3×3, stride and dilation 1), ``"gram"`` (on CUDA) or ``"shifted_gram"`` (quadratic form of the patches'
-            or the pixels' Gram matrix); ``"auto"`` takes the cheapest by `task2vec_ext._routes.route_cost`. All give
-            the same numbers to rounding (Note).
+            or the pixels' Gram matrix); ``"auto"`` takes the cheapest by `task2vec_ext.kernels.routes.route_cost`.
+            All give the same numbers to rounding (Note).
 
     Returns:
         ``[N, C_out]``, on the device of `input`, float64 for float64 inputs and float32 otherwise (16-bit inputs are
@@ -148,18 +139,16 @@ def filter_grad_sq(
         NotImplementedError: If a derivative of the result is asked for.
 
     Note:
-        What is allocated beyond inputs and result does not grow with the batch: at most 16 MiB and copies of one sample
-        a thread on the CPU (groups of few filters: torch's own convolution, one sample at a time), 256 MiB on CUDA; a
-        Gram route forced on a large map takes what one output row of the Gram matrix needs. The same inputs give the
-        same bits.
+        The same inputs give the same bits. Memory beyond inputs and result does not grow with the batch: on the CPU at
+        most 16 MiB and copies of one sample a thread (groups of few filters: torch's own convolution, one sample at a
+        time), on CUDA 256 MiB. A Gram route forced on a large map takes what one output row of the Gram matrix needs.
 
-        On GPUs of compute capability 8.0 and later 16-bit inputs are multiplied on tensor cores (in the direct route:
-        where a group has at least 8 channels and 16 filters), and so are float32 inputs if torch may do that for the
-        convolution's own weight gradient: ``torch.backends.cudnn.conv.fp32_precision`` is ``"tf32"``, as it is by
-        default; the older ``torch.backends.cudnn.allow_tf32`` sets it, ``"ieee"`` keeps float32. TF32 has 10 bits
-        behind the point, so results are off by about 2⁻¹⁰ of the largest, more where sums cancel. 16-bit inputs lose
-        nothing in the direct route and as much in the Gram routes, which round the Gram matrix to TF32. Sums are
-        float32. Channels-last tensors whose channels (of a group) are a multiple of 16 bytes are read fastest.
+        On GPUs of compute capability 8.0 and later 16-bit inputs are multiplied on tensor cores (direct route: in
+        groups of at least 8 channels and 16 filters). So are float32 inputs where torch does that for its own weight
+        gradients: ``torch.backends.cudnn.conv.fp32_precision`` is ``"tf32"``, the default; ``"ieee"`` keeps float32.
+        TF32 has a 10-bit fraction, so results are off by about 2⁻¹⁰ of the largest, more where sums cancel. 16-bit
+        inputs are exact in the direct route and lose as much in the Gram routes, which round the Gram matrix to TF32.
+        Sums are float32. Channels-last tensors whose groups are a multiple of 16 bytes wide are read fastest.
 
     Source:
         Achille et al. 2019, §2 (diagonal of the Fisher, averaged per filter: divide by N·P); routes: the "ghost norm"

@@ -1,4 +1,4 @@
-"""The compiled module: what was built, and kernels for the GPU at hand if what was built has none for it."""
+"""The compiled module: how it was built, and the CUDA kernels for a GPU, compiled now if the build has none for it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ from .._util.warnings import Task2VecWarning
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from torch import Tensor
+
+SCALARS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+"""What the native module calls a dtype: ``enum class Scalar`` of ``csrc/kernels.h``."""
+
 
 class BuildInfo(NamedTuple):
     """How the installed native module was built."""
@@ -26,11 +31,11 @@ class BuildInfo(NamedTuple):
     version: str
     compiler: str
     cuda_version: str | None
-    """Version of the CUDA compiler, or None: built without CUDA kernels."""
+    """Version of the CUDA compiler; None if the module has no CUDA kernels."""
     cuda_architectures: tuple[str, ...] | None
-    """CMake's words: ``"80-real"`` is machine code for 8.x, ``"90"`` machine code for 9.0 and PTX for what follows."""
+    """In CMake's notation: ``"80-real"`` is machine code for 8.x, ``"90"`` machine code for 9.0 and PTX for newer."""
     openmp: int | None
-    """OpenMP's specification as yyyymm, or None: the CPU loops run on one thread."""
+    """Date of the OpenMP specification, yyyymm; None if the CPU loops run on one thread."""
 
 
 def build_info() -> BuildInfo:
@@ -49,8 +54,32 @@ def build_info() -> BuildInfo:
     )
 
 
+class Runtime(NamedTuple):
+    """The CUDA kernels to launch, and where."""
+
+    kernels: type[_C.cuda]
+    device: int
+    stream: int
+    multiprocessors: int
+    tensor_cores: bool
+    """True on compute capability 8.0 and later."""
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Runtime:
+        """Return the kernels for the tensor's device, and torch's current stream on it."""
+        device = tensor.device
+        properties = torch.cuda.get_device_properties(device)
+        return cls(
+            cuda_kernels(device),
+            device.index,
+            torch.cuda.current_stream(device).cuda_stream,
+            properties.multi_processor_count,
+            properties.major >= 8,
+        )
+
+
 def covers(architectures: str | None, capability: tuple[int, int]) -> bool:
-    """Whether a module built for `architectures` (CMake's words) has code for a GPU of `capability`.
+    """Whether a module built for `architectures` (CMake's notation) has code for a GPU of `capability`.
 
     Machine code of X.Y runs on X.Z with Z ≥ Y; PTX of X.Y is compiled by the driver for anything newer.
     """
@@ -66,23 +95,18 @@ def covers(architectures: str | None, capability: tuple[int, int]) -> bool:
     return False
 
 
-def cuda_kernels(device: torch.device) -> Any:
-    """Return a native module whose CUDA kernels run on `device`: the built one, or one compiled for it now."""
+def cuda_kernels(device: torch.device) -> type[_C.cuda]:
+    """Return the CUDA kernels that run on `device`: the built ones, or ones compiled for it now."""
     capability = torch.cuda.get_device_capability(device)
-    return _C if covers(_C.cuda_architectures, capability) else compile_kernels(capability)
+    return (_C if covers(_C.cuda_architectures, capability) else compile_kernels(capability)).cuda
 
 
 @functools.cache
 def compile_kernels(capability: tuple[int, int]) -> Any:
-    """Compile the package's own ``csrc/`` for GPUs of `capability` and return the module.
+    """Return a native module with CUDA kernels for GPUs of `capability`, compiled from the package's own sources.
 
-    The result is cached by torch (``TORCH_EXTENSIONS_DIR``), so that only the first process on a machine waits.
-
-    Args:
-        capability: CUDA compute capability, e.g. ``(8, 6)``.
-
-    Returns:
-        The compiled module, with the same functions as the built one.
+    The module has the submodule `cuda` alone. torch caches it (``TORCH_EXTENSIONS_DIR``): only the first process on a
+    machine waits for the compiler.
 
     Raises:
         RuntimeError: If nvcc is not found, or the compiler fails.
@@ -93,8 +117,8 @@ def compile_kernels(capability: tuple[int, int]) -> Any:
     built = _C.cuda_architectures or "none: nvcc was not found when it was installed"
     if cpp_extension.CUDA_HOME is None or not shutil.which(str(Path(cpp_extension.CUDA_HOME, "bin", "nvcc"))):
         raise RuntimeError(
-            f"task2vec_ext: this GPU (compute capability {name}) has no kernels in the installed module (built for "
-            f"{built}), and nvcc, which would compile them now, was not found; install the CUDA toolkit "
+            f"task2vec_ext: expected kernels for this GPU (compute capability {name}) in the installed module, or nvcc "
+            f"to compile them; got a module built for {built}, and no nvcc. Install the CUDA toolkit "
             f"{torch.version.cuda or ''} and set CUDA_HOME, or use device='cpu'."
         )
     warnings.warn(
@@ -108,7 +132,7 @@ def compile_kernels(capability: tuple[int, int]) -> Any:
         try:
             return cpp_extension.load(
                 name=f"task2vec_ext_sm{capability[0]}{capability[1]}",
-                sources=[str(source / "python" / "module.cpp"), *map(str, sorted(source.glob("csrc/*.cu")))],
+                sources=[str(source / "python" / "module.cpp"), *map(str, sorted(source.glob("csrc/cuda/*.cu")))],
                 extra_include_paths=[str(source / "csrc")],
                 extra_cflags=["-O3", "-std=c++17", "-fopenmp", *_defines(name)],
                 extra_cuda_cflags=["-O3", "-std=c++17", "-lineinfo"],
@@ -125,7 +149,7 @@ def source_folder() -> Path:
 
 
 def _cudart_folders(cuda_home: str) -> list[Path]:
-    """Where libcudart may lie: torch asks CUDA_HOME/lib64 alone, which an nvcc outside its toolkit leads astray."""
+    """Return the folders with libcudart; torch looks in CUDA_HOME/lib64 alone, where an nvcc may stand by itself."""
     homes = [os.environ.get("CUDA_PATH", ""), cuda_home, "/usr/local/cuda"]
     folders = [Path(home, lib) for home in homes if home for lib in ("lib64", "lib")]
     return [folder for folder in folders if (folder / "libcudart.so").exists()]
@@ -133,8 +157,7 @@ def _cudart_folders(cuda_home: str) -> list[Path]:
 
 def _defines(architecture: str) -> list[str]:
     return [
-        "-DTASK2VEC_KERNELS",
-        "-DTASK2VEC_CUDA_ONLY",
+        "-DTASK2VEC_CUDA",
         f'-DTASK2VEC_ARCHITECTURES=\\"{architecture.replace(".", "")}-real\\"',
         f'-DTASK2VEC_CUDA_VERSION=\\"{torch.version.cuda}\\"',
     ]

@@ -1,4 +1,4 @@
-"""d_sym of many pairs in native code: the launch side of ``csrc/cpu/pairwise.cpp`` and ``csrc/pairwise.cu``."""
+"""d_sym of many pairs in native code: the launch side of ``csrc/cpu/pairwise.cpp`` and ``csrc/cuda/pairwise.cu``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from .. import _C
-from ._runtime import Runtime
+from .native import Runtime
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FAST_FROM = 1 << 28
-"""Pairs × filters from which the float32 pass comes first: below, float64 takes hundredths of a second throughout."""
+"""Pairs × filters from which a float32 pass comes first; below, float64 alone takes hundredths of a second."""
 
 # struct SymFast (csrc/kernels.h)
 _MOST_EXPONENT = 60
@@ -27,11 +27,11 @@ def sym_distances(a: Tensor, b: Tensor | None = None, runtime: Runtime | None = 
     Args:
         a: ``[A, K]`` float64 on the CPU or a GPU; finite, none negative, no row all zero.
         b: ``[B, K]`` float64 on the same device, or None: of `a` with itself, symmetric with zeros on the diagonal.
-        runtime: Kernels to launch in place of those of the tensors' device.
+        runtime: CUDA kernels to launch; default: those of the tensors' GPU, or the CPU's loops.
 
     Returns:
-        ``[A, B]`` float64 on the same device, to float64 rounding; from `FAST_FROM` on to 1e-6, but distances under
-        1e-3 still to float64 rounding.
+        ``[A, B]`` float64 on the same device, exact to float64 rounding; from `FAST_FROM` on to 1e-6, except distances
+        under 1e-3.
     """
     symmetric = b is None
     a = a.contiguous()
@@ -48,19 +48,21 @@ def sym_distances(a: Tensor, b: Tensor | None = None, runtime: Runtime | None = 
             if runtime:
                 _fast_cuda(a, other, shift, symmetric, out, runtime)
             else:
-                _C.sym_distances_fast(a.data_ptr(), other.data_ptr(), counts, filters, shift, symmetric, out.data_ptr())
+                _C.cpu.sym_distances_fast(
+                    a.data_ptr(), other.data_ptr(), counts, filters, shift, symmetric, out.data_ptr()
+                )
     exponents = [torch.frexp(rows.amax(1)).exponent.to(torch.int64) for rows in ([a] if symmetric else [a, other])]
     arrays = a.data_ptr(), other.data_ptr(), exponents[0].data_ptr(), exponents[-1].data_ptr()
     if runtime:
         place = runtime.device, runtime.stream
-        runtime.kernels.sym_distances_exact_cuda(*arrays, counts, filters, symmetric, out.data_ptr(), *place)
+        runtime.kernels.sym_distances_exact(*arrays, counts, filters, symmetric, out.data_ptr(), *place)
     else:
-        _C.sym_distances_exact(*arrays, counts, filters, symmetric, out.data_ptr())
+        _C.cpu.sym_distances_exact(*arrays, counts, filters, symmetric, out.data_ptr())
     return out
 
 
 class _Rows(NamedTuple):
-    """struct SymRows (csrc/kernels.h), and what becomes of it."""
+    """``struct SymRows`` (csrc/kernels.h) of tensors, and what is needed to read the result."""
 
     numerators: Tensor  # [T, K] float32, rows by their mean
     others: Tensor  # [T, K]
@@ -90,10 +92,10 @@ def _fast_cuda(a: Tensor, b: Tensor, shift: int, symmetric: bool, out: Tensor, r
         dead = left.dead[:, columns].float() @ right.dead[:, columns].float().T
         live = (a.shape[1] - dead).contiguous()
     by_mean = out[left.order][:, right.order].contiguous()
-    runtime.kernels.sym_distances_fast_cuda(
+    runtime.kernels.sym_distances_fast(
         left.addresses(),
         right.addresses(),
-        tuple(out.shape),
+        (len(a), len(b)),
         a.shape[1],
         symmetric,
         0 if live is None else live.data_ptr(),

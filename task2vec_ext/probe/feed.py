@@ -1,4 +1,4 @@
-"""A task's images on their way to the probe, and the device that both meet on."""
+"""Batches of a task's images for a probe, and the device both are on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageFeed:
-    """A task's images on their way to the probe, as often as they are needed."""
+    """A task's images, preprocessed and in batches for one probe, as often as they are needed."""
 
     task: Task
     probe: Probe
@@ -39,7 +39,7 @@ class ImageFeed:
     def batches(
         self, indices: Tensor, what: str, on_error: OnError = "raise", skipped: list[Failure] | None = None
     ) -> Iterator[Iterator[Batch]]:
-        """Yield an iterator over the batches, on the device; workers and progress bar end with the block."""
+        """Yield an iterator over batches on the device; workers and progress bar end with the block."""
         dtype = next((p.dtype for p in self.probe.module.parameters() if p.is_floating_point()), torch.float32)
         loader = batches(
             self.task,
@@ -66,7 +66,7 @@ class ImageFeed:
 
 
 def with_targets(batches: Iterator[Batch], targets: Tensor) -> Iterator[Batch]:
-    """Pass the batches on with the targets that the head was fitted to, in the same order."""
+    """Yield the batches with other labels: the targets, in the order of the images."""
     stop = 0
     for batch in batches:
         rows = slice(stop, stop := stop + len(batch.index))
@@ -74,9 +74,9 @@ def with_targets(batches: Iterator[Batch], targets: Tensor) -> Iterator[Batch]:
 
 
 def same_as_before(batches: Iterator[Batch], seen: Batch | None) -> Iterator[Batch]:
-    """Pass the batches on; warn if the first image is not what it was when it was `seen`, to fit the head on."""
+    """Yield the batches; warn if the first image differs from the one that was `seen` in an earlier pass."""
     for number, batch in enumerate(batches):
-        # Ranks that share a task may begin with another image, where some were left out.
+        # Ranks that share a task may begin with another image if some were left out.
         checked = number == 0 and seen is not None and batch.index[0] == seen.index[0]
         if checked and seen is not None and not torch.equal(batch.images[0], seen.images[0]):
             warnings.warn(
@@ -90,7 +90,20 @@ def same_as_before(batches: Iterator[Batch], seen: Batch | None) -> Iterator[Bat
 
 
 def choose_device(module: nn.Module, device: str | torch.device | None, *, owned: bool) -> torch.device:
-    """Return where to run: as asked for; else where a caller's module is; else the fastest there is."""
+    """Return where to run: `device` if given, else where a caller's module is, else a GPU if there is one.
+
+    Args:
+        module: The probe's network.
+        device: What the caller asked for.
+        owned: Whether the package made the module; its device then does not count.
+
+    Returns:
+        The device, with an index if it has one.
+
+    Raises:
+        RuntimeError: If the machine does not have the device.
+        ValueError: If it is ``"meta"``.
+    """
     parameter = next(module.parameters(), None)
     if device is None:
         if parameter is not None and not owned:
@@ -101,16 +114,16 @@ def choose_device(module: nn.Module, device: str | torch.device | None, *, owned
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n", 1)[0]
         raise RuntimeError(
-            f"fisher_embed: expected a device this machine has, got {str(device)!r} ({reason}); pass device='cpu'."
+            f"device: expected a device this machine has, got {str(device)!r} ({reason}); pass device='cpu'."
         ) from error
     if place.type == "meta":
-        raise ValueError("fisher_embed: expected a device with memory, got 'meta'; pass device='cpu'.")
+        raise ValueError("device: expected a device with memory, got 'meta'; pass device='cpu'.")
     return place
 
 
 @contextmanager
 def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Move the probe for as long as the work takes: a caller's module comes back to where it was."""
+    """Move the module to the device inside the block, and back afterwards."""
     parameter = next(module.parameters(), None)
     before = device if parameter is None else parameter.device
     if before == device:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 AGREEMENT = 1e-2
-"""Largest difference of the two networks' features, relative to the largest: rounding in TF32 is well below, a network
-that computes something else far above."""
+"""Largest difference between the two networks' features, relative to the largest feature. Rounding in TF32 stays well
+below it; a network that computes something else is far above."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class FoldedProbe(Probe):
     """A probe whose convolutions carry the BatchNorm that followed them; the network it was made from is untouched.
 
     Args:
-        scale: S of every folded convolution by name, ``[C_out]``.
+        scale: The factors s of every folded convolution by its name, ``[C_out]``.
     """
 
     scale: Mapping[str, Tensor]
@@ -43,21 +43,21 @@ class FoldedProbe(Probe):
 
 
 def fold(probe: Probe, layers: Sequence[Layer], images: Tensor) -> Probe:
-    """Return a probe that computes what `probe` does, faster, for one task.
+    """Return a faster probe that computes the same features.
 
     Args:
-        probe: In eval mode; untouched and shared, apart from the convolutions' weights, which are copied.
-        layers: Of the embedding; a BatchNorm among them stays.
-        images: A preprocessed image or more, ``[B, 3, H, W]``, on the probe's device: both networks must agree on it.
+        probe: In eval mode; left as it is. The result shares its modules, with copies of the convolutions' weights.
+        layers: The embedding's layers; a BatchNorm among them is not folded.
+        images: One preprocessed image or more, ``[B, 3, H, W]``, on the probe's device, to compare both networks on.
 
     Returns:
-        A `FoldedProbe`, or `probe` itself where torch.fx cannot follow its network or the two do not agree.
+        A `FoldedProbe`; `probe` itself if torch.fx cannot trace its network or the two do not agree.
     """
     if isinstance(probe, FoldedProbe):
         return probe
     try:
         graph = _Tracer(probe.pool).trace(probe.module)
-    except Exception:  # whatever a network does that cannot be traced: it runs as it is
+    except Exception:  # there is no list of what tracing can raise; an untraceable network runs as it is
         return probe
     folded = _folded(probe, graph, {layer.name for layer in layers if layer.kind == "batchnorm"})
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
@@ -67,7 +67,7 @@ def fold(probe: Probe, layers: Sequence[Layer], images: Tensor) -> Probe:
 
 
 class _Tracer(fx.Tracer):
-    """Keeps every layer that hooks may name a node of the graph, subclasses too."""
+    """A tracer that keeps every layer with filters, subclasses too, and the pool as one node of the graph."""
 
     def __init__(self, pool: str | None) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ def _folded(probe: Probe, graph: fx.Graph, kept: set[str]) -> FoldedProbe:
 
 
 def _is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
-    """Neither a subclass, which may compute something else, nor watched by somebody's hooks."""
+    """Whether the module is of exactly this type (a subclass may compute something else) and has no hooks."""
     if type(module) is not kind:
         return False
     weight = module.weight

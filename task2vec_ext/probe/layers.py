@@ -1,4 +1,4 @@
-"""What a network holds that an embedding can describe: the weights with filters, by name, and the head."""
+"""The parts of a network by name: the layers whose filters an embedding describes, and the head."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 LayerKind = Literal["conv", "linear", "batchnorm"]
 
-_HEAD_NAMES = ("fc", "head", "classifier")  # where most networks keep it, whatever else they register after it
+_HEAD_NAMES = ("fc", "head", "classifier")  # common names come first: the last Linear layer may be another
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Layer:
     """The part of an embedding that belongs to one layer of the probe.
 
     Args:
-        name: The module's name in the probe, e.g. ``"layer1.0.conv1"``; an attention's packed in-projection has its
-            module's and ``".in_proj"``.
+        name: The module's name in the probe, e.g. ``"layer1.0.conv1"``; for an attention's packed in-projection, its
+            module's name and ``".in_proj"``.
         kind: What the module is.
         start: First index of its filters in the embedding.
         stop: One past the last.
@@ -37,15 +37,15 @@ class Layer:
 
 
 def named_filters(module: nn.Module, include_batchnorm: bool = False) -> Iterator[tuple[str, LayerKind]]:
-    """Yield (name, kind) of everything whose weight's rows are filters, in the module's order.
+    """Yield (name, kind) of every layer whose weight has filters as rows, in the module's order.
 
     Args:
         module: The probe's network.
-        include_batchnorm: Also BatchNorm2d, of one weight a channel.
+        include_batchnorm: Also BatchNorm2d, with one weight a channel.
 
     Yields:
-        Conv2d and Linear modules by their names, and the packed in-projection of an ``nn.MultiheadAttention`` (the
-        parameter ``in_proj_weight``, ``[3·D, D]``: queries, keys, values) as ``"….in_proj"``.
+        Conv2d and Linear modules by name, and the packed in-projection of an ``nn.MultiheadAttention`` (the parameter
+        ``in_proj_weight``, ``[3·D, D]``: queries, keys, values) as ``"….in_proj"``.
     """
     for name, child in module.named_modules():
         if isinstance(child, nn.Conv2d):
@@ -59,14 +59,7 @@ def named_filters(module: nn.Module, include_batchnorm: bool = False) -> Iterato
 
 
 def filter_weight(module: nn.Module, name: str) -> nn.Parameter:
-    """Return the parameter whose rows are the filters of one of `named_filters`.
-
-    Args:
-        module: The probe's network.
-        name: As `named_filters` yields it.
-
-    Returns:
-        The parameter, ``[C_out, …]``.
+    """Return the weight of a layer, ``[C_out, …]``, by its name in `named_filters`.
 
     Raises:
         NotImplementedError: If the weight is computed from other parameters, as under ``weight_norm`` and
@@ -86,16 +79,10 @@ def filter_weight(module: nn.Module, name: str) -> nn.Parameter:
 
 
 def undescribed(module: nn.Module) -> Iterator[str]:
-    """Yield "name (type)" of modules whose own weights have more than one axis and no entries in an embedding.
+    """Yield "name (type)" of the modules with weights that an embedding has no entries for.
 
-    Transposed, 1-D and 3-D convolutions, separate query, key and value projections, embeddings; not what is no weight
-    of a layer: class tokens, tables of positions, LayerScale.
-
-    Args:
-        module: The probe's network.
-
-    Yields:
-        Words for people.
+    These are transposed, 1-D and 3-D convolutions, separate query, key and value projections, and embeddings. Class
+    tokens, tables of positions and LayerScale belong to no layer and do not count.
     """
     described = {name.removesuffix("in_proj").removesuffix(".") for name, _ in named_filters(module)}
     for name, child in module.named_modules():
@@ -105,14 +92,10 @@ def undescribed(module: nn.Module) -> Iterator[str]:
 
 
 def default_head(module: nn.Module) -> str:
-    """Return the name of the Linear layer that gives a network's output: by custom, else the last one registered.
+    """Return the name of the Linear layer that gives a network's output.
 
-    Args:
-        module: The network.
-
-    Returns:
-        ``fc``, ``head`` or ``classifier`` where that is a Linear layer, else the last Linear layer's name
-        (``classifier.6`` of a VGG, ``heads.head`` of a ViT).
+    It is ``fc``, ``head`` or ``classifier`` if that is a Linear layer, else the last one registered (``classifier.6``
+    of a VGG, ``heads.head`` of a ViT).
 
     Raises:
         ValueError: If the network has no Linear layer.
@@ -124,23 +107,16 @@ def default_head(module: nn.Module) -> str:
         return linear[-1]
     raise ValueError(
         f"load_probe: expected a network that ends in a Linear layer, its head, got {type(module).__name__} without "
-        "one; put the pooling that its output needs and a Linear layer behind it."
+        "one; append the pooling that its output needs and a Linear layer."
     )
 
 
 def find_head(module: nn.Module, name: str) -> nn.Linear:
-    """Return the head.
-
-    Args:
-        module: The network.
-        name: Of one of its modules.
-
-    Returns:
-        The module of that name.
+    """Return the Linear layer of that name.
 
     Raises:
-        ValueError: If there is none.
-        TypeError: If it is no Linear layer.
+        ValueError: If there is no such module.
+        TypeError: If it is not a Linear layer.
     """
     try:
         head = module.get_submodule(name)
@@ -155,14 +131,7 @@ def find_head(module: nn.Module, name: str) -> nn.Linear:
 
 
 def linear_layers(module: nn.Module) -> list[str]:
-    """Return the names of all Linear layers but attention's out-projections, which no output comes from.
-
-    Args:
-        module: The network.
-
-    Returns:
-        Names in the module's order.
-    """
+    """Return the names of all Linear layers except attention's out-projections, none of which is a head."""
     attention = nn.modules.linear.NonDynamicallyQuantizableLinear
     return [
         name

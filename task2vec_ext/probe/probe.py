@@ -42,11 +42,11 @@ class Probe:
     Args:
         module: In eval mode; maps ``[B, 3, H, W]`` to anything, through the head.
         head: Name of the ``nn.Linear`` inside that is refitted for every task and never part of the embedding.
-        name: Architecture, for people.
-        weights: Where the weights came from, for people.
-        preprocess: What the weights expect of an image; None where tasks give preprocessed tensors.
-        pool: Name of the module whose input is the feature map, where features are one vector a cell instead of one a
-            image. Like the head it is no part of the embedding.
+        name: Architecture, to be displayed.
+        weights: Where the weights came from, to be displayed.
+        preprocess: The preprocessing the weights were trained with; None where tasks give preprocessed tensors.
+        pool: Name of the module whose input is the feature map, for features of one vector a cell instead of one an
+            image. Like the head, it is not part of the embedding.
 
     Raises:
         ValueError: If head or pool is not found or the module is in train mode.
@@ -80,7 +80,7 @@ class Probe:
         """SHA-256 of architecture and weights, the head excluded: equal fingerprints mean equal probes."""
         digest = hashlib.sha256()
         for name, module in self.module.named_modules():
-            attention = isinstance(module, nn.MultiheadAttention)  # has a child, and does not tell of its heads
+            attention = isinstance(module, nn.MultiheadAttention)  # has a child; its extra_repr omits num_heads
             if not self._in_head(name) and (attention or not any(module.children())):
                 options = f"num_heads={module.num_heads}" if attention else module.extra_repr()
                 digest.update(f"{name}:{type(module).__qualname__}({options})\n".encode())
@@ -202,7 +202,7 @@ class Probe:
 
         Args:
             layers: As `layers` returns them.
-            scale: C, nats (2β in the authors' parametrisation, β/2N in the paper's).
+            scale: The constant c in nats (2β in the authors' parametrisation, β/2N in the paper's).
 
         Returns:
             ``[K]`` float64 on the CPU, nats² per weight² like the Fisher.
@@ -234,15 +234,15 @@ def load_probe(
     Args:
         probe: A torchvision name (`TORCHVISION_PROBES`), a model of timm by ``"timm:NAME"`` (the extra ``timm``),
             ``"tiny"`` (ships with the package, no download), a module in eval mode, or a `Probe`, returned as it is.
-        weights: For a name: a torchvision weights enum or the name of one (default ``"IMAGENET1K_V1"``, the paper's
-            kind), the path of a ``.safetensors`` or ``.pth`` checkpoint (loaded with ``weights_only=True``; its head
-            may have any number of classes), ``"offline"`` (the weights of ``"tiny"``), or ``"random"`` (seed 0: a
-            baseline). For a module: a path, loaded into that module, or None for the weights it has.
-        head: Name of the ``nn.Linear`` to refit; default: ``fc``, ``head`` or ``classifier`` where that is one, else
-            the last one of the module. ``Probe.head`` tells which.
-        preprocess: ``"weights"`` takes what the weights were trained with (for torchvision's paths and random weights,
-            and for modules: torchvision's ImageNet preset, 256 → 224 px); None where tasks give preprocessed tensors.
-        image_size: Another crop in pixels, the resize in proportion.
+        weights: For a name: a torchvision weights enum or the name of one (default ``"IMAGENET1K_V1"``, as in the
+            paper), the path of a ``.safetensors`` or ``.pth`` checkpoint (loaded with ``weights_only=True``; its head
+            may have any number of classes), ``"offline"`` (the weights of ``"tiny"``), or ``"random"`` (seed 0, as a
+            baseline). For a module: a path, loaded into that module, or None to keep its weights.
+        head: Name of the ``nn.Linear`` to refit; default: ``fc``, ``head`` or ``classifier`` if it is one, else the
+            module's last one. The result has it as ``Probe.head``.
+        preprocess: ``"weights"``: what the weights were trained with (for modules, checkpoints and random weights
+            torchvision's ImageNet preset, 256 → 224 px). None where tasks give preprocessed tensors.
+        image_size: Side of another crop in pixels; the resize changes in proportion.
 
     Returns:
         The probe, in eval mode.
@@ -326,8 +326,8 @@ def check_eval(module: nn.Module) -> None:
         module: The probe's network.
 
     Raises:
-        ValueError: If one is in train mode, or a BatchNorm has no running statistics: batch statistics would couple the
-            samples, dropout would add noise.
+        ValueError: If one is in train mode (batch statistics couple the samples, dropout adds noise) or a BatchNorm
+            lacks running statistics.
     """
     for name, child in module.named_modules():
         if child.training:
@@ -344,7 +344,7 @@ def check_eval(module: nn.Module) -> None:
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """The network inside DataParallel and torch.compile wrappers, whose names and fingerprint are its own."""
+    """Return the network inside DataParallel and torch.compile wrappers: they change its names and fingerprint."""
     while isinstance(module, nn.DataParallel) or hasattr(module, "_orig_mod"):
         inner = module.module if isinstance(module, nn.DataParallel) else module._orig_mod
         assert isinstance(inner, nn.Module)
@@ -354,7 +354,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Keep autograd from computing any weight gradient of `module`; its flags come back, also after an exception."""
+    """Set ``requires_grad`` of the module's parameters to False inside the block, and restore it afterwards."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)

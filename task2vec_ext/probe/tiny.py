@@ -1,4 +1,4 @@
-"""The small probe that ships with the package: a real ResNet, a sixteenth of a ResNet-18 in weights."""
+"""The small probe that ships with the package: a ResNet with a sixteenth of a ResNet-18's weights."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class TinyResNet(nn.Module):
     """Logits of a four-stage residual network for 48x48 images; its head is ``fc``.
 
     One basic block a stage; with the default widths 0.70 M weights in 12 convolutions, K = 1,080 filters.
-    Named as in torchvision (``conv1``, ``layer1`` … ``layer4``, ``fc``) and with its in-place ReLU, so that
-    whatever works on this probe works on those. Other image sizes are accepted, not recommended.
+    Names (``conv1``, ``layer1`` … ``layer4``, ``fc``) and in-place ReLU are torchvision's, so that what works on this
+    probe works on its ResNets. Other image sizes are accepted, but not recommended.
 
     Args:
         num_classes: Outputs of the head. The default fits the shipped weights.
@@ -91,6 +91,6 @@ class TinyResNet(nn.Module):
 def tiny_weights_path() -> Path:
     """Path of the shipped weights, a safetensors file that fits ``TinyResNet()`` strictly.
 
-    Its metadata say how they came about: recipe, seed, data, classes trained and never seen, accuracies.
+    Its metadata state recipe, seed, data, classes trained and never seen, and accuracies.
     """
     return Path(__file__).with_name("tiny.safetensors")

@@ -1,8 +1,8 @@
 """A watch over a network's weights that ends with its context manager.
 
-A layer is known by its weight, not by its module: whatever torch function reads the weight is seen, be it called by the
-layer's own module, by a subclass that does more, or by a function that was handed the weight. So a weight is used once,
-in a way that is known, or refused by name.
+A layer is identified by its weight, not by its module: every torch function that reads the weight is seen, whether the
+layer's module calls it, a subclass, or a function that was passed the weight. Each weight must be used once and in a
+supported way; anything else is refused with the layer's name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ._attention import self_attention
+from .attention import self_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Checkpoints, torchvision's and timm's weights: read safely, fitted strictly; a failed download says what to do."""
+"""Weights from checkpoints, torchvision and timm: read without running code, loaded strictly."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Return the weights in a ``.safetensors`` or ``.pth`` file, on the CPU, without running any of its code.
 
     Args:
-        path: The file; ``.pth``, ``.pt``, ``.ckpt`` and ``.bin`` are loaded with ``weights_only=True``.
+        path: The file; all but ``.safetensors`` are loaded with ``weights_only=True``.
 
     Returns:
-        Name → tensor; wrappers such as ``{"state_dict": …}`` and prefixes such as ``module.`` are taken off.
+        Name → tensor, without wrappers such as ``{"state_dict": …}`` and prefixes such as ``module.``.
 
     Raises:
         ValueError: If the file is missing, cannot be read, or holds no weights.
@@ -69,12 +69,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], who: str) -> None:
-    """Load `state` into `module`, strictly, after checking that it fits and is finite.
+    """Load `state` into `module`, after checking that it fits and is finite.
 
     Args:
         module: Changed only if everything fits.
         state: Name → tensor; 16-bit weights are widened.
-        who: What the message calls the two.
+        who: Names the network in the message.
 
     Raises:
         ValueError: If names or shapes differ, or a weight is NaN or infinite.
@@ -107,7 +107,7 @@ def _check_finite(state: dict[str, Tensor], who: str) -> None:
 
 
 def _with_checkpoint(module: nn.Module, path: str | os.PathLike[str], who: str) -> nn.Module:
-    """Return the module with a checkpoint's weights; a head of other classes, or none, is replaced anyway."""
+    """Return the module with a checkpoint's weights. Its head may have other classes or be missing: it is refitted."""
     state = {_renamed(name): value for name, value in read_checkpoint(path).items()}
     name = default_head(module)
     head = find_head(module, name)
@@ -130,12 +130,12 @@ def torchvision_weights(name: str, weights: Any) -> tuple[nn.Module, str, Prepro
     """Return (module, source, preprocessing) of a torchvision classification model.
 
     Args:
-        name: Of the model.
-        weights: Enum, name of an enum's member, path, ``"random"``, or None: the first there is, ``"IMAGENET1K_V1"``
-            but for ViT-H.
+        name: The model's name.
+        weights: Enum, name of an enum's member, path, ``"random"``, or None for the model's first ones
+            (``"IMAGENET1K_V1"`` except for ViT-H).
 
     Returns:
-        The module in train mode as torchvision builds it, a word for people, and the weights' preprocessing.
+        The module in train mode as torchvision builds it, a name for the weights, and their preprocessing.
 
     Raises:
         ValueError: If the weights are not of this model, or a checkpoint does not fit.
@@ -191,15 +191,15 @@ def timm_weights(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
     """Return (module, source, preprocessing) of a model of timm.
 
     Args:
-        name: Of the model, with or without the tag of its weights (``"resnet34.a1_in1k"``).
-        weights: None for those of the name, a path, or ``"random"``.
+        name: The model's name, with or without the tag of its weights (``"resnet34.a1_in1k"``).
+        weights: None for the weights that the name stands for, a path, or ``"random"``.
 
     Returns:
-        The module in train mode as timm builds it, a word for people, and its preprocessing.
+        The module in train mode as timm builds it, a name for the weights, and their preprocessing.
 
     Raises:
         ValueError: If there is no such model, or a checkpoint does not fit.
-        NotImplementedError: If its preprocessing is none that `Preprocess` knows.
+        NotImplementedError: If `Preprocess` cannot express its preprocessing.
         RuntimeError: If timm is not installed, or the weights are not on this machine and cannot be downloaded.
     """
     try:

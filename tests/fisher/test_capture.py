@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from task2vec_ext import Task2VecWarning
 from task2vec_ext.fisher.per_sample import check_per_sample
-from task2vec_ext.probe._attention import self_attention
+from task2vec_ext.probe.attention import self_attention
 
 
 class Net(nn.Module):

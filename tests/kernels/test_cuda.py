@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from task2vec_ext import filter_grad_sq
 from task2vec_ext.kernels import reference
-from task2vec_ext.kernels._routes import CUDA_ROUTES
 from task2vec_ext.kernels.noise import local_noise, weight_noise
+from task2vec_ext.kernels.routes import CUDA_ROUTES
 
 pytestmark = pytest.mark.cuda
 

@@ -1,13 +1,14 @@
-"""The CUDA kernels, their launch code and their Python wrapper, run on the CPU (csrc/simt.h)."""
+"""The CUDA kernels, their launch code and their Python wrapper, run on the CPU (tests/simt)."""
 
 import pytest
 import torch
 from cases import CASES, TENSOR_CORE_CASES, TOLERANCE, Case, assert_near, every_case, oracle, tolerance
 from torch.nn import functional as F
 
-from task2vec_ext.kernels import _cuda, _geometry, _gram, reference
-from task2vec_ext.kernels._geometry import conv_geometry
-from task2vec_ext.kernels._routes import CUDA_ROUTES
+from task2vec_ext.kernels import cuda, geometry, gram, reference
+from task2vec_ext.kernels.geometry import conv_geometry
+from task2vec_ext.kernels.native import Runtime
+from task2vec_ext.kernels.routes import CUDA_ROUTES
 
 pytestmark = pytest.mark.simt
 
@@ -33,26 +34,30 @@ def precision():
 @pytest.fixture
 def tensor_cores_for_everything(precision, monkeypatch):
     precision.fp32_precision = "tf32"
-    monkeypatch.setattr(_cuda, "NARROW_GROUP_FILTERS", 1)
-    monkeypatch.setattr(_cuda, "TENSOR_CORE_CHANNELS", 1)
+    monkeypatch.setattr(cuda, "NARROW_GROUP_FILTERS", 1)
+    monkeypatch.setattr(cuda, "TENSOR_CORE_CHANNELS", 1)
 
 
-def run(x, delta, arguments, route, multiprocessors=1, tensor_cores=True):
+@pytest.fixture
+def run(simt):
     """`filter_grad_sq` as on a GPU, with the emulated kernels."""
-    from task2vec_ext import _simt
 
-    padding, stride = arguments["padding"], arguments["stride"]
-    if isinstance(padding, str):
-        x, padding = _geometry.string_padding(x, padding, arguments["weight_shape"], stride, arguments["dilation"])
-    conv = conv_geometry(
-        x, delta, arguments["weight_shape"], stride, padding, arguments["dilation"], arguments["groups"]
-    )
-    return _cuda.filter_grad_sq_cuda(x, delta, conv, route, _cuda.Runtime(_simt, 0, 0, multiprocessors, tensor_cores))
+    def run(x, delta, arguments, route, multiprocessors=1, tensor_cores=True):
+        padding, stride = arguments["padding"], arguments["stride"]
+        if isinstance(padding, str):
+            x, padding = geometry.string_padding(x, padding, arguments["weight_shape"], stride, arguments["dilation"])
+        conv = conv_geometry(
+            x, delta, arguments["weight_shape"], stride, padding, arguments["dilation"], arguments["groups"]
+        )
+        runtime = Runtime(simt, 0, 0, multiprocessors, tensor_cores)
+        return cuda.filter_grad_sq_cuda(x, delta, conv, route, runtime)
+
+    return run
 
 
 @every_case
 @every_route
-def test_every_route_equals_autograd_at_batch_size_one(case, route):
+def test_every_route_equals_autograd_at_batch_size_one(case, route, run):
     actual = run(*case.tensors(torch.float32), case.arguments(), route)
     assert actual.dtype == torch.float32
     assert_near(actual, oracle(case), TOLERANCE[torch.float32])
@@ -61,7 +66,7 @@ def test_every_route_equals_autograd_at_batch_size_one(case, route):
 @every_route
 @every_dtype
 @pytest.mark.parametrize("case", [CASES[0], CASES[8], CASES[9]], ids=lambda c: c.name)
-def test_16_bit_inputs_are_accumulated_in_float32(case, route, dtype):
+def test_16_bit_inputs_are_accumulated_in_float32(case, route, dtype, run):
     x, delta = case.tensors(dtype)
     expected = reference.filter_grad_sq(x.double(), delta.double(), **case.arguments())
     actual = run(x, delta, case.arguments(), route, tensor_cores=False)  # a GPU before sm_80
@@ -77,11 +82,11 @@ def to_tf32(t):
 @pytest.mark.parametrize("layout", ["channels-first", "channels-last"])
 @every_route
 @every_precision
-def test_tensor_cores_equal_the_reference(case, layout, route, dtype, tensor_cores_for_everything):
+def test_tensor_cores_equal_the_reference(case, layout, route, dtype, tensor_cores_for_everything, run):
     arguments = case.arguments()
     x, delta = case.tensors(dtype)
     if isinstance(arguments["padding"], str):
-        x, arguments["padding"] = _geometry.string_padding(
+        x, arguments["padding"] = geometry.string_padding(
             x, arguments["padding"], arguments["weight_shape"], arguments["stride"], arguments["dilation"]
         )
     operands, bound = (x, delta), tolerance(dtype, route, tensor_cores=True)
@@ -95,7 +100,7 @@ def test_tensor_cores_equal_the_reference(case, layout, route, dtype, tensor_cor
 
 @every_route
 @every_precision
-def test_tensor_cores_read_slices_where_they_lie(route, dtype, tensor_cores_for_everything):
+def test_tensor_cores_read_slices_where_they_lie(route, dtype, tensor_cores_for_everything, run):
     """Vectors of 16 bytes inside a larger channels-last tensor, and what only the float32 tile's neighbours hold."""
     case = next(case for case in TENSOR_CORE_CASES if case.name == "conv3x3-p1-wide")
     x, delta = case.tensors(dtype)
@@ -110,7 +115,7 @@ def test_tensor_cores_read_slices_where_they_lie(route, dtype, tensor_cores_for_
 
 
 @every_precision
-def test_tensor_cores_read_nothing_that_no_output_reads(dtype, tensor_cores_for_everything):
+def test_tensor_cores_read_nothing_that_no_output_reads(dtype, tensor_cores_for_everything, run):
     case = Case("", 8, 16, (8, 9), (2, 2), options={"stride": 3, "padding": 1})
     x, delta = case.tensors(dtype)
     expected = run(x, delta, case.arguments(), "direct")
@@ -127,7 +132,7 @@ def test_tensor_cores_read_nothing_that_no_output_reads(dtype, tensor_cores_for_
 
 @pytest.mark.parametrize("multiprocessors", [2, 100])
 @pytest.mark.parametrize("name", ["conv3x3-two-tiles-of-channels-and-filters", "conv5x5-three-tiles-of-taps"])
-def test_tensor_core_tiles_shared_by_several_blocks(name, multiprocessors, precision):
+def test_tensor_core_tiles_shared_by_several_blocks(name, multiprocessors, precision, run):
     precision.fp32_precision = "tf32"
     case = next(case for case in TENSOR_CORE_CASES if case.name == name)
     x, delta = case.tensors(torch.float32)
@@ -135,7 +140,7 @@ def test_tensor_core_tiles_shared_by_several_blocks(name, multiprocessors, preci
     assert_near(run(x, delta, case.arguments(), "direct", multiprocessors), expected, TOLERANCE[torch.float32])
 
 
-def test_a_window_too_large_for_shared_memory_takes_the_float32_tile(precision):
+def test_a_window_too_large_for_shared_memory_takes_the_float32_tile(precision, run):
     precision.fp32_precision = "tf32"
     case = Case("", 8, 16, (125, 125), (3, 3), samples=1, options={"dilation": 60})
     expected = oracle(case)
@@ -146,10 +151,10 @@ def test_a_window_too_large_for_shared_memory_takes_the_float32_tile(precision):
     ("name", "rounds"),
     [("tf32", True), ("ieee", False), ("none", False)],
 )
-def test_float32_follows_the_precision_of_torchs_convolutions(name, rounds, precision):
+def test_float32_follows_the_precision_of_torchs_convolutions(name, rounds, precision, run):
     precision.fp32_precision = name
-    assert _cuda.rounds_operands(torch.float32) is rounds
-    assert _cuda.rounds_operands(torch.bfloat16)
+    assert cuda.rounds_operands(torch.float32) is rounds
+    assert cuda.rounds_operands(torch.bfloat16)
     case = next(case for case in TENSOR_CORE_CASES if case.name == "conv3x3-p1-wide")
     expected = oracle(case)
     for route in CUDA_ROUTES:
@@ -164,9 +169,9 @@ def test_the_older_switch_is_followed_too(precision):
     before = torch.backends.cudnn.allow_tf32
     try:
         torch.backends.cudnn.allow_tf32 = False
-        assert not _cuda.rounds_operands(torch.float32)
+        assert not cuda.rounds_operands(torch.float32)
         torch.backends.cudnn.allow_tf32 = True
-        assert _cuda.rounds_operands(torch.float32)
+        assert cuda.rounds_operands(torch.float32)
     finally:
         torch.backends.cudnn.allow_tf32 = before
 
@@ -174,7 +179,7 @@ def test_the_older_switch_is_followed_too(precision):
 @every_route
 @pytest.mark.parametrize("name", ["conv3x3-p1", "depthwise3x3"])
 @pytest.mark.parametrize("layout", ["channels-last", "slice", "transposed"])
-def test_any_layout_is_read_where_it_lies(route, name, layout):
+def test_any_layout_is_read_where_it_lies(route, name, layout, run):
     case = next(case for case in CASES if case.name == name)
     x, delta = case.tensors(torch.float32)
     expected = oracle(case)
@@ -189,30 +194,30 @@ def test_any_layout_is_read_where_it_lies(route, name, layout):
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 2, 100])
-def test_direct_route_shared_by_several_blocks(multiprocessors):
+def test_direct_route_shared_by_several_blocks(multiprocessors, run):
     case = next(case for case in CASES if case.name == "many-filters-many-columns")
     actual = run(*case.tensors(torch.float32), case.arguments(), "direct", multiprocessors)
     assert_near(actual, oracle(case), TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("group_filters", [15, 16], ids=["narrow", "tiled"])
-def test_direct_route_on_either_side_of_the_narrow_kernel(group_filters):
+def test_direct_route_on_either_side_of_the_narrow_kernel(group_filters, run):
     case = Case("", 6, 2 * group_filters, (5, 5), (3, 3), options={"padding": 1, "groups": 2})
     actual = run(*case.tensors(torch.float32), case.arguments(), "direct")
     assert_near(actual, oracle(case), TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("route", ["gram", "shifted_gram"])
-def test_gram_routes_cut_into_strips(route, monkeypatch):
-    monkeypatch.setattr(_cuda, "WORKSPACE_BYTES", 1)
+def test_gram_routes_cut_into_strips(route, monkeypatch, run):
+    monkeypatch.setattr(cuda, "WORKSPACE_BYTES", 1)
     case = next(case for case in CASES if case.name == "conv3x2-asymmetric")
     assert_near(run(*case.tensors(torch.float32), case.arguments(), route), oracle(case), TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("route", ["gram", "shifted_gram"])
 @pytest.mark.parametrize("name", ["conv3x2-asymmetric", "conv3x3-p1-g3", "unused-last-rows"])
-def test_gram_routes_cut_into_uneven_strips(route, name, monkeypatch):
-    monkeypatch.setattr(_gram, "_largest_block", lambda *_: (1, 2))
+def test_gram_routes_cut_into_uneven_strips(route, name, monkeypatch, run):
+    monkeypatch.setattr(gram, "_largest_block", lambda *_: (1, 2))
     case = next(case for case in CASES if case.name == name)
     assert_near(run(*case.tensors(torch.float32), case.arguments(), route), oracle(case), TOLERANCE[torch.float32])
 
@@ -220,7 +225,7 @@ def test_gram_routes_cut_into_uneven_strips(route, name, monkeypatch):
 @every_route
 @pytest.mark.parametrize("name", ["conv3x3-p1", "depthwise3x3", "conv3x3-p1-wide"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["channels-first", "last"])
-def test_samples_further_apart_than_32_bits_count(route, name, layout):
+def test_samples_further_apart_than_32_bits_count(route, name, layout, run):
     """4 GiB of addresses of which only the touched pages are real."""
 
     def far(t):
@@ -233,12 +238,12 @@ def test_samples_further_apart_than_32_bits_count(route, name, layout):
 
 
 def test_blocks_fill_the_gpu_but_never_outnumber_the_columns():
-    assert [_cuda._splits(2, 9, multiprocessors) for multiprocessors in (0, 1, 3, 132)] == [1, 2, 6, 9]
+    assert [cuda._splits(2, 9, multiprocessors) for multiprocessors in (0, 1, 3, 132)] == [1, 2, 6, 9]
 
 
 @every_route
 @pytest.mark.parametrize("name", ["ieee", "tf32"])
-def test_the_same_call_gives_the_same_bits(route, name, precision):
+def test_the_same_call_gives_the_same_bits(route, name, precision, run):
     precision.fp32_precision = name
     case = TENSOR_CORE_CASES[0]
     first, second = (run(*case.tensors(torch.float32), case.arguments(), route, 100) for _ in range(2))

@@ -5,9 +5,9 @@ from torch.nn import functional as F
 
 import task2vec_ext
 from task2vec_ext import _C, filter_grad_sq
-from task2vec_ext.kernels import _cpu, reference
-from task2vec_ext.kernels._geometry import as_convolution
-from task2vec_ext.kernels._routes import CPU_ROUTES
+from task2vec_ext.kernels import cpu, reference
+from task2vec_ext.kernels.geometry import as_convolution
+from task2vec_ext.kernels.routes import CPU_ROUTES
 
 every_route = pytest.mark.parametrize("route", CPU_ROUTES)
 SIMPLE = CASES[0]
@@ -22,14 +22,14 @@ def test_every_route_equals_autograd_at_batch_size_one(case, route, dtype):
 
 
 @every_case_and_route("cpu", CASES + LARGE_CASES)
-@pytest.mark.parametrize("name", _C.instruction_sets())
+@pytest.mark.parametrize("name", _C.cpu.instruction_sets())
 def test_every_instruction_set_that_this_processor_has(case, route, name):
     x, delta = case.tensors(torch.float32)
     try:
-        _C.use_instruction_set(name)
+        _C.cpu.use_instruction_set(name)
         actual = filter_grad_sq(x, delta, **case.arguments(), route=route)
     finally:
-        _C.use_instruction_set(_C.instruction_sets()[0])
+        _C.cpu.use_instruction_set(_C.cpu.instruction_sets()[0])
     assert_near(actual, oracle(case), TOLERANCE[torch.float32])
 
 
@@ -64,7 +64,7 @@ def test_any_layout_gives_the_same_numbers(route, layout):
 
 @every_case
 def test_direct_route_cut_into_filters_gives_the_same_numbers(case, monkeypatch):
-    monkeypatch.setattr(_cpu, "WORKSPACE_BYTES", 1)
+    monkeypatch.setattr(cpu, "WORKSPACE_BYTES", 1)
     actual = filter_grad_sq(*case.tensors(), **case.arguments(), route="direct")
     assert_near(actual, oracle(case), TOLERANCE[torch.float64])
 

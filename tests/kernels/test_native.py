@@ -1,12 +1,11 @@
 import os
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from task2vec_ext import Task2VecWarning
-from task2vec_ext.kernels import native as _native
+from task2vec_ext.kernels import native
 
 
 @pytest.mark.parametrize(
@@ -29,12 +28,13 @@ from task2vec_ext.kernels import native as _native
     ],
 )
 def test_which_gpus_a_build_covers(architectures, capability, covered):
-    assert _native.covers(architectures, capability) is covered
+    assert native.covers(architectures, capability) is covered
 
 
 def test_the_sources_travel_with_the_package():
-    folder = _native.source_folder()
-    assert {path.name for path in (folder / "csrc").iterdir()} >= {"kernels.h", "filter_grad_sq_direct.cu", "cpu"}
+    folder = native.source_folder()
+    assert {path.name for path in (folder / "csrc").iterdir()} >= {"kernels.h", "philox.h", "cpu", "cuda"}
+    assert {path.name for path in (folder / "csrc" / "cuda").iterdir()} >= {"device.h", "mma.cuh", "noise.cu"}
     assert (folder / "python" / "module.cpp").is_file()
 
 
@@ -42,16 +42,16 @@ def test_without_nvcc_the_fallback_says_what_to_install(monkeypatch):
     from torch.utils import cpp_extension
 
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
-    _native.compile_kernels.cache_clear()
+    native.compile_kernels.cache_clear()
     with pytest.raises(RuntimeError, match=r"compute capability 7\.5.*nvcc.*CUDA_HOME, or use device='cpu'"):
-        _native.compile_kernels((7, 5))
+        native.compile_kernels((7, 5))
 
 
 def test_a_gpu_the_build_covers_needs_no_compiler(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
-    built = SimpleNamespace(cuda_architectures="80-real,90")
-    monkeypatch.setattr(_native, "_C", built)
-    assert _native.cuda_kernels(torch.device("cuda", 0)) is built
+    built = SimpleNamespace(cuda_architectures="80-real,90", cuda=object())
+    monkeypatch.setattr(native, "_C", built)
+    assert native.cuda_kernels(torch.device("cuda", 0)) is built.cuda
 
 
 @pytest.mark.slow
@@ -63,12 +63,14 @@ def test_the_fallback_compiles_the_kernels_for_a_gpu_the_build_does_not_cover(mo
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("MAX_JOBS", "2")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    _native.compile_kernels.cache_clear()
+    native.compile_kernels.cache_clear()
     with pytest.warns(Task2VecWarning, match=r"compiling the CUDA kernels for compute capability 7\.5"):
-        module = _native.cuda_kernels(torch.device("cuda", 0))
-    assert _native.covers(module.cuda_architectures, (7, 5))
-    assert callable(module.filter_grad_sq_direct)
-    assert module.__name__ in sys.modules or module.__name__ == "task2vec_ext_sm75"
+        kernels = native.cuda_kernels(torch.device("cuda", 0))
+    assert callable(kernels.filter_grad_sq_direct)
+    module = native.compile_kernels((7, 5))  # the same again, not compiled twice
+    assert module.cuda is kernels
+    assert native.covers(module.cuda_architectures, (7, 5))
+    assert not hasattr(module, "cpu")
 
 
 def test_environment_is_put_back(monkeypatch):
@@ -76,7 +78,7 @@ def test_environment_is_put_back(monkeypatch):
     monkeypatch.delenv("TASK2VEC_B", raising=False)
 
     def fail_inside():
-        with _native._environment(TASK2VEC_A="x", TASK2VEC_B="y"):
+        with native._environment(TASK2VEC_A="x", TASK2VEC_B="y"):
             assert (os.environ["TASK2VEC_A"], os.environ["TASK2VEC_B"]) == ("x", "y")
             raise KeyError
 

@@ -9,9 +9,11 @@ from cases import CASES, Case
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from task2vec_ext.kernels import _cuda, noise, reference
-from task2vec_ext.kernels._geometry import conv_geometry
-from task2vec_ext.kernels.noise import local_noise, patch_norm, weight_noise
+from task2vec_ext.kernels import noise_kernels, reference
+from task2vec_ext.kernels.geometry import conv_geometry
+from task2vec_ext.kernels.native import Runtime
+from task2vec_ext.kernels.noise import local_noise, weight_noise
+from task2vec_ext.kernels.noise_kernels import patch_norm
 
 KEY = {"seed": 2**40 + 5, "layer": 3, "step": 2}
 WIDE = [  # more filters than a batch of blocks, than one part of a GPU's block; more locations than a tile
@@ -338,10 +340,8 @@ def test_weight_noise_of_no_filters_and_its_second_derivative():
 
 
 @pytest.fixture
-def emulated():
-    from task2vec_ext import _simt
-
-    return _cuda.Runtime(_simt, 0, 0, 1, True)
+def emulated(simt):
+    return Runtime(simt, 0, 0, 1, True)
 
 
 @pytest.mark.simt
@@ -356,14 +356,14 @@ def test_emulated_kernels_equal_the_cpu(case, layout, dtype, emulated):
     shape = output.shape if of_filter else (output.shape[0], 1, *output.shape[2:])
     norm = torch.rand(shape, generator=torch.Generator().manual_seed(2))
     key = KEY.values()
-    actual = noise.add_noise(output, norm, sigma, *key, runtime=emulated)
-    expected = noise.add_noise(output.float(), norm, sigma, *key)
+    actual = noise_kernels.add_noise(output, norm, sigma, *key, runtime=emulated)
+    expected = noise_kernels.add_noise(output.float(), norm, sigma, *key)
     rounding = {torch.float32: 1e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
     assert actual.dtype == dtype
     assert ((actual.float() - expected).abs() <= rounding * expected.abs() + 1e-6).all()
     for norm_too in (True, False):
-        actual = noise.add_noise_backward(grad, norm, sigma, *key, norm_too, runtime=emulated)
-        expected = noise.add_noise_backward(grad.float(), norm, sigma, *key, norm_too)
+        actual = noise_kernels.add_noise_backward(grad, norm, sigma, *key, norm_too, runtime=emulated)
+        expected = noise_kernels.add_noise_backward(grad.float(), norm, sigma, *key, norm_too)
         for a, b in zip(actual, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()) if b.numel() else 0)
 
@@ -372,19 +372,21 @@ def test_emulated_kernels_equal_the_cpu(case, layout, dtype, emulated):
 def test_emulated_kernels_are_not_started_for_nothing(emulated):
     """CUDA refuses a grid of no blocks, and so does the emulation."""
     empty, sigma, key = torch.zeros(0, 5, 3, 3), torch.ones(5), KEY.values()
-    assert noise.add_noise(empty, empty[:, :1], sigma, *key, runtime=emulated).shape == empty.shape
-    of_sigma, of_norm = noise.add_noise_backward(empty, empty[:, :1], sigma, *key, True, runtime=emulated)
+    assert noise_kernels.add_noise(empty, empty[:, :1], sigma, *key, runtime=emulated).shape == empty.shape
+    of_sigma, of_norm = noise_kernels.add_noise_backward(empty, empty[:, :1], sigma, *key, True, runtime=emulated)
     assert (of_sigma.tolist(), of_norm.shape) == ([0] * 5, (0, 1, 3, 3))
     nothing, start = torch.zeros(0), torch.tensor([0])
-    assert noise.add_weight_noise(nothing, nothing, start, *WEIGHT_KEY.values(), runtime=emulated).shape == (0,)
-    assert noise.weight_noise_backward(nothing, start, *WEIGHT_KEY.values(), runtime=emulated).shape == (0,)
+    assert noise_kernels.add_weight_noise(nothing, nothing, start, *WEIGHT_KEY.values(), runtime=emulated).shape == (0,)
+    assert noise_kernels.weight_noise_backward(nothing, start, *WEIGHT_KEY.values(), runtime=emulated).shape == (0,)
 
 
 @pytest.mark.simt
 def test_emulated_weight_noise_equals_the_cpu(emulated):
     weight, log_variance = (leaf.detach() for leaf in flat(torch.float32))
     sigma, key = log_variance.exp(), WEIGHT_KEY.values()
-    actual = noise.add_weight_noise(weight, sigma, STARTS, *key, runtime=emulated)
-    torch.testing.assert_close(actual, noise.add_weight_noise(weight, sigma, STARTS, *key), rtol=1e-6, atol=1e-6)
-    actual = noise.weight_noise_backward(weight, STARTS, *key, runtime=emulated)
-    torch.testing.assert_close(actual, noise.weight_noise_backward(weight, STARTS, *key), rtol=1e-5, atol=1e-4)
+    actual = noise_kernels.add_weight_noise(weight, sigma, STARTS, *key, runtime=emulated)
+    torch.testing.assert_close(
+        actual, noise_kernels.add_weight_noise(weight, sigma, STARTS, *key), rtol=1e-6, atol=1e-6
+    )
+    actual = noise_kernels.weight_noise_backward(weight, STARTS, *key, runtime=emulated)
+    torch.testing.assert_close(actual, noise_kernels.weight_noise_backward(weight, STARTS, *key), rtol=1e-5, atol=1e-4)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from task2vec_ext.kernels import _cuda
-from task2vec_ext.kernels import pairwise as _pairwise
+from task2vec_ext.kernels import pairwise
+from task2vec_ext.kernels.native import Runtime
 from task2vec_ext.kernels.pairwise import sym_distances
 
 FAST = 1e-6  # what the float32 pass promises; measured worst 7e-7, with equal ratios
@@ -81,17 +81,18 @@ HARD = [
 
 @pytest.fixture(params=["cpu", pytest.param("emulated-gpu", marks=pytest.mark.simt)])
 def runtime(request):
-    if request.param == "cpu":
-        return None
-    from task2vec_ext import _simt
+    return None if request.param == "cpu" else request.getfixturevalue("emulated")
 
-    return _cuda.Runtime(_simt, 0, 0, 1, tensor_cores=False)
+
+@pytest.fixture
+def emulated(simt):
+    return Runtime(simt, 0, 0, 1, tensor_cores=False)
 
 
 @pytest.fixture(params=["float32-first", "float64"])
 def tolerance(request, monkeypatch):
     fast = request.param == "float32-first"
-    monkeypatch.setattr(_pairwise, "FAST_FROM", 0 if fast else 1 << 62)
+    monkeypatch.setattr(pairwise, "FAST_FROM", 0 if fast else 1 << 62)
     return FAST if fast else EXACT
 
 
@@ -117,10 +118,7 @@ def test_any_number_of_rows_and_filters(A, B, K, tolerance):
 
 @pytest.mark.simt
 @pytest.mark.parametrize(("A", "B", "K"), [(1, 1, 1), (65, 3, 33), (3, 70, 32), (66, 65, 5)])
-def test_any_number_of_rows_and_filters_in_the_kernels(A, B, K, tolerance):
-    from task2vec_ext import _simt
-
-    emulated = _cuda.Runtime(_simt, 0, 0, 1, tensor_cores=False)
+def test_any_number_of_rows_and_filters_in_the_kernels(A, B, K, tolerance, emulated):
     a, b = 3 * rows(A, K), rows(B, K, seed=7)
     torch.testing.assert_close(sym_distances(a, b, emulated), loop(a, b), rtol=0, atol=tolerance)
     torch.testing.assert_close(sym_distances(a, None, emulated), loop(a, a), rtol=0, atol=tolerance)
@@ -128,10 +126,10 @@ def test_any_number_of_rows_and_filters_in_the_kernels(A, B, K, tolerance):
 
 def test_the_float32_pass_leaves_little_to_the_float64_one(monkeypatch, runtime):
     """Otherwise the tests above would only see float64; scales that differ as those of real tasks do."""
-    monkeypatch.setattr(_pairwise, "FAST_FROM", 0)
+    monkeypatch.setattr(pairwise, "FAST_FROM", 0)
     values = rows(40, 200) * torch.logspace(-1, 1, 40, dtype=torch.float64)[torch.randperm(40)][:, None]
     fast = sym_distances(values, runtime=runtime)
-    monkeypatch.setattr(_pairwise, "FAST_FROM", 1 << 62)
+    monkeypatch.setattr(pairwise, "FAST_FROM", 1 << 62)
     same = (fast == sym_distances(values, runtime=runtime)).float().mean()
     assert same < 0.05  # the diagonal is 0.025 of it
 
@@ -184,9 +182,10 @@ def test_memory_beyond_the_input(kind, tmp_path):
     script = f"""
 import re, torch
 from pathlib import Path
-from task2vec_ext import _pairwise, distance_matrix
+from task2vec_ext import distance_matrix
+from task2vec_ext.kernels import pairwise
 torch.set_num_threads(2)
-_pairwise.FAST_FROM = 0
+pairwise.FAST_FROM = 0
 T, K = 292, 8512
 rows = torch.rand(T, K, dtype=torch.float64) + 0.01
 rows[0, 0] = 0

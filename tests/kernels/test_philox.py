@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from task2vec_ext import _C
-from task2vec_ext.kernels import noise, reference
+from task2vec_ext.kernels import noise_kernels, reference
 
 KEY = {"seed": 2**40 + 5, "layer": 3, "step": 2}
 
@@ -25,7 +25,7 @@ KNOWN = [
 
 @pytest.mark.parametrize(("key", "counter", "words"), KNOWN)
 def test_philox_gives_the_published_words(key, counter, words):
-    assert tuple(_C.philox(key, counter)) == words
+    assert tuple(_C.cpu.philox(key, counter)) == words
     assert tuple(reference.philox(key, counter).tolist()) == words
 
 
@@ -33,12 +33,12 @@ def drawn(shape, dtype=torch.float32, **key):
     """The ε of `local_noise`: unit variance, unit norm, nothing to add it to."""
     zeros = torch.zeros(shape, dtype=dtype)
     norm, sigma = torch.ones(shape[0], 1, *shape[2:], dtype=dtype), torch.ones(shape[1], dtype=dtype)
-    return noise.add_noise(zeros, norm, sigma, *(KEY | key).values())
+    return noise_kernels.add_noise(zeros, norm, sigma, *(KEY | key).values())
 
 
-@pytest.mark.parametrize("isa", _C.instruction_sets())
+@pytest.mark.parametrize("isa", _C.cpu.instruction_sets())
 def test_normals_are_those_of_the_reference_to_float32_rounding(isa):
-    _C.use_instruction_set(isa)
+    _C.cpu.use_instruction_set(isa)
     try:
         shape = (2, 30, 37, 41)
         expected = reference.local_normals(shape, *KEY.values())
@@ -47,7 +47,7 @@ def test_normals_are_those_of_the_reference_to_float32_rounding(isa):
         assert error.max() <= 2e-6  # measured 6e-7: 7 standard deviations, in units of the last place
         assert (drawn(shape, torch.float64) - expected).abs().max() <= 1e-13
     finally:
-        _C.use_instruction_set(_C.instruction_sets()[0])
+        _C.cpu.use_instruction_set(_C.cpu.instruction_sets()[0])
 
 
 def test_moments():

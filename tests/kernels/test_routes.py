@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from task2vec_ext import _C, filter_grad_sq
-from task2vec_ext.kernels._geometry import ConvGeometry
-from task2vec_ext.kernels._routes import available_routes, choose_route, route_cost
+from task2vec_ext.kernels.geometry import ConvGeometry
+from task2vec_ext.kernels.routes import available_routes, choose_route, route_cost
 
 
 def layer(channels, side, kernel=3, stride=1, filters=None, groups=1):
@@ -60,8 +60,8 @@ def test_cost_grows_with_the_work(device):
 
 def scratch_now():
     """Bytes that the native loops' threads hold between calls, those of other tests included."""
-    _C.scratch_peak()
-    return _C.scratch_peak()
+    _C.cpu.scratch_peak()
+    return _C.cpu.scratch_peak()
 
 
 @pytest.mark.parametrize(
@@ -91,14 +91,14 @@ def test_what_a_call_allocates_does_not_grow_with_the_batch(size, layout):
                 most = max(most, torchs)
         threads = torch.get_num_threads()
         assert most <= samples * 64 * 4 + 1024, (route, most)  # the result
-        assert _C.scratch_peak() - before <= threads * ((16 << 20) + 2 * sample), route
+        assert _C.cpu.scratch_peak() - before <= threads * ((16 << 20) + 2 * sample), route
 
 
 def test_large_buffers_are_given_back():
     x, delta = torch.randn(2, 64, 300, 300), torch.randn(2, 64, 300, 300)
     before = scratch_now()
     filter_grad_sq(x, delta, (64, 64, 3, 3), padding=1, route="winograd")
-    assert _C.scratch_peak() - before > 2 * x[0].numel() * 4 - (16 << 20)  # copies of a sample in another layout
+    assert _C.cpu.scratch_peak() - before > 2 * x[0].numel() * 4 - (16 << 20)  # copies of a sample in another layout
     assert scratch_now() - before <= torch.get_num_threads() * (16 << 20)
 
 

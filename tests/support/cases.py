@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from task2vec_ext.kernels import _geometry
-from task2vec_ext.kernels._geometry import ConvGeometry, conv_geometry
-from task2vec_ext.kernels._routes import available_routes
+from task2vec_ext.kernels import geometry
+from task2vec_ext.kernels.geometry import ConvGeometry, conv_geometry
+from task2vec_ext.kernels.routes import available_routes
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Case:
         x, delta = self.tensors()
         arguments = self.arguments()
         if isinstance(arguments["padding"], str):
-            x, arguments["padding"] = _geometry.string_padding(
+            x, arguments["padding"] = geometry.string_padding(
                 x, *(arguments[key] for key in ("padding", "weight_shape", "stride", "dilation"))
             )
         return conv_geometry(x, delta, **arguments)

@@ -1,11 +1,11 @@
-"""Which of the routes to ‖g_n[o,·]‖² a layer takes: one cost function per device, constants measured."""
+"""Which route to ‖g_n[o,·]‖² a layer takes: one cost function a device."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
-    from ._geometry import ConvGeometry
+    from .geometry import ConvGeometry
 
 Route = Literal["direct", "winograd", "gram", "shifted_gram"]
 ROUTES: tuple[Route, ...] = get_args(Route)
@@ -13,8 +13,8 @@ CPU_ROUTES: tuple[Route, ...] = ("direct", "winograd", "shifted_gram")
 CUDA_ROUTES: tuple[Route, ...] = ("direct", "gram", "shifted_gram")
 
 NARROW_GROUP_FILTERS = 16
-"""Groups of fewer filters than this would leave the direct route's tiles mostly empty: they have their own way, torch's
-convolution on the CPU, a kernel on CUDA."""
+"""Groups of fewer filters than this would leave the direct route's tiles mostly empty; they take torch's convolution on
+the CPU and a kernel of their own on CUDA."""
 
 
 def available_routes(conv: ConvGeometry, device_type: str) -> tuple[Route, ...]:
@@ -34,37 +34,37 @@ def available_routes(conv: ConvGeometry, device_type: str) -> tuple[Route, ...]:
 
 
 class CpuRates(NamedTuple):
-    """Price of each kind of work on a CPU, in multiply-adds of the native loops."""
+    """Cost of each kind of work on a CPU, in multiply-adds of the native loops."""
 
     call: float
-    """One sample's weight gradient by the library (narrow groups), however small."""
+    """One call of torch's convolution (narrow groups), of any size."""
     narrow: float
-    """A multiply-add of it."""
+    """One multiply-add of that convolution."""
     tile: float
-    """A number of a tile in the Winograd domain, made from pixels."""
+    """One number of a tile transformed into the Winograd domain."""
     back: float
-    """A number of the weight gradient in the Winograd domain, brought back."""
+    """One number of the weight gradient transformed back from the Winograd domain."""
     pack: float
-    """A number of the pixels, transposed for the Gram matrix."""
+    """One number of the pixels transposed for the Gram matrix."""
     shift: float
-    """A number of the Gram matrix added into A."""
+    """One number of the Gram matrix added to A."""
 
 
 class CudaRates(NamedTuple):
-    """Price of each kind of work on CUDA, in multiply-adds of the direct route."""
+    """Cost of each kind of work on CUDA, in multiply-adds of the direct route."""
 
     gram: float
-    """A multiply-add of the Gram matrix (a batched matrix product)."""
+    """One multiply-add of the Gram matrix (a batched matrix product)."""
     form: float
-    """A multiply-add of the quadratic form δAδᵀ."""
+    """One multiply-add of the quadratic form δAδᵀ."""
     unfold: float
-    """A number of the unfolded input, written and read again."""
+    """One number of the unfolded input, written and read again."""
     shift: float
-    """A number of the pixels' Gram matrix added into A."""
+    """One number of the pixels' Gram matrix added to A."""
 
 
-# Read off 32 conv shapes of ResNet-18/34/50, ResNeXt-50 and the tiny probe, batch 8, channels-last, 2 cores with
-# AVX-512, where a unit was about 6 ps: all get their fastest route.
+# Fitted to 32 conv shapes of ResNet-18/34/50, ResNeXt-50 and the tiny probe (batch 8, channels-last, 2 cores with
+# AVX-512, a unit of about 6 ps): all get their fastest route.
 CPU_RATES = CpuRates(call=8e6, narrow=3, tile=4, back=4, pack=40, shift=3)
 # Not measured on a GPU: from an H100's data sheet, if TF32 products ran at half its peak, about 8 fs each. The form is
 # TF32 where 16-bit inputs double the others' rate. An unfolded number is 4 to 8 bytes of memory traffic at 3 TB/s; a

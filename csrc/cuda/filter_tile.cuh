@@ -6,8 +6,8 @@
 // 256 threads, 4 × 4 values of T each; operands pass through shared memory 16 locations q at a time. Accumulation
 // is float32 in a fixed order: the same bits every run.
 #pragma once
-#include "launch.h"
-#include "scalar.cuh"
+#include "cuda/launch.h"
+#include "cuda/scalar.cuh"
 
 namespace task2vec {
 
@@ -142,8 +142,8 @@ void launch_filter_tile(View4<Delta> delta,
   const int filter_tiles = static_cast<int>(ceil_div(group_filters, kTileFilters));
   const dim3 grid = grid_of(samples * groups * filter_tiles * splits);
   DeviceGuard guard(at.device);
-  SIMT_LAUNCH((filter_tile_kernel<Delta, Columns>), grid, dim3(kTileThreads), 0, stream_of(at), delta, columns,
-              group_filters, filter_tiles, groups, positions, out_width, column_count, splits, out);
+  TASK2VEC_LAUNCH((filter_tile_kernel<Delta, Columns>), grid, dim3(kTileThreads), 0, stream_of(at), delta, columns,
+                  group_filters, filter_tiles, groups, positions, out_width, column_count, splits, out);
   check(cudaGetLastError());
 }
 

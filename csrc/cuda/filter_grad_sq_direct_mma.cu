@@ -1,5 +1,5 @@
 // Direct route on tensor cores.
-#include "filter_tile_mma.cuh"
+#include "cuda/filter_tile_mma.cuh"
 
 namespace task2vec {
 namespace {

@@ -7,24 +7,22 @@ from typing import TYPE_CHECKING
 import torch
 
 from .. import _C
-from ._routes import NARROW_GROUP_FILTERS
+from .native import SCALARS
+from .routes import NARROW_GROUP_FILTERS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ._geometry import ConvGeometry
-    from ._routes import Route
+    from .geometry import ConvGeometry
+    from .routes import Route
 
 WORKSPACE_BYTES = 64 << 20
-"""What the library's convolution may be asked to return at once; one group's weight gradient, if larger, is more."""
+"""Bytes of weight gradients that torch's convolution returns at once, unless a single group's are more."""
 
-_NATIVE = {
-    ("direct", torch.float32): _C.filter_grad_sq_direct_f32,
-    ("direct", torch.float64): _C.filter_grad_sq_direct_f64,
-    ("winograd", torch.float32): _C.filter_grad_sq_winograd_f32,
-    ("winograd", torch.float64): _C.filter_grad_sq_winograd_f64,
-    ("shifted_gram", torch.float32): _C.filter_grad_sq_shifted_gram_f32,
-    ("shifted_gram", torch.float64): _C.filter_grad_sq_shifted_gram_f64,
+_ROUTES = {
+    "direct": _C.cpu.filter_grad_sq_direct,
+    "winograd": _C.cpu.filter_grad_sq_winograd,
+    "shifted_gram": _C.cpu.filter_grad_sq_shifted_gram,
 }
 
 
@@ -33,19 +31,20 @@ def filter_grad_sq_cpu(input: Tensor, grad_output: Tensor, conv: ConvGeometry, r
     if route == "direct" and conv.group_filters < NARROW_GROUP_FILTERS:
         return _narrow(input, grad_output, conv)
     out = input.new_empty((conv.samples, conv.filters))
-    _NATIVE[route, input.dtype](
+    _ROUTES[route](
         input.data_ptr(),
         input.stride(),
         grad_output.data_ptr(),
         grad_output.stride(),
-        _C.Conv(*conv.for_kernels()),
+        SCALARS[input.dtype],
+        conv.for_kernels(),
         out.data_ptr(),
     )
     return out
 
 
 def _narrow(input: Tensor, grad_output: Tensor, conv: ConvGeometry) -> Tensor:
-    """One sample at a time through the library's weight gradient, squared and forgotten."""
+    """Take torch's own weight gradient, one sample at a time."""
     out = input.new_empty((conv.samples, conv.filters))
     group_bytes = conv.group_filters * conv.patch_size * input.element_size()
     step = max(1, WORKSPACE_BYTES // group_bytes)  # groups at once

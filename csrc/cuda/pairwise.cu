@@ -1,6 +1,6 @@
 // d_sym on a GPU, in the two passes of kernels.h. Fast: a block takes 64 × 64 pairs, a thread 4 × 4 of them in
 // registers; one reciprocal serves two pairs. Exact: a warp a pair, in float64.
-#include "launch.h"
+#include "cuda/launch.h"
 #include "pairwise.h"
 
 namespace task2vec {
@@ -10,10 +10,6 @@ constexpr int kPairTile = 64, kPairSide = 16,
               kPairEach = kPairTile / kPairSide;  // pairs, threads and pairs of a thread along one side
 constexpr int kPairSlice = 32, kPairRun = 8;  // filters in shared memory; float32 additions in a row (cpu/pairwise.cpp)
 constexpr int kPairWarps = 8;
-
-#ifndef __CUDACC__
-inline float __fdividef(float x, float y) { return x / y; }
-#endif
 
 __global__ void __launch_bounds__(kPairSide* kPairSide)
     sym_fast_kernel(SymRows a,
@@ -128,8 +124,8 @@ void sym_distances_fast(const SymRows& a,
                         Place at) {
   const dim3 grid = grid_of(ceil_div(a.count, kPairTile) * ceil_div(b.count, kPairTile));
   DeviceGuard guard(at.device);
-  SIMT_LAUNCH(sym_fast_kernel, grid, dim3(kPairSide * kPairSide), 0, stream_of(at), a, b, filters, symmetric, live,
-              out);
+  TASK2VEC_LAUNCH(sym_fast_kernel, grid, dim3(kPairSide * kPairSide), 0, stream_of(at), a, b, filters, symmetric, live,
+                  out);
   check(cudaGetLastError());
 }
 
@@ -145,8 +141,8 @@ void sym_distances_exact(const double* a,
                          Place at) {
   const dim3 grid = grid_of(ceil_div(count_a * count_b, kPairWarps));
   DeviceGuard guard(at.device);
-  SIMT_LAUNCH(sym_exact_kernel, grid, dim3(kPairWarps * 32), 0, stream_of(at), a, b, exponent_a, exponent_b, count_a,
-              count_b, filters, symmetric, out);
+  TASK2VEC_LAUNCH(sym_exact_kernel, grid, dim3(kPairWarps * 32), 0, stream_of(at), a, b, exponent_a, exponent_b,
+                  count_a, count_b, filters, symmetric, out);
   check(cudaGetLastError());
 }
 

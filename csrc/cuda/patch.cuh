@@ -1,6 +1,6 @@
 // The unfolded input, read where it lies: B[q,p] = x[n, i, oh·stride − padding + kh·dilation, …], 0 outside.
 #pragma once
-#include "scalar.cuh"
+#include "cuda/scalar.cuh"
 
 namespace task2vec {
 

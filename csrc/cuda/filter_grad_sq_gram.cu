@@ -1,7 +1,7 @@
 // Epilogue of the Gram routes: the quadratic form δ A δᵀ, A gathered from the Gram matrix while tiles are loaded, so
 // that neither A nor δA is ever written.
-#include "filter_tile.cuh"
-#include "filter_tile_mma.cuh"
+#include "cuda/filter_tile.cuh"
+#include "cuda/filter_tile_mma.cuh"
 
 namespace task2vec {
 namespace {

@@ -1,7 +1,7 @@
 // Direct route for groups of few filters (depthwise: one): a 64-filter tile would be almost empty, so one warp takes
 // one filter of one sample, its lanes share the output locations, and eight patch positions are accumulated at a time.
-#include "launch.h"
-#include "patch.cuh"
+#include "cuda/launch.h"
+#include "cuda/patch.cuh"
 
 namespace task2vec {
 namespace {
@@ -53,8 +53,8 @@ void filter_grad_sq_narrow(Array4 input, Array4 grad_output, Scalar scalar, cons
     using T = decltype(zero);
     const dim3 grid = grid_of(ceil_div(conv.samples * conv.groups * conv.group_filters, kWarps));
     DeviceGuard guard(at.device);
-    SIMT_LAUNCH((filter_grad_sq_narrow_kernel<T>), grid, dim3(kWarps * 32), 0, stream_of(at), View4<T>(input),
-                View4<T>(grad_output), conv, out);
+    TASK2VEC_LAUNCH((filter_grad_sq_narrow_kernel<T>), grid, dim3(kWarps * 32), 0, stream_of(at), View4<T>(input),
+                    View4<T>(grad_output), conv, out);
     check(cudaGetLastError());
   });
 }

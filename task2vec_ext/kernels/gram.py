@@ -3,25 +3,24 @@
 Gram route: A = UᵀU, U the unfolded input ``[P, Q]``. Shifted Gram: A[q,q'] = Σ_r G[q+r, q'+r], the sum over the conv's
 window of the Gram matrix G of single *pixels*, about kH·kW times cheaper to form.
 
-Both are one computation here. The output is cut into strips of rows; for a pair of strips (I, J) `columns` gives the
-matrices whose product is a block of UᵀU or of G, and `quadratic_form` (torch on the CPU, a kernel on CUDA) adds up
-δ_I A_IJ δ_Jᵀ. A is symmetric: only J ≥ I is computed. Strips and batches are as large as the workspace allows.
+Both are one computation here. The output is cut into strips of rows; for a pair of strips (I, J) `_columns` gives the
+matrices whose product is a block of UᵀU or of G, and `quadratic_form` adds up δ_I A_IJ δ_Jᵀ. A is symmetric: only J ≥ I
+is computed. Strips and batches are as large as the workspace allows.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
-    from ._geometry import ConvGeometry
+    from .geometry import ConvGeometry
 
 
 class Window(NamedTuple):
@@ -36,20 +35,12 @@ class Window(NamedTuple):
     """Output locations in one row of a strip."""
 
 
-class QuadraticForm(Protocol):
-    """Σ over q in I, q' in J of δ[o,q]·A[q,q']·δ[o,q'], A gathered from `gram` through `window`."""
+QuadraticForm: TypeAlias = "Callable[[Tensor, Tensor, Tensor, Window], Tensor]"
+"""(gram ``[n, groups, M_I, M_J]``, rows ``[n, C_out, h_I, W_out]``, columns ``[n, C_out, h_J, W_out]``, window) → ``[n,
+C_out]``: Σ over q in I, q' in J of δ[o,q]·A[q,q']·δ[o,q'], A gathered from gram through the window."""
 
-    def __call__(self, gram: Tensor, rows: Tensor, columns: Tensor, window: Window) -> Tensor:
-        """Return ``[n, C_out]``; gram ``[n, groups, M_I, M_J]``, rows and columns ``[n, C_out, h, W_out]``."""
-        ...
-
-
-class GramMatrix(Protocol):
-    """The Gram matrix of two strips."""
-
-    def __call__(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return leftᵀ·right ``[n, groups, M_I, M_J]``; left ``[n, groups, D, M_I]``, right ``[n, groups, D, M_J]``."""
-        ...
+GramMatrix: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
+"""(left ``[n, groups, D, M_I]``, right ``[n, groups, D, M_J]``) → leftᵀ·right ``[n, groups, M_I, M_J]``."""
 
 
 def gram_route(
@@ -58,20 +49,18 @@ def gram_route(
     conv: ConvGeometry,
     *,
     shifted: bool,
+    gram_matrix: GramMatrix,
     quadratic_form: QuadraticForm,
     workspace_bytes: int,
     dtype: torch.dtype,
-    gram_matrix: GramMatrix | None = None,
 ) -> Tensor:
-    """Return ``[N, C_out]`` by the Gram route or, if `shifted`, by the shifted one.
+    """Return ``[N, C_out]`` float32 by the Gram route or, if `shifted`, by the shifted one.
 
-    `dtype` is that of the matrices whose product is the Gram matrix; sums are kept in no less than float32.
+    `dtype` is that of the matrices whose product is the Gram matrix.
     """
-    gram_matrix = gram_matrix or _full_float32
-    accumulated = torch.promote_types(dtype, torch.float32)
     window = _window(conv, shifted)
-    samples, height = _largest_block(conv, shifted, workspace_bytes // accumulated.itemsize)
-    out = input.new_zeros((conv.samples, conv.filters), dtype=accumulated)
+    samples, height = _largest_block(conv, shifted, workspace_bytes // torch.float32.itemsize)
+    out = input.new_zeros((conv.samples, conv.filters), dtype=torch.float32)
 
     def add_pair(batch: slice, left: Tensor, rows: slice, columns: slice) -> None:
         # A function of its own, so that one pair's matrices are gone before the next one's are made.
@@ -87,27 +76,8 @@ def gram_route(
             for columns in _strips(conv.out_size[0], height, rows.start):
                 add_pair(batch, left, rows, columns)
             del left
-    # A is positive semi-definite; rounding may leave a vanishing form a hair below zero.
+    # A is positive semi-definite, but rounding may leave a form of zero slightly negative.
     return out.clamp_(min=0)
-
-
-def _full_float32(left: Tensor, right: Tensor) -> Tensor:
-    with matmul_precision(left.device.type, "ieee"):
-        return left.transpose(-1, -2) @ right
-
-
-@contextmanager
-def matmul_precision(device_type: str, precision: str) -> Iterator[None]:
-    """Set what float32 matrix products may round to; a user's own setting is for the user's own products."""
-    # Per backend: torch's older, global switch raises once a user has touched one of these.
-    backends: Any = torch.backends  # not all of it is annotated
-    settings = backends.cuda.matmul if device_type == "cuda" else backends.mkldnn.matmul
-    before = settings.fp32_precision
-    settings.fp32_precision = precision
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
 
 
 def _window(conv: ConvGeometry, shifted: bool) -> Window:

@@ -20,16 +20,15 @@ def self_attention(name: str, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor
     ``F.linear`` on ``[B, T, D]``.
 
     Args:
-        name: Of one of the attention's layers, for the message.
-        *args: Of that function.
-        **kwargs: Of that function.
+        name: One of the attention's layers, for the message.
+        *args: Arguments of that function.
+        **kwargs: Arguments of that function.
 
     Returns:
-        Output ``[T, B, D]`` and, if asked for, the attention's weights.
+        Output ``[T, B, D]`` and, with ``need_weights``, the attention's weights.
 
     Raises:
-        NotImplementedError: If it is anything but self-attention of a batch through a packed in-projection, without
-            masks.
+        NotImplementedError: If it is not unmasked self-attention of a batch through one packed in-projection.
     """
     bound = _SIGNATURE.bind(*args, **kwargs)
     bound.apply_defaults()

@@ -3,8 +3,8 @@
 #include <stdexcept>
 #include <type_traits>
 
+#include "cuda/device.h"
 #include "kernels.h"
-#include "simt.h"
 
 namespace task2vec {
 

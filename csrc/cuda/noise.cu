@@ -1,8 +1,8 @@
 // local_noise and weight_noise on a GPU. One read of what the noise is added to and one write; a thread draws four
 // numbers at a time, for four neighbouring filters.
-#include "launch.h"
+#include "cuda/launch.h"
+#include "cuda/scalar.cuh"
 #include "philox.h"
-#include "scalar.cuh"
 
 namespace task2vec {
 namespace {
@@ -271,9 +271,9 @@ void local_noise(const void* output,
   const int blocks = static_cast<int>(ceil_div(quads, kNoiseThreads * kQuadsOfThread));
   with_scalar(scalar, [&](auto of_type) {
     using T = decltype(of_type);
-    SIMT_LAUNCH(local_noise_kernel<T>, grid_of(shape.samples * blocks), dim3(kNoiseThreads), 0, stream_of(at),
-                quads_of<T>(output, shape), quads_of<float>(norm, shape), sigma, shape, key, blocks,
-                quads_of<T>(out, shape));
+    TASK2VEC_LAUNCH(local_noise_kernel<T>, grid_of(shape.samples * blocks), dim3(kNoiseThreads), 0, stream_of(at),
+                    quads_of<T>(output, shape), quads_of<float>(norm, shape), sigma, shape, key, blocks,
+                    quads_of<T>(out, shape));
   });
   check(cudaGetLastError());
 }
@@ -294,9 +294,10 @@ void local_noise_backward(const void* grad,
   while (shape.channels_last && lanes < 32 && lanes * 4 < shape.filters) lanes *= 2;
   with_scalar(scalar, [&](auto of_type) {
     using T = decltype(of_type);
-    SIMT_LAUNCH(local_noise_backward_kernel<T>, grid_of(shape.samples * ceil_div(shape.positions, kNoiseTile) * parts),
-                dim3(kNoiseThreads), 0, stream_of(at), quads_of<T>(grad, shape), quads_of<float>(norm, shape), sigma,
-                shape, key, lanes, sums, grad_norm);
+    TASK2VEC_LAUNCH(local_noise_backward_kernel<T>,
+                    grid_of(shape.samples * ceil_div(shape.positions, kNoiseTile) * parts), dim3(kNoiseThreads), 0,
+                    stream_of(at), quads_of<T>(grad, shape), quads_of<float>(norm, shape), sigma, shape, key, lanes,
+                    sums, grad_norm);
   });
   check(cudaGetLastError());
 }
@@ -310,8 +311,8 @@ void weight_noise(const float* weight,
                   Place at) {
   if (filters == 0) return;
   DeviceGuard guard(at.device);
-  SIMT_LAUNCH(weight_noise_kernel, grid_of(filters), dim3(kWeightThreads), 0, stream_of(at), weight, sigma, starts, key,
-              out);
+  TASK2VEC_LAUNCH(weight_noise_kernel, grid_of(filters), dim3(kWeightThreads), 0, stream_of(at), weight, sigma, starts,
+                  key, out);
   check(cudaGetLastError());
 }
 
@@ -323,8 +324,8 @@ void weight_noise_backward(const float* grad,
                            Place at) {
   if (filters == 0) return;
   DeviceGuard guard(at.device);
-  SIMT_LAUNCH(weight_noise_backward_kernel, grid_of(filters), dim3(kWeightThreads), 0, stream_of(at), grad, starts, key,
-              sums);
+  TASK2VEC_LAUNCH(weight_noise_backward_kernel, grid_of(filters), dim3(kWeightThreads), 0, stream_of(at), grad, starts,
+                  key, sums);
   check(cudaGetLastError());
 }
 

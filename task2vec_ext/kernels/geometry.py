@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import index
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
+import torch
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+
+
+CPU_DTYPES = torch.float32, torch.float64
+CUDA_DTYPES = torch.float32, torch.float16, torch.bfloat16
+
+_LARGEST = 2**31 - 1  # the kernels count in 32 bits inside one sample
+_Pair: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -23,12 +31,12 @@ class ConvGeometry:
     groups: int
     channels: int
     filters: int
-    size: tuple[int, int]
-    out_size: tuple[int, int]
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    size: _Pair
+    out_size: _Pair
+    kernel: _Pair
+    stride: _Pair
+    padding: _Pair
+    dilation: _Pair
 
     @property
     def group_channels(self) -> int:
@@ -50,8 +58,8 @@ class ConvGeometry:
         """Q: output locations."""
         return self.out_size[0] * self.out_size[1]
 
-    def for_kernels(self) -> tuple[Any, ...]:
-        """Return the arguments of the native module's ``Conv`` (csrc/kernels.h)."""
+    def for_kernels(self) -> tuple[int, int, int, int, _Pair, _Pair, _Pair, _Pair, _Pair, _Pair]:
+        """Return the fields of ``struct Conv`` (csrc/kernels.h)."""
         counts = self.samples, self.groups, self.group_channels, self.group_filters
         return *counts, self.size, self.out_size, self.kernel, self.stride, self.padding, self.dilation
 
@@ -61,11 +69,17 @@ class ConvGeometry:
 
 
 def has_tangent(*tensors: Tensor) -> bool:
-    """Say whether forward mode follows a tensor: an operator without a formula would return a tangent of zeros."""
+    """Whether forward-mode autodiff follows a tensor; an operator without a formula would return zeros as tangent."""
     return forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
-_LARGEST = 2**31 - 1  # the kernels count in 32 bits inside one sample
+def check_dtype(who: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
+    """Raise a TypeError unless the tensor's dtype is allowed; `who` is the operator that asks."""
+    if tensor.dtype not in allowed:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        raise TypeError(
+            f"{who}: expected {names} tensors on {tensor.device.type}, got {tensor.dtype}; convert them first."
+        )
 
 
 def _pair(who: str, name: str, value: Sequence[int], least: int) -> tuple[int, int]:
@@ -85,7 +99,7 @@ def conv_geometry(
     who: str = "filter_grad_sq",
     second: str = "grad_output",
 ) -> ConvGeometry:
-    """Check that the arguments belong to one Conv2d and return its sizes.
+    """Return the sizes of a Conv2d, after checking that the arguments belong to one.
 
     Args:
         input: ``[N, C_in, H, W]``.
@@ -99,7 +113,7 @@ def conv_geometry(
         second: What it calls its `grad_output`.
 
     Returns:
-        The sizes, all consistent with each other.
+        Sizes that are consistent with each other.
 
     Raises:
         ValueError: If shapes or parameters do not belong together.
@@ -158,24 +172,11 @@ def as_convolution(
     who: str = "filter_grad_sq",
     second: str = "grad_output",
 ) -> tuple[Tensor, Tensor, list[int], list[int], list[int], list[int]]:
-    """Return the arguments as a plain convolution's: a Linear layer's as images, numbers in pairs, padding as numbers.
-
-    Args:
-        input: ``[N, C_in, H, W]``, or of a Linear layer ``[N, …, D_in]``.
-        grad_output: ``[N, C_out, H_out, W_out]`` or ``[N, …, D_out]``.
-        weight_shape: Of 4 numbers, or of a Linear layer 2.
-        stride: As in Conv2d.
-        padding: As in Conv2d.
-        dilation: As in Conv2d.
-        who: The operator that asks, for messages.
-        second: What it calls its `grad_output`.
-
-    Returns:
-        input, grad_output, weight_shape, stride, padding, dilation.
+    """Return the first six arguments as those of a Conv2d with numeric padding; a Linear layer becomes a 1×1 one.
 
     Raises:
         ValueError: If a Linear layer's shapes do not belong together, or the padding is unknown.
-        TypeError: If a number is none.
+        TypeError: If stride, padding or dilation is not an integer or two.
     """
     if len(weight_shape) == 2:
         input, grad_output, weight_shape = _as_pointwise_conv(input, grad_output, weight_shape, who, second)
@@ -200,7 +201,7 @@ def _two(who: str, name: str, value: int | Sequence[int]) -> list[int]:
 def _as_pointwise_conv(
     input: Tensor, grad_output: Tensor, weight_shape: Sequence[int], who: str, second: str
 ) -> tuple[Tensor, Tensor, Sequence[int]]:
-    """A Linear layer is a 1×1 convolution over the positions between the first and the last axis."""
+    """Return a Linear layer as a 1×1 convolution over the positions between the first and the last axis."""
     features_out, features_in = weight_shape
     if (
         input.dim() < 2
@@ -228,7 +229,7 @@ def string_padding(
     dilation: Sequence[int],
     who: str = "filter_grad_sq",
 ) -> tuple[Tensor, list[int]]:
-    """Return ``"same"`` or ``"valid"`` as two integers, and the input with what they cannot say padded on."""
+    """Return the input and ``"same"`` or ``"valid"`` as two integers; an odd total of padding is added to the input."""
     if padding == "valid":
         return input, [0, 0]
     if len(weight_shape) != 4:

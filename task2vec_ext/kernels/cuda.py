@@ -1,32 +1,36 @@
-"""`filter_grad_sq` on CUDA: the launch side of ``csrc/*.cu``.
+"""`filter_grad_sq` on CUDA: the launch side of ``csrc/cuda/filter_grad_sq_*.cu``.
 
-The tests run this same code on CPU tensors with the emulated module in place of the compiled one, so the module and the
-place to launch at are an argument.
+The tests run this code on CPU tensors with an emulated module, so the kernels and where to launch them are an argument.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ._gram import Window, gram_route, matmul_precision
-from ._routes import NARROW_GROUP_FILTERS
-from ._runtime import SCALARS, Runtime
+from .gram import gram_route
+from .native import SCALARS, Runtime
+from .routes import NARROW_GROUP_FILTERS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
-    from ._geometry import ConvGeometry
-    from ._routes import Route
+    from .geometry import ConvGeometry
+    from .gram import Window
+    from .routes import Route
 
 WORKSPACE_BYTES = 256 << 20
-"""What a call may allocate beyond inputs and result (a layer of which one row of one sample is larger takes that much):
-enough blocks in flight for the largest GPU, small beside its memory."""
+"""Bytes that a call may allocate beyond inputs and result, unless one row of one sample needs more: enough blocks in
+flight for the largest GPU, small beside its memory."""
 
 TENSOR_CORE_CHANNELS = 8
-"""Groups of fewer channels than this (a network's first layer) take the float32 tile: tensor cores multiply by 8."""
+"""Groups of fewer channels than this (a network's first layer) take the float32 tile: tensor cores multiply 8 at a
+time."""
 
 _TILE = 64  # filters and columns of one float32 tile (filter_tile.cuh)
 _BLOCKS_PER_MULTIPROCESSOR = 4  # one or two resident (registers), the rest to follow
@@ -35,10 +39,10 @@ _BLOCKS_PER_MULTIPROCESSOR = 4  # one or two resident (registers), the rest to f
 def rounds_operands(dtype: torch.dtype) -> bool:
     """Whether products may be those of tensor cores: always for 16-bit inputs; float32 as torch's own convolutions.
 
-    `torch.backends.cudnn.conv.fp32_precision` is what torch asks before it computes the weight gradient that
-    `filter_grad_sq` stands for. Reading it resolves all there is: it starts as ``"tf32"``, follows the older
-    ``cudnn.allow_tf32``, which cannot itself be read once settings differ, and inherits from ``cudnn.fp32_precision``
-    and ``torch.backends.fp32_precision``; ``"none"`` is full precision.
+    torch itself reads `torch.backends.cudnn.conv.fp32_precision` before it computes a convolution's weight gradient.
+    That setting starts as ``"tf32"``, follows the older ``cudnn.allow_tf32`` (which cannot be read once settings
+    differ) and inherits from ``cudnn.fp32_precision`` and ``torch.backends.fp32_precision``; ``"none"`` is full
+    precision.
     """
     backends: Any = torch.backends  # not all of it is annotated
     return dtype != torch.float32 or backends.cudnn.conv.fp32_precision == "tf32"
@@ -68,7 +72,7 @@ def filter_grad_sq_cuda(
             conv.group_filters,
             (rows[0, 0].numel(), columns[0, 0].numel()),
             (row_pixels, column_pixels),
-            runtime.kernels.GramWindow(*window),
+            window,
             tensor_cores,
             out.data_ptr(),
             runtime.device,
@@ -89,10 +93,10 @@ def filter_grad_sq_cuda(
 
 
 def _gram_matrix(left: Tensor, right: Tensor, precision: str) -> Tensor:
-    """Return leftᵀ·right in float32 and contiguous: the kernel gets its address, which knows of neither."""
+    """Return leftᵀ·right as a contiguous float32 tensor, which is what the kernel expects at the address it gets."""
     left = left.transpose(-1, -2)
     if left.dtype == torch.float32:
-        with matmul_precision(left.device.type, precision):
+        with _matmul_precision(left.device.type, precision):
             return (left @ right).contiguous()
     if left.device.type == "cpu":  # the emulated kernels; torch has this product on CUDA alone
         return left.float() @ right.float()
@@ -101,9 +105,23 @@ def _gram_matrix(left: Tensor, right: Tensor, precision: str) -> Tensor:
     return product.reshape(*batch, rows, columns)
 
 
+@contextmanager
+def _matmul_precision(device_type: str, precision: str) -> Iterator[None]:
+    """Set the precision of float32 matrix products inside the block, and restore the user's own afterwards."""
+    # Per backend: torch's older, global switch raises once a user has touched one of these.
+    backends: Any = torch.backends  # not all of it is annotated
+    settings = backends.cuda.matmul if device_type == "cuda" else backends.mkldnn.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = precision
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
+
+
 def _direct(input: Tensor, grad_output: Tensor, conv: ConvGeometry, runtime: Runtime, tensor_cores: bool) -> Tensor:
     kernels = runtime.kernels
-    geometry = kernels.Conv(*conv.for_kernels())
+    geometry = conv.for_kernels()
     scalar = SCALARS[input.dtype]
     arrays = input.data_ptr(), input.stride(), grad_output.data_ptr(), grad_output.stride(), scalar
     place = runtime.device, runtime.stream
@@ -116,7 +134,7 @@ def _direct(input: Tensor, grad_output: Tensor, conv: ConvGeometry, runtime: Run
     if tensor_cores and conv.group_channels >= TENSOR_CORE_CHANNELS:
         mma_tiles = kernels.filter_grad_sq_direct_mma_tiles(scalar, geometry, runtime.device)
         if all(mma_tiles):
-            launch, tiles = kernels.filter_grad_sq_direct_mma, mma_tiles
+            launch, tiles = kernels.filter_grad_sq_direct_mma, (mma_tiles[0], mma_tiles[1])
     splits = _splits(conv.samples * conv.groups * tiles[0], tiles[1], runtime.multiprocessors)
     sums = input.new_empty((conv.samples, splits, conv.filters), dtype=torch.float32)
     launch(*arrays, geometry, splits, sums.data_ptr(), *place)
@@ -124,6 +142,6 @@ def _direct(input: Tensor, grad_output: Tensor, conv: ConvGeometry, runtime: Run
 
 
 def _splits(blocks: int, column_tiles: int, multiprocessors: int) -> int:
-    """Blocks that share the column tiles of one filter tile: as many as it takes to fill the GPU, each with some."""
+    """Return how many blocks share the column tiles of one filter tile: enough to fill the GPU, none without a tile."""
     wanted = -(-multiprocessors * _BLOCKS_PER_MULTIPROCESSOR // blocks)
     return max(1, min(wanted, column_tiles))

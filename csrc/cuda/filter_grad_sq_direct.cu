@@ -1,6 +1,6 @@
 // Direct route: tiles of the per-sample weight gradient in registers, squared and summed in the epilogue.
-#include "filter_tile.cuh"
-#include "patch.cuh"
+#include "cuda/filter_tile.cuh"
+#include "cuda/patch.cuh"
 
 namespace task2vec {
 namespace {

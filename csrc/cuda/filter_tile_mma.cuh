@@ -13,8 +13,8 @@
 #pragma once
 #include <algorithm>
 
-#include "launch.h"
-#include "mma.cuh"
+#include "cuda/launch.h"
+#include "cuda/mma.cuh"
 
 namespace task2vec {
 
@@ -255,11 +255,11 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
                     int column_tiles,
                     int splits,
                     float* __restrict__ out) {       // [N, splits, groups·group_filters]
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // _cuda.py asks older GPUs for none of this
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // kernels/cuda.py asks older GPUs for none of this
   using T = typename Columns::Operand;
   constexpr int kTaps = Shape::kTaps, kChunks = Shape::kChunks, kFilterTiles = kWarpFilters / 16;
   static_assert(!Shape::kWeighted || kTaps == 1);
-  SIMT_DYNAMIC_SHARED(shared);
+  TASK2VEC_DYNAMIC_SHARED(shared);
   int* const row_offset = reinterpret_cast<int*>(shared);  // [depth] of a location in the column tile
   T* const stages = reinterpret_cast<T*>(shared + kTableBytes);
   const int delta_size = slices.depth * Shape::kFilterPitch;
@@ -398,8 +398,9 @@ void launch_mma_tile(View4<Delta> delta,
   // More than 48 KiB must be asked for, on every device.
   check(
       cudaFuncSetAttribute(mma_tile_kernel<Shape, Delta, Columns>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  SIMT_LAUNCH((mma_tile_kernel<Shape, Delta, Columns>), grid, dim3(Shape::kThreads), bytes, stream_of(at), delta,
-              columns, slices, group_filters, filter_tiles, groups, out_height, out_width, column_tiles, splits, out);
+  TASK2VEC_LAUNCH((mma_tile_kernel<Shape, Delta, Columns>), grid, dim3(Shape::kThreads), bytes, stream_of(at), delta,
+                  columns, slices, group_filters, filter_tiles, groups, out_height, out_width, column_tiles, splits,
+                  out);
   check(cudaGetLastError());
 }
 
