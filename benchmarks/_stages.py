@@ -1,4 +1,7 @@
-"""Where `fisher_embed` spends its time: features, head, Fisher, and waiting for images."""
+"""Where `fisher_embed` spends its time: features, head, Fisher, and waiting for images.
+
+The only place that reaches into `fisher_embed`.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +9,30 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 from unittest import mock
 
 import torch
 
-from task2vec_ext.embed import fisher_embed as embed
-from task2vec_ext.probe import feed as _images
+from task2vec_ext.probe import feed
+
+embed = import_module("task2vec_ext.embed.fisher_embed")  # by name: the folder exports a function of the same name
 
 
 @dataclass
 class Stages:
-    """Seconds of one `fisher_embed`. Both passes end with results on the CPU: the device has finished."""
+    """Seconds of one `fisher_embed`. Every stage ends with its results on the CPU, so the device has finished."""
 
     features: float = 0.0
     head: float = 0.0
     fisher: float = 0.0
     waiting: float = 0.0
-    """Part of features and Fisher: the device idles because the next images are not there yet."""
+    """Part of features and Fisher: the device idles until the next images arrive."""
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Seconds of all stages."""
         return self.features + self.head + self.fisher
 
     @property
@@ -38,7 +43,7 @@ class Stages:
 
 @contextmanager
 def stages() -> Iterator[Stages]:
-    """Yield the clock of the one `fisher_embed` called inside the block."""
+    """Yield the times of the one `fisher_embed` called inside the block."""
     clock = Stages()
     started = time.perf_counter()
 
@@ -69,9 +74,9 @@ def stages() -> Iterator[Stages]:
         finally:
             loaded.close()  # a generator
 
-    real_batches = _images.batches
+    real_batches = feed.batches
     with (
-        mock.patch.object(_images, "batches", waited_for),
+        mock.patch.object(feed, "batches", waited_for),
         mock.patch.object(embed, "fit_head", timed("head", embed.fit_head)),
         mock.patch.object(embed, "sum_fisher", timed("fisher", embed.sum_fisher)),
     ):

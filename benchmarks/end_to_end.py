@@ -1,6 +1,6 @@
 """What does an embedding cost from call to return, in plain steps over the same images, and where does the time go?
 
-    python -m benchmarks.end_to_end [--arch resnet34] [--images 512] [--batch-size 32]
+    python benchmarks/end_to_end.py [--arch resnet34] [--images 512] [--batch-size 32]
 
 `fisher_embed` of preprocessed images in memory, everything included, against what no method can do without: one
 forward pass over them (to fit the head) and one plain forward and backward.
@@ -14,17 +14,17 @@ from statistics import median
 from typing import Any
 
 import torch
+from _measure import check, interleave, parser, print_table, ratio, summary
+from _record import write_record
+from _stages import Stages, stages
+from _step import LIMIT, Setup, Step, reference_fisher, relative_error
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from benchmarks._measure import check, interleave, parser, print_table, ratio, summary
-from benchmarks._record import write_result
-from benchmarks._stages import Stages, stages
-from benchmarks._step import LIMIT, Setup, Step, reference_fisher, relative_error
 from task2vec_ext import Embedding, Probe, fisher_embed
 from task2vec_ext.data import Batch
-from task2vec_ext.fisher.head import fit_head
+from task2vec_ext.fisher import fit_head
 
 CLASSES = 10
 
@@ -43,7 +43,7 @@ def main() -> None:
         Setup(options.arch, batch_size, options.size, options.device, precision), options.images, options.repeats
     )
     report(result)
-    print(write_result("end_to_end", result))
+    print(write_record("end_to_end", result))
 
 
 def measure(setup: Setup, count: int, repeats: int) -> dict[str, Any]:
