@@ -13,7 +13,8 @@ from rich.progress import track
 
 from task2vec_ext import cross_distances, fisher_embed
 from task2vec_ext.data import draw, read_labels, subset
-from task2vec_ext.fisher.head import DEFAULT_L2
+from task2vec_ext.fisher import HeadSettings
+from task2vec_ext.settings import EmbedSettings
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("--num-samples", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
-        "--l2", type=float, nargs="+", default=[DEFAULT_L2["lbfgs"]], help="L2 of the head: smaller, more confident"
+        "--l2", type=float, nargs="+", default=[HeadSettings().penalty], help="L2 of the head: smaller, more confident"
     )
     options = parser.parse_args()
 
@@ -34,12 +35,12 @@ def main() -> None:
     result = {name: getattr(options, name) for name in ("task", "probe", "image_size", "seeds")}
     rows: list[dict] = []
     for l2 in options.l2:
-        settings = {"head_l2": l2, "progress": False, "name": options.task}
-        exact = fisher_embed(images, net, estimator="exact", **settings)
+        settings = EmbedSettings(head=HeadSettings(l2=l2))
+        exact = fisher_embed(images, net, settings=settings, estimator="exact", progress=False)
         for estimator in ("signed", "sampled"):
             errors, distances = [], []
             for seed in track(range(options.seeds), f"l2 {l2:g}, {estimator}"):
-                other = fisher_embed(images, net, estimator=estimator, seed=seed, **settings)
+                other = fisher_embed(images, net, settings=settings, estimator=estimator, seed=seed, progress=False)
                 errors.append(float((other.fisher - exact.fisher).norm() / exact.fisher.norm()))
                 distances.append(float(cross_distances([exact], [other])[0, 0]))
             rows.append(

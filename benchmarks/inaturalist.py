@@ -22,13 +22,15 @@ import numpy as np
 import torch
 from _measure import parser, print_table, seconds_of, summary
 from _record import write_record
-from _stages import Stages, stages
+from _stages import timed_stages
 from _step import random_probe
 from PIL import Image
 
 from task2vec_ext import Preprocess, Probe, Task, fisher_embed
 from task2vec_ext.data import batches, draw, read_labels, union
 from task2vec_ext.data.sources import inaturalist
+from task2vec_ext.embed import Work
+from task2vec_ext.settings import EmbedSettings
 
 LIMIT = 0.10
 """Share of the wall time that the device may wait for images."""
@@ -124,7 +126,8 @@ def _image(number: int, label: int, side: int) -> Image.Image:
 def measure(task: Task, options: argparse.Namespace) -> dict[str, Any]:
     """Return images a second of decoding alone and of every stage, and the share in which the device waits."""
     probe = Probe(random_probe(options.arch).module, "fc", options.arch, "random", Preprocess().with_size(options.size))
-    indices = draw(read_labels(task), options.num_samples, 0)
+    labels = read_labels(task)
+    indices = draw(labels, options.num_samples, 0)
     check_same_batches(task, indices[: 2 * options.workers + 1], probe, options.workers)
 
     def decode() -> None:
@@ -132,28 +135,18 @@ def measure(task: Task, options: argparse.Namespace) -> dict[str, Any]:
             pass
 
     decoding = [seconds_of(decode, options.device) for _ in range(options.repeats)]
-    clocks: list[Stages] = []
+    settings = EmbedSettings(num_samples=options.num_samples)
+    work = Work(options.device, options.batch_size, options.workers, progress=False)
     few = [(task[i][0], i % 2) for i in range(4)]
     fisher_embed(few, probe, device=options.device, batch_size=2, progress=False)  # what a first call loads
-    for _ in range(options.repeats):
-        with stages() as clock:
-            embedding = fisher_embed(
-                task,
-                probe,
-                num_samples=options.num_samples,
-                num_workers=options.workers,
-                batch_size=options.batch_size,
-                device=options.device,
-                progress=False,
-            )
-        clocks.append(clock)
-    images = embedding.num_samples
+    clocks = [timed_stages(task, probe, settings, work) for _ in range(options.repeats)]
+    images = len(indices)
     seconds = {name: median(asdict(clock)[name] for clock in clocks) for name in asdict(clocks[0])}
     return {
         "task": task.name,
         "synthetic": options.synthetic is not None,
         "images": images,
-        "classes": embedding.head.num_outputs,
+        "classes": int(labels.max()) + 1,
         "workers": options.workers,
         "arch": options.arch,
         "size": options.size,

@@ -27,6 +27,7 @@ from task2vec_ext import build_library
 from task2vec_ext.kernels.pairwise import sym_distances
 from task2vec_ext.library import shortlist
 from task2vec_ext.library.matrix import Matrix, nearest
+from task2vec_ext.settings import EmbedSettings
 
 K_NEAREST = 10
 NOISE, MIXED, SCALE = 0.1, 0.5, 0.5
@@ -59,9 +60,8 @@ def main() -> None:
 def real_embeddings(options: Any, folder: Path) -> Tensor:
     """Return F of the real tasks, ``[T, K]``."""
     say("real tasks")
-    library = build_library(
-        real_tasks(options.data), folder, probe(options), num_samples=options.images, error_bars=False
-    )
+    settings = EmbedSettings(num_samples=options.images)
+    library = build_library(real_tasks(options.data), folder, probe(options), settings=settings)
     done = [entry.name for entry in library.entries() if entry.state == "done"]  # not tasks of more classes than images
     return torch.stack([library.embedding(name).fisher for name in done])
 

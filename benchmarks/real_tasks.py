@@ -17,8 +17,9 @@ from _record import results_folder, write_record
 from rich.progress import track
 
 from task2vec_ext import Embedding, distance_matrix, fisher_embed
-from task2vec_ext.fisher.head import DEFAULT_L2
+from task2vec_ext.fisher import HeadSettings
 from task2vec_ext.plot import plot_matrix, save_figure
+from task2vec_ext.settings import EmbedSettings
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     parser = _tasks.parser(__doc__)
     parser.add_argument("--per-domain", type=int, default=6, help="tasks of each domain at most")
     parser.add_argument("--num-samples", type=int, default=160, help="images of each task at most")
-    parser.add_argument("--l2", type=float, default=DEFAULT_L2["lbfgs"], help="L2 penalty of the head")
+    parser.add_argument("--l2", type=float, default=HeadSettings().penalty, help="L2 penalty of the head")
     parser.add_argument("--estimator", default="signed")
     parser.add_argument("--keep", type=Path, help="folder that keeps the embeddings, so that a second run resumes")
     options = parser.parse_args()
@@ -36,6 +37,7 @@ def main() -> None:
     tasks = [task for task in tasks if sizes[_tasks.domain(task)] > 1]
     domains = [_tasks.domain(task) for task in tasks]
     net = _tasks.probe(options)
+    settings = EmbedSettings(estimator=options.estimator, head=HeadSettings(l2=options.l2))
     started = time.perf_counter()
     embeddings = []
     for task in track(tasks, "embedding"):
@@ -44,9 +46,7 @@ def main() -> None:
             embeddings.append(Embedding.load(file))
             continue
         count = _tasks.num_samples(task, options.num_samples)
-        embedding = fisher_embed(
-            task, net, estimator=options.estimator, num_samples=count, head_l2=options.l2, progress=False
-        )
+        embedding = fisher_embed(task, net, settings=settings, num_samples=count, progress=False)
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
             embedding.save(file)

@@ -23,7 +23,7 @@ from torch import Tensor
 from task2vec_ext import Probe, Task, cross_distances
 from task2vec_ext.data import Batch, draw, read_labels
 from task2vec_ext.fisher import fit_head, sum_fisher
-from task2vec_ext.fisher.variational import Variational, variational_epochs
+from task2vec_ext.fisher.variational import VariationalSettings, variational_epochs
 from task2vec_ext.probe.folding import fold
 
 SEEDS, BATCH = 4, 32
@@ -46,7 +46,7 @@ def main() -> None:
     result = {name: getattr(options, name) for name in ("task", "probe", "image_size", "epoch_samples", "beta")}
     rows: list[dict[str, Any]] = []
     for noise in options.noise:
-        settings = Variational(
+        settings = VariationalSettings(
             noise=noise, beta=options.beta, epochs=options.epochs, epoch_samples=options.epoch_samples
         )
         for count in options.num_samples:
@@ -55,7 +55,7 @@ def main() -> None:
     print(path)
 
 
-def compare(probe: Probe, task: Task, count: int, settings: Variational) -> list[dict[str, Any]]:
+def compare(probe: Probe, task: Task, count: int, settings: VariationalSettings) -> list[dict[str, Any]]:
     """Return a row for each epoch."""
     images = read(task, probe, draw(read_labels(task), count, seed=0))
     images = images._replace(index=torch.arange(len(images.index)))

@@ -22,7 +22,7 @@ from _step import PRECISIONS, Setup, Step
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from task2vec_ext.fisher.variational import Variational, variational_epochs
+from task2vec_ext.fisher.variational import VariationalSettings, variational_epochs
 from task2vec_ext.kernels import local_noise, reference
 from task2vec_ext.probe.probe import frozen
 
@@ -93,7 +93,7 @@ def error_to_reference(device: str) -> float:
 def ours(step: Step, noise: Any) -> Callable[[], object]:
     """Return a step of the robust objective: an epoch of one batch."""
     images = len(step.batch.images)
-    options = Variational(noise=noise, recipe="authors")
+    options = VariationalSettings(noise=noise, objective="authors")
     epochs = variational_epochs(step.faster, step.layers, step.head, repeat([step.batch]), images, options)
 
     def run() -> None:
