@@ -21,16 +21,9 @@ from _record import write_record
 from _step import PRECISIONS, Precision, random_probe, set_precision
 from torch import Tensor, nn
 
-from task2vec_ext.kernels import (
-    ROUTES,
-    ConvGeometry,
-    available_routes,
-    choose_route,
-    conv_geometry,
-    filter_grad_sq,
-    reference,
-    route_cost,
-)
+from task2vec_ext.kernels import filter_grad_sq, reference
+from task2vec_ext.kernels.geometry import ConvGeometry, conv_geometry
+from task2vec_ext.kernels.routes import ROUTES, available_routes, choose_route, route_cost
 
 SKIP = 20
 """A route predicted to cost this many times the cheapest is not run: it would take most of the benchmark's time."""
@@ -144,7 +137,7 @@ def describe(conv: ConvGeometry) -> str:
 
 
 def multiply_adds(route: str, conv: ConvGeometry, device_type: str) -> int:
-    """Return a route's own multiply-adds for one sample, by its formula (`task2vec_ext.kernels.route_cost`)."""
+    """Return a route's own multiply-adds for one sample, by its formula (`task2vec_ext.kernels.routes.route_cost`)."""
     q = conv.positions
     if route == "direct":
         return conv.filters * conv.patch_size * q

@@ -19,7 +19,9 @@ from _record import write_record
 from _step import LIMIT, PRECISIONS, Setup, Step
 from torch import Tensor
 
-from task2vec_ext.kernels import Route, choose_route, conv_geometry, filter_grad_sq
+from task2vec_ext.kernels import filter_grad_sq
+from task2vec_ext.kernels.geometry import conv_geometry
+from task2vec_ext.kernels.routes import Route, choose_route
 from task2vec_ext.probe.probe import frozen
 from task2vec_ext.probe.watch import ConvUse, Watch
 

@@ -68,9 +68,11 @@ def _relinked(text: str) -> str:
 
 
 def _with_benchmarks(markdown: str) -> str:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from page import page
-    from report import table
+    import task2vec_ext  # noqa: F401  # first: from here on its sources, beside benchmarks/, would hide what is installed
+
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.page import page
+    from benchmarks.report import table
 
     how = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     parts = {"performance": table(RESULTS), "records": page(RESULTS, how), "how": how.split("\n", 1)[1]}

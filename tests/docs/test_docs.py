@@ -164,8 +164,8 @@ def test_the_reference_has_every_public_name(name):
 
 
 def test_every_benchmark_s_record_is_on_its_page(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    from page import page
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.page import page
 
     text = page(ROOT / "benchmarks" / "results", (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"))
     records = sorted((ROOT / "benchmarks" / "results").glob("*/*.json"))
@@ -174,8 +174,8 @@ def test_every_benchmark_s_record_is_on_its_page(monkeypatch):
 
 
 def test_a_record_is_shown_with_all_its_figures(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    from page import page
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.page import page
 
     result = {
         "threads": 2,
@@ -195,9 +195,9 @@ def test_a_record_is_shown_with_all_its_figures(tmp_path, monkeypatch):
     }
     (tmp_path / "cpu-x").mkdir()
     (tmp_path / "cpu-x" / "asked_twice.json").write_text(json.dumps(record))
-    text = page(tmp_path, "| `python benchmarks/asked.py --data DIR` | Why? |\n")
+    text = page(tmp_path, "| `python -m benchmarks.asked --data DIR` | Why? |\n")
     for line in (
-        "Why? `python benchmarks/asked.py`",
+        "Why? `python -m benchmarks.asked`",
         "a CPU, 4 threads; torch 2, Python 3; commit 012345678 · [JSON](results/cpu-x/asked_twice.json)",
         "| threads | 2 |",
         "| ways | seconds | peak bytes |",
