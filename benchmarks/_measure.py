@@ -1,4 +1,4 @@
-"""Times that can be compared, the memory one step takes, and a table of both."""
+"""Comparable times, the memory one step takes, and a table of both."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def parser(description: str | None, *, repeats: int) -> argparse.ArgumentParser:
 def interleave(
     ways: Mapping[str, Step], repeats: int, device: str, *, budget: float = float("inf"), before: Step | None = None
 ) -> dict[str, list[float]]:
-    """Return the seconds of every run of every way, taken in turns (A B A B …), so that a slow spell hits all alike.
+    """Return the seconds of every run of every way, in turns (A B A B …), so that a slow spell hits all alike.
 
     Args:
-        ways: What to time; run once by the caller before, so that nothing here is a first time.
-        repeats: Rounds.
-        device: Waited for before the clock is read.
+        ways: What to time; the caller has run each once, to warm up.
+        repeats: Number of rounds.
+        device: Synchronised before the clock is read.
         budget: Seconds after which a way is left out of further rounds.
-        before: Run before each of them, untimed (empties the caches, say).
+        before: Run before each way, untimed (say, to empty the caches).
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
@@ -55,7 +55,7 @@ def interleave(
 
 
 def seconds_of(step: Step, device: str) -> float:
-    """Return how long one run takes, to the end of the device's work."""
+    """Return the seconds of one run, until the device has finished."""
     synchronize(device)
     started = time.perf_counter()
     step()
@@ -83,7 +83,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
 def peak_memory(build: Callable[..., Step], *args: Any, device: str) -> int:
     """Return the bytes one run of ``build(*args)`` takes at its peak, beyond what was there before it.
 
-    On the CPU in a fresh process: an allocator keeps what earlier work has freed, and would hide it.
+    On the CPU it runs in a fresh process: memory that earlier work had freed would hide it.
     """
     if device.startswith("cuda"):
         step = build(*args)
@@ -103,7 +103,7 @@ def _peak_rss(threads: int, build: Callable[..., Step], args: tuple[Any, ...]) -
     torch.set_num_threads(threads)
     step = build(*args)
     gc.collect()
-    with suppress(OSError, AttributeError):  # pages that set-up has freed but glibc has kept would take in part of it
+    with suppress(OSError, AttributeError):  # the step could reuse pages that set-up has freed and glibc has kept
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
     before = _resident("VmRSS")
@@ -117,13 +117,13 @@ def _resident(field: str) -> int:
 
 
 def say(what: str) -> None:
-    """Tell somebody who waits at a terminal what is going on."""
+    """Show progress, if stderr is a terminal."""
     if sys.stderr.isatty():
         print(f"{what} …", file=sys.stderr)
 
 
 def check(what: str, error: float, limit: float) -> float:
-    """Return the error, or stop the benchmark: a wrong result has no speed."""
+    """Return the error, or stop the benchmark: a wrong result is not timed."""
     if not error <= limit:  # NaN too
         raise SystemExit(
             f"{what}: expected an error to the reference of at most {limit:g}, got {error:g}; nothing timed."

@@ -1,4 +1,4 @@
-"""What every result carries: hardware, versions, commit, command."""
+"""Records: a result as JSON, with the hardware, versions, commit and command that made it."""
 
 from __future__ import annotations
 
@@ -7,38 +7,42 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import task2vec_ext
-from task2vec_ext._util.atomic import atomic_path
 
 RESULTS = Path(os.environ.get("TASK2VEC_RESULTS") or Path(__file__).with_name("results"))
+PLACES = ("--cache", "--data", "--keep", "--root", "--spec", "--work")
+"""Options whose values say where data lie on this machine: a record does not hold them."""
 
 
-def hardware() -> str:
-    """Name of the folder results of this machine go to."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name().replace(" ", "-")
-    return f"cpu-{platform.machine()}-{os.cpu_count()}-cores"
+def results_folder() -> Path:
+    """Return the folder for this machine's results, ``results/HARDWARE``; it is made if need be."""
+    name = _gpu() or f"cpu-{platform.machine()}-{os.cpu_count()}-cores"
+    folder = RESULTS / name.replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
-def write_result(name: str, result: dict[str, Any]) -> Path:
-    """Write ``results/HARDWARE/name.json`` and return its path."""
-    here = Path(__file__).resolve().parent  # whatever folder the command was given in
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    commit = git.stdout.strip()
+def write_record(name: str, result: dict[str, Any]) -> Path:
+    """Write ``results/HARDWARE/NAME.json``, whole or not at all, and return its path.
+
+    A benchmark with rows calls it after each of them: an interrupted run keeps the rows it has.
+    """
+    arguments = ["DIR" if before in PLACES else value for before, value in zip(sys.argv, sys.argv[1:], strict=False)]
     record = {
         "benchmark": name,
-        "command": " ".join(["python", "-m", _module() or f"benchmarks.{name}", *_arguments()]),
-        "commit": commit or None,
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments]),
+        "commit": _commit(),
         "hardware": {
             "cpu": _cpu(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "gpu": hardware() if torch.cuda.is_available() else None,
+            "gpu": _gpu(),
         },
         "versions": {
             "task2vec_ext": task2vec_ext.build_info()._asdict(),
@@ -47,23 +51,26 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
         },
         "result": result,
     }
-    path = RESULTS / hardware() / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    path = results_folder() / f"{name}.json"
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
     return path
 
 
-def _module() -> str | None:
-    """What was started; one module may write several records."""
-    spec = sys.modules["__main__"].__spec__
-    return spec.name if spec is not None and spec.name.startswith("benchmarks.") else None
+def _commit() -> str | None:
+    """TASK2VEC_COMMIT, else what git says of this folder, else None."""
+    if commit := os.environ.get("TASK2VEC_COMMIT"):
+        return commit
+    with suppress(OSError):  # git is not installed
+        here = Path(__file__).resolve().parent
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+        return git.stdout.strip() or None
+    return None
 
 
-def _arguments() -> list[str]:
-    """The command's arguments, without where the data lies on this machine."""
-    places = ("--data", "--root", "--cache", "--work", "--spec")
-    return ["DIR" if before in places else value for before, value in zip(sys.argv, sys.argv[1:], strict=False)]
+def _gpu() -> str | None:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _cpu() -> str:

@@ -1,78 +1,74 @@
-"""Where `fisher_embed` spends its time: features, head, Fisher, and waiting for images."""
+"""Where an embedding spends its time: features, head, Fisher, and waiting for images."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import torch
 
-from task2vec_ext.embed import fisher_embed as embed
-from task2vec_ext.probe import feed as _images
+from task2vec_ext import Probe, Task
+from task2vec_ext.data import Batch
+from task2vec_ext.embed import Team, Work, draw_images, fit_task_head, measure_fisher, read_features
+from task2vec_ext.probe.feed import ImageFeed, choose_device, on_device
+from task2vec_ext.settings import EmbedSettings
 
 
-@dataclass
+@dataclass(frozen=True)
 class Stages:
-    """Seconds of one `fisher_embed`. Both passes end with results on the CPU: the device has finished."""
+    """Seconds of one embedding. Every stage ends with its results on the CPU, so the device has finished."""
 
-    features: float = 0.0
-    head: float = 0.0
-    fisher: float = 0.0
-    waiting: float = 0.0
-    """Part of features and Fisher: the device idles because the next images are not there yet."""
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return self.features + self.head + self.fisher
+    features: float
+    head: float
+    fisher: float
+    waiting: float
+    """Part of features and Fisher: the device idles until the next images arrive."""
 
     @property
     def waiting_share(self) -> float:
-        """Share of the wall time in which the device waits for images."""
-        return self.waiting / self.total
+        """Share of the time in which the device waits for images."""
+        return self.waiting / (self.features + self.head + self.fisher)
 
 
-@contextmanager
-def stages() -> Iterator[Stages]:
-    """Yield the clock of the one `fisher_embed` called inside the block."""
-    clock = Stages()
-    started = time.perf_counter()
+def timed_stages(task: Task, probe: Probe, settings: EmbedSettings, work: Work) -> Stages:
+    """Take the steps of `task2vec_ext.embed.embed_task`, and return the seconds of each."""
+    device = choose_device(probe.module, work.device, owned=False)
+    feed = _TimedFeed(task, probe, device, work.batch_size, work.num_workers, progress=False)
+    ends = [time.perf_counter()]
+    layers, indices = settings.check(probe), draw_images(task, settings)
+    with on_device(probe.module, device):
+        seen = read_features(feed, settings.loss_object, layers, indices, work, Team(None))
+        ends.append(time.perf_counter())
+        head, targets = fit_task_head(seen, settings, device)
+        ends.append(time.perf_counter())
+        measure_fisher(feed, seen, layers, head, targets, settings)
+        ends.append(time.perf_counter())
+    features, head_fit, fisher = (end - start for start, end in itertools.pairwise(ends))
+    return Stages(features, head_fit, fisher, sum(feed.waits))
 
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            begun = time.perf_counter()
-            if name == "head":
-                clock.features = begun - started  # everything before it
-            try:
-                return function(*args, **kwargs)
-            finally:
-                setattr(clock, name, time.perf_counter() - begun)
 
-        return run
+@dataclass(frozen=True)
+class _TimedFeed(ImageFeed):
+    """A feed that keeps the seconds for which its reader waited."""
 
-    def waited_for(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        loaded = real_batches(*args, **kwargs)
-        try:
-            while True:
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()  # what is still running does not idle
-                begun = time.perf_counter()
-                batch = next(loaded, None)
-                clock.waiting += time.perf_counter() - begun
-                if batch is None:
-                    return
-                yield batch
-        finally:
-            loaded.close()  # a generator
+    waits: list[float] = field(default_factory=list)
 
-    real_batches = _images.batches
-    with (
-        mock.patch.object(_images, "batches", waited_for),
-        mock.patch.object(embed, "fit_head", timed("head", embed.fit_head)),
-        mock.patch.object(embed, "sum_fisher", timed("fisher", embed.sum_fisher)),
-    ):
-        yield clock
+    @contextmanager
+    def batches(self, *args: Any, **kwargs: Any) -> Iterator[Iterator[Batch]]:
+        with super().batches(*args, **kwargs) as loaded:
+            yield self._timed(loaded)
+
+    def _timed(self, loaded: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()  # while it still computes, it does not idle
+            started = time.perf_counter()
+            batch = next(loaded, None)
+            self.waits.append(time.perf_counter() - started)
+            if batch is None:
+                return
+            yield batch

@@ -1,4 +1,4 @@
-"""One step of a probe on random images: the plain one, the Fisher pass, and the reference that both answer to."""
+"""One step of a probe on random images: a plain training step, the Fisher pass, and the reference for both."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ from torch.nn import functional as F
 
 from task2vec_ext import Probe, load_probe
 from task2vec_ext.data import Batch
-from task2vec_ext.fisher.head import Head
-from task2vec_ext.fisher.per_sample import Estimator, cotangents, per_sample_fisher
+from task2vec_ext.fisher import Estimator, Head, cotangents, per_sample_fisher
 from task2vec_ext.kernels.reference import per_sample_grad_sq
+from task2vec_ext.probe import Layer
 from task2vec_ext.probe.folding import fold
-from task2vec_ext.probe.layers import Layer
 
 Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 LIMIT: dict[Precision, float] = {"fp32": 3e-2, "tf32": 5e-2, "bf16": 2e-1}
 """Largest relative error of a Fisher pass to the reference at batch size one, in the network's own arithmetic. It is
-wide for the ReLUs alone: one whose input is within rounding of zero may open in one of the two and not in the other.
-Measured for ResNet-34 in float32 on a CPU: 5e-10 at 224 px, 2e-3 at 112 px; on a GPU nothing. How exact the operator
-itself is, benchmarks/operator.py says."""
+wide because a ReLU whose input is within rounding of zero may open in one of the two and not in the other. Measured for
+ResNet-34 in float32 on a CPU: 5e-10 at 224 px, 2e-3 at 112 px; not measured on a GPU. benchmarks/filter_grad_sq.py
+measures the error of the operator itself."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a step is made of; small enough to hand to another process."""
+    """What a step is made of; small enough to send to another process."""
 
     arch: str
     batch_size: int
@@ -73,7 +72,7 @@ class Step:
     head: Head
     batch: Batch
     autocast: torch.dtype | None = None
-    """What the network computes in, other than its weights' own type."""
+    """What the network computes in, if not in its weights' own type."""
 
     @property
     def context(self) -> torch.autocast:
@@ -83,11 +82,11 @@ class Step:
     @property
     def weights(self) -> list[nn.Parameter]:
         """The weights an embedding describes, in its order."""
-        return [self.probe.module.get_submodule(layer.name).weight for layer in self.layers]
+        return [self.probe.weight(layer.name) for layer in self.layers]
 
     @cached_property
     def faster(self) -> Probe:
-        """The folded probe that `fisher_embed` makes once a task."""
+        """The folded probe that `fisher_embed` makes once for each task."""
         return fold(self.probe, self.layers, self.batch.images[:1])
 
     def loss(self) -> Tensor:
@@ -111,10 +110,10 @@ class Step:
             return per_sample_fisher(self.faster, self.layers, self.head, self.batch, estimator)
 
     def errors(self, images: int = 2) -> dict[str, float]:
-        """Return the relative errors of `fisher` on the first few images to autograd, one image at a time.
+        """Return the relative errors of `fisher` to autograd, one image at a time, on the first few images.
 
-        To autograd in the network's own arithmetic, which tells a wrong pass from a right one, and to float64, which
-        tells what that arithmetic costs.
+        To autograd in the network's own arithmetic, which shows a wrong pass, and to autograd in float64, which shows
+        the rounding error of that arithmetic.
         """
         few = Batch(*(part[:images] for part in self.batch))
         with self.context:
@@ -138,27 +137,27 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def reference_fisher(probe: Probe, layers: list[Layer], head: Head, batch: Batch, seed: int = 0) -> Tensor:
-    """Return what `per_sample_fisher` stands for ("signed"), ``[B, K]``, by autograd at batch size one."""
+    """Return what `per_sample_fisher` computes ("signed"), ``[B, K]``, by autograd at batch size one."""
     with torch.no_grad():
         features = torch.cat([probe.features(image[None]) for image in batch.images])
         (v,) = cotangents("signed", head.logits(features), batch.labels, batch.index, seed)
-    weights = [probe.module.get_submodule(layer.name).weight for layer in layers]
+    weights = [probe.weight(layer.name) for layer in layers]
     squares = per_sample_grad_sq(probe.features, batch.images, (v @ head.weight).to(features.dtype), weights)
     return torch.cat([part.double() / layer.fan_in for part, layer in zip(squares, layers, strict=True)], 1)
 
 
 def random_probe(arch: str) -> Probe:
-    """Return a probe with random weights whose BatchNorms know the activations' scale.
+    """Return a probe with random weights whose BatchNorms have the statistics of random images.
 
-    As built they believe in mean 0 and variance 1: activations grow from block to block, the softmax saturates, and
-    every gradient is zero.
+    With their initial mean 0 and variance 1, activations would grow from block to block, the softmax would saturate,
+    and every gradient would be zero.
     """
     probe = load_probe(arch, weights="random", preprocess=None)
     norms = [module for module in probe.module.modules() if isinstance(module, nn.BatchNorm2d)]
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
-    # Few small images are enough, and leave no large blocks behind for the memory's measurement to reuse.
+    # Few and small: the measurement of memory must find no large freed blocks to reuse.
     with torch.no_grad():
         probe.module.train()(torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
     for norm, momentum in zip(norms, before, strict=True):
@@ -168,13 +167,13 @@ def random_probe(arch: str) -> Probe:
 
 
 def set_precision(precision: Precision, device: str) -> None:
-    """Choose what float32 convolutions and products compute in on a GPU (torch's default lets cuDNN use TF32).
+    """Choose what float32 convolutions and products compute in on a GPU (by default, cuDNN may use TF32).
 
-    bf16 is autocast (`Step.context`): what it leaves in float32 is full float32.
+    bf16 is autocast (`Step.context`); operations it leaves in float32 use full float32.
     """
     if not device.startswith("cuda"):
         if precision == "tf32":
-            raise SystemExit(f"--precision tf32: expected fp32 or bf16 on {device}, TF32 needs a GPU.")
+            raise SystemExit(f"--precision tf32: expected fp32 or bf16 on {device}; TF32 needs a GPU.")
         return
     arithmetic = "tf32" if precision == "tf32" else "ieee"
     torch.backends.cudnn.conv.fp32_precision = arithmetic

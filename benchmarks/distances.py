@@ -1,26 +1,23 @@
 """How long do the d_sym distances between all of the paper's 1,460 tasks take?
 
-python -m benchmarks.distances [--tasks 1460] [--filters 8512] [--rounds 5]
+    python benchmarks/distances.py [--tasks 1460] [--filters 8512] [--rounds 5]
 
-Three ways in turn, round after round: a plain NumPy loop over pairs (a sample, extrapolated to all), the rows of torch
-operations in float64 that the other kinds are computed with (a sample of rows, extrapolated) and `distance_matrix`.
+Three ways in turn: a plain NumPy loop over pairs (a sample of pairs, extrapolated to all), rows of torch operations in
+float64, as the other distances are computed (a sample of rows, extrapolated), and `distance_matrix`.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-from pathlib import Path
-from statistics import median, quantiles
-from time import perf_counter
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+from _measure import check, interleave, peak_memory, print_table, summary
+from _record import write_record
 
-from benchmarks._record import write_result
 from task2vec_ext import distance_matrix
 from task2vec_ext.distance.rules import RULES, Tasks, row_distances
 
@@ -45,31 +42,41 @@ def main() -> None:
 
     matrix = distance_matrix(rows)  # the first call also pages the code in
     expected = numpy_loop(rows.numpy(), sample)
-    error = float(np.abs(matrix.numpy()[sample[:, 0], sample[:, 1]] - expected).max())
-    if error > TOLERANCE:
-        raise SystemExit(f"distances: expected the loop's numbers to {TOLERANCE}, got {error:g} off; not timed.")
+    error = check("distances", float(np.abs(matrix.numpy()[sample[:, 0], sample[:, 1]] - expected).max()), TOLERANCE)
 
     rule, few = RULES["sym"], 8
     vectors = rule.prepare(Tasks(rows, torch.empty(0), [], ""))
-    ways = {
-        "NumPy loop": (lambda: numpy_loop(rows.numpy(), sample), pairs / len(sample)),
-        "torch float64 rows": (
-            lambda: row_distances(rule, vectors.row(0), vectors.rows(slice(1, 1 + few))),
-            pairs / few,
-        ),
-        "native": (lambda: distance_matrix(rows), 1.0),
+    steps: dict[str, Callable[[], object]] = {
+        "NumPy loop": lambda: numpy_loop(rows.numpy(), sample),
+        "torch float64 rows": lambda: row_distances(rule, vectors.row(0), vectors.rows(slice(1, 1 + few))),
+        "native": lambda: distance_matrix(rows),
     }
+    extrapolated = {"NumPy loop": pairs / len(sample), "torch float64 rows": pairs / few}
     if torch.cuda.is_available():
         on_gpu = rows.cuda()
         distance_matrix(on_gpu)
-        ways["native, GPU (result on the CPU)"] = (lambda: distance_matrix(on_gpu), 1.0)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(options.rounds):
-        for name, (call, times) in ways.items():
-            start = perf_counter()
-            call()
-            seconds[name].append((perf_counter() - start) * times)
-    report(options, error, seconds, {name: times for name, (_, times) in ways.items()})
+        steps["native, GPU (result on the CPU)"] = lambda: distance_matrix(on_gpu)
+    seconds = {
+        name: [extrapolated.get(name, 1.0) * value for value in values]
+        for name, values in interleave(steps, options.rounds, "cpu").items()
+    }
+    peak = peak_memory(build, T, K, device="cpu") if sys.platform == "linux" else None
+    loop = summary(seconds["NumPy loop"])["median"]
+    ways = {
+        name: {
+            "seconds": summary(values),
+            "times_the_loop": loop / summary(values)["median"],
+            "extrapolated_by": extrapolated.get(name, 1.0),
+        }
+        for name, values in seconds.items()
+    }
+    print_table(
+        f"{T} × {K}; largest error against the loop {error:.1e}; native peak beyond the input {peak} bytes",
+        ["way", "seconds", "extrapolated by", "times the loop"],
+        [(name, way["seconds"]["median"], way["extrapolated_by"], way["times_the_loop"]) for name, way in ways.items()],
+    )
+    result = {"tasks": T, "filters": K, "threads": options.threads, "max_error": error}
+    print(write_record("distances", {**result, "peak_bytes_beyond_input": peak, "ways": ways}))
 
 
 def embeddings(T: int, K: int) -> torch.Tensor:
@@ -87,51 +94,11 @@ def numpy_loop(rows: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return distances
 
 
-def peak_bytes(T: int, K: int, threads: int) -> int | None:
-    """Resident memory that `distance_matrix` adds to a fresh process that holds the embeddings (Linux)."""
-    script = f"""
-import re, torch
-from pathlib import Path
-from benchmarks.distances import embeddings
-from task2vec_ext import distance_matrix
-def status(field):
-    return 1024 * int(re.search(field + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
-torch.set_num_threads({threads})
-rows = embeddings({T}, {K})
-distance_matrix(rows[:2])
-Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-before = status("VmRSS")
-distance_matrix(rows)
-print(status("VmHWM") - before)
-"""
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return int(done.stdout)
-
-
-def report(
-    options: argparse.Namespace, error: float, seconds: dict[str, list[float]], extrapolated: dict[str, float]
-) -> None:
-    """Print the table and write the JSON."""
-    loop = median(seconds["NumPy loop"])
-    peak = peak_bytes(options.tasks, options.filters, options.threads)
-    table = Table("way", "median s", "IQR s", "times the loop", title=f"{options.tasks} × {options.filters}")
-    ways = {}
-    for name, values in seconds.items():
-        middle, (low, _, high) = median(values), quantiles(values, n=4)
-        ways[name] = {
-            "seconds": {"median": middle, "iqr": high - low, "n": len(values)},
-            "times_the_loop": loop / middle,
-            "extrapolated_by": extrapolated[name],
-        }
-        label = name + (" (extrapolated)" if extrapolated[name] != 1 else "")
-        table.add_row(label, f"{middle:.3g}", f"{high - low:.2g}", f"{loop / middle:.3g}")
-    console = Console()
-    console.print(table)
-    console.print(f"largest error against the loop {error:.1e}; native peak beyond the input {peak} bytes")
-    result = {"tasks": options.tasks, "filters": options.filters, "threads": options.threads, "max_error": error}
-    console.print(str(write_result("distances", {**result, "peak_bytes_beyond_input": peak, "ways": ways})))
+def build(T: int, K: int) -> Callable[[], object]:
+    """Return the step whose memory is measured, its code loaded."""
+    rows = embeddings(T, K)
+    distance_matrix(rows[:2])
+    return partial(distance_matrix, rows)
 
 
 if __name__ == "__main__":

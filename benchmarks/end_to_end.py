@@ -1,6 +1,6 @@
 """What does an embedding cost from call to return, in plain steps over the same images, and where does the time go?
 
-    python -m benchmarks.end_to_end [--arch resnet34] [--images 512] [--batch-size 32]
+    python benchmarks/end_to_end.py [--arch resnet34] [--images 512] [--batch-size 32]
 
 `fisher_embed` of preprocessed images in memory, everything included, against what no method can do without: one
 forward pass over them (to fit the head) and one plain forward and backward.
@@ -10,21 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from statistics import median
 from typing import Any
 
 import torch
+from _measure import check, interleave, parser, print_table, ratio, summary
+from _record import write_record
+from _stages import timed_stages
+from _step import LIMIT, Setup, Step, reference_fisher, relative_error
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from benchmarks._measure import check, interleave, parser, print_table, ratio, summary
-from benchmarks._record import write_result
-from benchmarks._stages import Stages, stages
-from benchmarks._step import LIMIT, Setup, Step, reference_fisher, relative_error
-from task2vec_ext import Embedding, Probe, fisher_embed
+from task2vec_ext import Embedding, Probe, as_task, fisher_embed
 from task2vec_ext.data import Batch
-from task2vec_ext.fisher.head import fit_head
+from task2vec_ext.embed import Work
+from task2vec_ext.fisher import fit_head
+from task2vec_ext.settings import EmbedSettings
 
 CLASSES = 10
 
@@ -43,7 +44,7 @@ def main() -> None:
         Setup(options.arch, batch_size, options.size, options.device, precision), options.images, options.repeats
     )
     report(result)
-    print(write_result("end_to_end", result))
+    print(write_record("end_to_end", result))
 
 
 def measure(setup: Setup, count: int, repeats: int) -> dict[str, Any]:
@@ -58,19 +59,14 @@ def measure(setup: Setup, count: int, repeats: int) -> dict[str, Any]:
     few = 2 * CLASSES
     error = error_of(embed(TensorDataset(*task[:few])), step.probe, *task[:few])
     check("fisher_embed", error, LIMIT[setup.precision])
-    clocks: list[Stages] = []
-
-    def clocked() -> None:
-        with stages() as clock:
-            embed()
-        clocks.append(clock)
-
     ways: dict[str, Callable[[], object]] = {
         "plain": lambda: plain_steps(step, images, labels, setup.batch_size),
-        "fisher_embed": clocked,
+        "fisher_embed": embed,
     }
     replace(setup, batch_size=2).build().plain()  # what a first call loads
     seconds = interleave(ways, repeats, setup.device)
+    work = Work(setup.device, setup.batch_size, progress=False)
+    stages = timed_stages(as_task(task), step.probe, EmbedSettings(), work)
     return {
         "arch": setup.arch,
         "images": count,
@@ -81,7 +77,7 @@ def measure(setup: Setup, count: int, repeats: int) -> dict[str, Any]:
         "relative_error": error,
         "seconds": {name: summary(values) for name, values in seconds.items()},
         "time_ratio": ratio(seconds["fisher_embed"], seconds["plain"]),
-        "stages": {name: median(asdict(clock)[name] for clock in clocks) for name in asdict(clocks[0])},
+        "stages": asdict(stages),
     }
 
 

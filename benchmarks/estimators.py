@@ -1,44 +1,46 @@
 """How far are the one-pass estimators from the exact Fisher, on a real task with a confident head?
 
-python -m benchmarks.estimators --data DIR [--task cub_order_charadriiformes] [--seeds 5]
+python benchmarks/estimators.py --data DIR [--task cub_order_charadriiformes] [--seeds 5]
 """
 
 from __future__ import annotations
 
 from statistics import median
 
-import torch
+import _tasks
+from _record import write_record
 from rich.progress import track
 
-from benchmarks import _real
-from benchmarks._record import write_result
 from task2vec_ext import cross_distances, fisher_embed
-from task2vec_ext.fisher.head import DEFAULT_L2
+from task2vec_ext.data import draw, read_labels, subset
+from task2vec_ext.fisher import HeadSettings
+from task2vec_ext.settings import EmbedSettings
 
 
 def main() -> None:
     """Embed once with ``exact``, with the others at several seeds, and compare."""
-    parser = _real.parser(__doc__ or "")
+    parser = _tasks.parser(__doc__)
     parser.add_argument("--task", default="cub_order_charadriiformes")
     parser.add_argument("--num-samples", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
-        "--l2", type=float, nargs="+", default=[DEFAULT_L2["lbfgs"]], help="L2 of the head: smaller, more confident"
+        "--l2", type=float, nargs="+", default=[HeadSettings().penalty], help="L2 of the head: smaller, more confident"
     )
     options = parser.parse_args()
 
-    (real,) = _real.real_tasks(options.data, only=[options.task])
-    net = _real.probe(options)
-    rows = []
+    (task,) = _tasks.real_tasks(options.data, only=[options.task])
+    # One draw of images, whose head has no randomness: the seed varies the estimator's noise alone.
+    images = subset(task, draw(read_labels(task), options.num_samples, seed=0))
+    net = _tasks.probe(options)
+    result = {name: getattr(options, name) for name in ("task", "probe", "image_size", "seeds")}
+    rows: list[dict] = []
     for l2 in options.l2:
-        # The draw of images and the head are those of seed 0 throughout: only the estimator's noise varies.
-        images = torch.utils.data.Subset(real.task, _indices(real.task, options.num_samples))
-        settings = {"head_l2": l2, "progress": False, "name": options.task}
-        exact = fisher_embed(images, net, estimator="exact", **settings)
+        settings = EmbedSettings(head=HeadSettings(l2=l2))
+        exact = fisher_embed(images, net, settings=settings, estimator="exact", progress=False)
         for estimator in ("signed", "sampled"):
             errors, distances = [], []
             for seed in track(range(options.seeds), f"l2 {l2:g}, {estimator}"):
-                other = fisher_embed(images, net, estimator=estimator, seed=seed, **settings)
+                other = fisher_embed(images, net, settings=settings, estimator=estimator, seed=seed, progress=False)
                 errors.append(float((other.fisher - exact.fisher).norm() / exact.fisher.norm()))
                 distances.append(float(cross_distances([exact], [other])[0, 0]))
             rows.append(
@@ -52,19 +54,8 @@ def main() -> None:
                 }
             )
             print(rows[-1])
-    result = {
-        "task": options.task,
-        "images": exact.num_samples,
-        "seeds": options.seeds,
-        "image_size": options.image_size,
-    }
-    print(write_result("estimators", {**result, "probe": options.probe, "rows": rows}))
-
-
-def _indices(task: _real.Task, count: int) -> list[int]:
-    from task2vec_ext.data import draw
-
-    return draw(task.labels, count, seed=0).tolist()
+            path = write_record("estimators", {**result, "images": exact.num_samples, "rows": rows})
+    print(path)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,29 @@
-"""What does the Fisher cost, in plain training steps? Time and memory of the whole pass, and where the time goes.
+"""What does the Fisher pass cost, in plain training steps? Time and memory, and where the time goes.
 
-    python -m benchmarks.fisher_pass [--arch resnet34 resnet50 resnet18] [--batch-size 16] [--precision fp32]
+    python benchmarks/fisher_pass.py [--arch resnet34 resnet50 resnet18] [--batch-size 16] [--precision fp32]
 
-Plain is one forward and backward of the summed loss with every weight's gradient, in eval mode. Both are timed with
-contiguous and with channels-last images and weights; the faster of each counts.
+A plain step is one forward and backward of the summed loss with every weight's gradient, in eval mode. Both are timed
+with contiguous and with channels-last images and weights; the faster layout of each counts.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from _measure import check, interleave, parser, peak_memory, print_table, ratio, say, seconds_of, summary
+from _record import write_record
+from _step import LIMIT, PRECISIONS, Setup, Step
+from torch import Tensor
 
-from benchmarks._measure import check, interleave, parser, peak_memory, print_table, ratio, say, seconds_of, summary
-from benchmarks._record import write_result
-from benchmarks._step import LIMIT, PRECISIONS, Setup, Step
-from task2vec_ext.fisher.capture import _grad_sq, _Root
+from task2vec_ext.kernels import filter_grad_sq
 from task2vec_ext.kernels.geometry import conv_geometry
 from task2vec_ext.kernels.routes import Route, choose_route
 from task2vec_ext.probe.probe import frozen
-from task2vec_ext.probe.watch import ConvUse
+from task2vec_ext.probe.watch import ConvUse, Watch
 
 LAYOUTS = {"contiguous": False, "channels-last": True}
 
@@ -45,16 +44,13 @@ def main() -> None:
             setup = Setup(arch, options.batch_size, options.size, options.device, precision)
             rows.append(measure(setup, options.repeats))
             report(rows[-1])
-    print(write_result("fisher_pass", {**common(options), "rows": rows}))
-
-
-def common(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what all rows share."""
-    return {"batch_size": options.batch_size, "size": options.size, "device": options.device}
+            common = {name: getattr(options, name) for name in ("batch_size", "size", "device")}
+            path = write_record("fisher_pass", {**common, "rows": rows})
+    print(path)
 
 
 def measure(setup: Setup, repeats: int, *, memory: bool = True) -> dict[str, Any]:
-    """Return time and memory of both ways in both layouts, their ratios, and the break-down of ours."""
+    """Return time and memory of both ways in both layouts, their ratios, and the breakdown of ours."""
     steps = {layout: replace(setup, channels_last=last).build() for layout, last in LAYOUTS.items()}
     for layout, step in steps.items():
         errors = step.errors()
@@ -86,12 +82,12 @@ def measure(setup: Setup, repeats: int, *, memory: bool = True) -> dict[str, Any
 
 
 def fastest(seconds: Mapping[str, list[float]], kind: str) -> str:
-    """Return the layout's way of this kind with the smallest median."""
+    """Return the way of this kind, over the layouts, with the smallest median."""
     return min((name for name in seconds if name.startswith(kind)), key=lambda name: summary(seconds[name])["median"])
 
 
 def build(setup: Setup, way: str) -> Callable[[], object]:
-    """Return one way's step, warmed up on one small image: what a first call loads is not the step's memory."""
+    """Return one way's step, warmed up on one small image: what the first call loads is not the step's memory."""
     kind, layout = way.split()
     setup = replace(setup, channels_last=LAYOUTS[layout])
     getattr(replace(setup, batch_size=1, size=64).build(), kind)()
@@ -99,19 +95,21 @@ def build(setup: Setup, way: str) -> Callable[[], object]:
 
 
 def breakdown(step: Step, repeats: int, device: str) -> dict[str, Any]:
-    """Return median seconds of the folded probe: forward, input gradients, the operator by route and by layer.
+    """Return median seconds of the folded probe: forward, input gradients, and the operator by route and by layer.
 
-    The operator is timed alone, on each layer's own tensors as they pass by: its times and the others' add up to the
-    whole pass only as far as nothing overlaps.
+    The operator is timed alone, on each layer's own tensors. The parts add up to the whole pass only if nothing
+    overlaps.
     """
     seconds: dict[str, list[float]] = {layer.name: [] for layer in step.layers}
     routes: dict[str, Route] = {}
 
-    def operator(name: str, module: nn.Conv2d, input: Tensor, grad_output: Tensor) -> None:
-        arguments = (module.weight.shape, module.stride, module.padding, module.dilation, module.groups)
-        routes[name] = choose_route(conv_geometry(input, grad_output.to(input.dtype), *arguments), input.device.type)
-        use = ConvUse(input, module.weight, None, *arguments[1:])
-        seconds[name].append(seconds_of(lambda: _grad_sq(use, input, grad_output, len(input)), device))
+    def operator(name: str, use: ConvUse, grad_output: Tensor) -> None:
+        input = use.input.detach().to(grad_output.dtype)  # under autocast the layer computes in a narrower type
+        if input.device.type == "cpu" and input.dtype == torch.bfloat16:  # which the operator does not take on the CPU
+            input, grad_output = input.float(), grad_output.float()
+        layer = (use.weight.shape, use.stride, use.padding, use.dilation, use.groups)
+        routes[name] = choose_route(conv_geometry(input, grad_output, *layer), input.device.type)
+        seconds[name].append(seconds_of(lambda: filter_grad_sq(input, grad_output, *layer), device))
 
     for _ in range(repeats):
         input_gradients(step, operator)
@@ -128,29 +126,21 @@ def breakdown(step: Step, repeats: int, device: str) -> dict[str, Any]:
     }
 
 
-def input_gradients(step: Step, each: Callable[[str, nn.Conv2d, Tensor, Tensor], None] | None = None) -> None:
-    """Run forward and backward without any weight gradient, and hand every conv's input and grad_output to `each`."""
+def input_gradients(step: Step, each: Callable[[str, ConvUse, Tensor], None] | None = None) -> None:
+    """Run forward and backward without any weight gradient; `each` is given every layer's use and grad_output."""
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def forward_hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if not output.requires_grad:  # the first layer: the graph starts here
-                output = _Root.apply(output, torch.empty(0, requires_grad=True))
-            if each is not None:
-                input = args[0].detach()
-                output.register_hook(lambda grad_output: each(name, module, input, grad_output))
-            return output
+    def follow(name: str, use: ConvUse, output: Tensor) -> Tensor:
+        if not output.requires_grad:  # the first layer: the graph starts here; cloned, as an in-place ReLU may follow
+            output = output.detach().requires_grad_().clone()
+        if each is not None:
+            output.register_hook(lambda grad_output: each(name, use, grad_output))
+        return output
 
-        return forward_hook
-
-    modules = [(layer.name, step.faster.module.get_submodule(layer.name)) for layer in step.layers]
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules]
-    try:
-        with frozen(step.faster.module), torch.enable_grad(), step.context:
-            features = step.faster.features(step.batch.images)
-            features.sum().backward()
-    finally:
-        for handle in handles:
-            handle.remove()
+    probe = step.faster
+    weights = {layer.name: probe.weight(layer.name) for layer in step.layers}
+    with frozen(probe.module), torch.enable_grad(), step.context, Watch(weights, follow):
+        features = probe.features(step.batch.images)
+    features.sum().backward()
 
 
 def report(row: dict[str, Any]) -> None:

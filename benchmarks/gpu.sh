@@ -59,18 +59,18 @@ step() { # NAME SECONDS COMMAND…
 
 step build 120 "$python" -m pip install . --no-build-isolation --no-deps --quiet --target "$work/site"
 
-# From a folder without the package's sources: they would hide what was built.
+# From a folder without the package's sources: for pytest they would hide what was built.
 mkdir "$work/run"
 ln -s "$root"/{benchmarks,tests,pyproject.toml} "$work/run"
 cd "$work/run" || exit
 export PYTHONPATH=$work/site TASK2VEC_REQUIRE_CUDA=1
 cuda_tests=("$python" -m pytest -q -p no:cacheprovider tests/kernels/test_cuda.py)
 sanitizer=(compute-sanitizer --kernel-name kns=task2vec --error-exitcode 99) # our own kernels alone
-benchmark() { step "$1" "$2" "$python" -m "benchmarks.$1" "${@:3}"; }
+benchmark() { step "$1" "$2" "$python" "benchmarks/$1.py" "${@:3}"; }
 
 step "CUDA tests" 60 "${cuda_tests[@]}"
 benchmark fisher_pass 100 --arch resnet34 resnet50 --repeats 3
-benchmark operator 60 --arch resnet34 resnet50 --repeats 3
+benchmark filter_grad_sq 60 --arch resnet34 resnet50 --repeats 3
 benchmark variational 60 --repeats 3
 benchmark distances 40
 if command -v compute-sanitizer >/dev/null; then

@@ -1,12 +1,12 @@
 r"""Which selector finds the best expert? Trains experts, measures every expert's error on every task, scores selectors.
 
-    python -m benchmarks.model_selection --data DIR --work DIR
-    python -m benchmarks.model_selection --spec inat2018:DIR --spec cub:DIR --work DIR --probe resnet34 \
+    python benchmarks/model_selection.py --data DIR --work DIR
+    python benchmarks/model_selection.py --spec inat2018:DIR --spec cub:DIR --work DIR --probe resnet34 \
         --image-size 224 --recipe paper --experts-per-domain 25 --tasks-per-domain 25      # the paper's 50 × 50
 
-Everything lands in the work folder; killed and started again, it goes on. Experts and tasks are the largest of every
-domain. All images are parted once, by a hash of their names: half to learn from (experts, classifiers, embeddings),
-half to be tested on.
+The work folder keeps everything: an interrupted run resumes there. Experts and tasks are the largest of every domain.
+All images are parted once, by a hash of their names: half for training (experts, classifiers, embeddings), half for
+testing.
 """
 
 from __future__ import annotations
@@ -18,22 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import get_args
+from urllib.parse import quote
 
 import torch
+from _record import results_folder, write_record
+from _selection import facts, print_table, reasons, reliability, score
+from _tasks import MetaTask, domains, largest, num_samples, part, real_tasks
 
-from benchmarks import _real
-from benchmarks._meta_task import MetaTask, count, domains, largest, part
-from benchmarks._reasons import reasons, reliability
-from benchmarks._record import RESULTS, hardware, write_result
-from benchmarks._scoring import facts, print_table, score
 from task2vec_ext import Embedding, Probe, fisher_embed, load_probe
-from task2vec_ext._util.names import safe_name
 from task2vec_ext.data import tasks_from
-from task2vec_ext.experts.errors import IMAGENET, ErrorMatrix
-from task2vec_ext.experts.expert import Expert, train_expert
+from task2vec_ext.experts import IMAGENET, ErrorMatrix, Expert, train_expert, transfer_errors
 from task2vec_ext.experts.features import ExpertFeatures, Extractor
 from task2vec_ext.experts.recipe import RECIPES, RecipeName
-from task2vec_ext.experts.transfer import transfer_errors
 from task2vec_ext.selection import SELECTORS
 
 Outputs = Callable[[str, str], ExpertFeatures]
@@ -71,15 +67,13 @@ def main() -> None:
         errors,
         known,
         {name: task.domain for name, task in by_name.items()},
-        {task.name: min(len(task.test), count(task.test, options.test_samples)) for task in targets},
+        {task.name: min(len(task.test), num_samples(task.test, options.test_samples)) for task in targets},
         scored.second,
     )
     why["reliability"] = reliabilities(extractor, targets, options)
     for key, value in why.items():
         print(f"{key:>30}: {value}")
-    kept = RESULTS / hardware() / f"{options.name}_errors.csv"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    errors.write_csv(kept)
+    errors.write_csv(results_folder() / f"{options.name}_errors.csv")
     result = {
         "domains": domains(targets),
         "samples": {key: value for key, value in vars(options).items() if key.endswith("_samples")},
@@ -88,7 +82,7 @@ def main() -> None:
         "reasons": why,
         "second_half": scored.second.to_json(),
     }
-    print(write_result(options.name, result))
+    print(write_record(options.name, result))
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -119,9 +113,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def meta_tasks(options: argparse.Namespace) -> list[MetaTask]:
     """Return all tasks of the data, parted."""
-    if options.data is not None:
-        return [part(real.domain, real.task) for real in _real.real_tasks(options.data)]
-    return [part(str(task.metadata.get("domain", "")), task) for task in tasks_from(*options.spec)]
+    return [part(task) for task in (real_tasks(options.data) if options.data else tasks_from(*options.spec))]
 
 
 def weights(options: argparse.Namespace) -> str | Path | None:
@@ -144,7 +136,7 @@ def train(tasks: list[MetaTask], probe: Probe, options: argparse.Namespace) -> l
             options.work / "experts",
             probe,
             recipe=recipe,
-            num_samples=count(task.train, options.expert_samples),
+            num_samples=num_samples(task.train, options.expert_samples),
             dtype=getattr(torch, options.dtype),
             num_workers=options.num_workers,
         )
@@ -160,9 +152,9 @@ def embed(tasks: list[MetaTask], probe: Probe, options: argparse.Namespace) -> d
     folder.mkdir(exist_ok=True)
     found = {}
     for task in tasks:
-        file = folder / f"{safe_name(task.name)}.safetensors"
+        file = folder / f"{quote(task.name, safe='')}.safetensors"
         if not file.exists():
-            samples = count(task.train, options.embedding_samples)
+            samples = num_samples(task.train, options.embedding_samples)
             fisher_embed(task.train, probe, num_samples=samples, num_workers=options.num_workers).save(file)
             print(f"{task.name}: embedded", flush=True)
         found[task.name] = Embedding.load(file)
@@ -178,8 +170,8 @@ def transfer(experts: list[Expert], tasks: list[MetaTask], probe: Probe, options
             rows,
             [(task.train, task.test)],
             options.work / "errors.csv",
-            num_samples=count(task.train, options.train_samples),
-            num_test=count(task.test, options.test_samples),
+            num_samples=num_samples(task.train, options.train_samples),
+            num_test=num_samples(task.test, options.test_samples),
             dtype=getattr(torch, options.dtype),
             num_workers=options.num_workers,
             cache=options.work / "features",
@@ -193,7 +185,7 @@ def outputs(extractor: Extractor, tasks: dict[str, MetaTask], options: argparse.
 
     def of(task: str, expert: str) -> ExpertFeatures:
         images = tasks[task].train
-        return extractor(images, num_samples=count(images, options.train_samples), only=[expert])[expert]
+        return extractor(images, num_samples=num_samples(images, options.train_samples), only=[expert])[expert]
 
     return of
 
@@ -202,8 +194,8 @@ def reliabilities(extractor: Extractor, tasks: list[MetaTask], options: argparse
     """Return how reliable errors on so few test images are: means over the tasks."""
     found = []
     for task in tasks:
-        train = extractor(task.train, num_samples=count(task.train, options.train_samples))
-        test = extractor(task.test, num_samples=count(task.test, options.test_samples))
+        train = extractor(task.train, num_samples=num_samples(task.train, options.train_samples))
+        test = extractor(task.test, num_samples=num_samples(task.test, options.test_samples))
         found.append(reliability(train, test, task.name))
     agree, over = (mean(values) for values in zip(*found, strict=True))
     # Spearman and Brown: of twice as many images.

@@ -1,12 +1,12 @@
 """How long does it take to find a task's nearest among very many, and how many of them does the shortlist find?
 
-python -m benchmarks.nearest --data DIR [--tasks 200000] [--queries 50] [--images 60] [--cache DIR]
+    python benchmarks/nearest.py --data DIR [--tasks 200000] [--queries 50] [--images 60] [--cache DIR]
 
-The real tasks of --data are embedded first (`build_library`; --cache keeps them). Around them so many synthetic ones
-are drawn: the log-Fisher of a real task, up to half of the way to that of another, 10 % noise a filter (about the error
-of an embedding of a hundred images) and a scale; written to a temporary matrix. Queries are drawn in the same way.
-Then, query by query: all rows compared (`_matrix.nearest`), and the faiss shortlist with its candidates compared. First
-it is checked that float32 rows give the distances of float64 ones.
+The real tasks of --data are embedded first (`build_library`; --cache keeps them). Synthetic tasks are drawn around them
+and written to a temporary matrix: the log-Fisher of a real task, moved up to half of the way to another's, with 10 %
+noise on each filter (about the error of an embedding of a hundred images) and a random scale. Queries are drawn alike.
+Each query is then compared with all rows (`task2vec_ext.library.matrix.nearest`), and with the candidates of the faiss
+shortlist. Checked first: float32 rows give the distances of float64 ones.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from _measure import check, peak_memory, print_table, say, summary
+from _record import write_record
+from _tasks import parser, probe, real_tasks
 from torch import Tensor
 
-from benchmarks._measure import check, peak_memory, print_table, say, summary
-from benchmarks._real import parser, probe, real_tasks
-from benchmarks._record import write_result
 from task2vec_ext import build_library
 from task2vec_ext.kernels.pairwise import sym_distances
-from task2vec_ext.library import shortlist as _shortlist
+from task2vec_ext.library import shortlist
 from task2vec_ext.library.matrix import Matrix, nearest
+from task2vec_ext.settings import EmbedSettings
 
 K_NEAREST = 10
 NOISE, MIXED, SCALE = 0.1, 0.5, 0.5
@@ -36,11 +37,11 @@ ROUNDING = 1e-7
 
 def main() -> None:
     """Check, then time and count."""
-    arguments = parser(__doc__ or "")
+    arguments = parser(__doc__)
     arguments.add_argument("--tasks", type=int, default=200_000)
     arguments.add_argument("--queries", type=int, default=50)
     arguments.add_argument("--images", type=int, default=60, help="of each real task")
-    arguments.add_argument("--candidates", type=int, nargs="+", default=[100, 300, _shortlist.CANDIDATES])
+    arguments.add_argument("--candidates", type=int, nargs="+", default=[100, 300, shortlist.CANDIDATES])
     arguments.add_argument("--cache", type=Path, help="folder that keeps the real tasks' library")
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -53,14 +54,14 @@ def main() -> None:
         [(name, way["seconds"]["median"], way["recall"], way["lowest"]) for name, way in result["ways"].items()],
     )
     print(f"memory of the exact way {result['exact_peak_bytes'] / 2**20:.0f} MiB")
-    print(write_result("nearest", result))
+    print(write_record("nearest", result))
 
 
 def real_embeddings(options: Any, folder: Path) -> Tensor:
     """Return F of the real tasks, ``[T, K]``."""
     say("real tasks")
-    tasks = [real.task for real in real_tasks(options.data)]
-    library = build_library(tasks, folder, probe(options), num_samples=options.images, error_bars=False)
+    settings = EmbedSettings(num_samples=options.images)
+    library = build_library(real_tasks(options.data), folder, probe(options), settings=settings)
     done = [entry.name for entry in library.entries() if entry.state == "done"]  # not tasks of more classes than images
     return torch.stack([library.embedding(name).fisher for name in done])
 
@@ -89,13 +90,13 @@ def measure(real: Tensor, tasks: int, queries: int, candidates: list[int], folde
 
     say("shortlist")
     started = perf_counter()
-    index = _shortlist.build(matrix, slots)
+    index = shortlist.build(matrix, slots)
     built = perf_counter() - started
     for count in candidates:
         seconds, recall = [], []
         for query, expected in zip(asked.split(1), truth, strict=True):
             started = perf_counter()
-            some = torch.from_numpy(index.search(_shortlist.features(query).numpy(), count)[1])[0].sort().values
+            some = torch.from_numpy(index.search(shortlist.features(query).numpy(), count)[1])[0].sort().values
             found = nearest(matrix, query, some, K_NEAREST).slots[0]
             seconds.append(perf_counter() - started)
             recall.append(float(torch.isin(found, expected).float().mean()))

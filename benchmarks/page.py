@@ -1,7 +1,7 @@
-"""The site's page of benchmarks, from the JSON in benchmarks/results/ (docs/hooks.py puts it into docs/benchmarks.md).
+"""All records as Markdown tables, for the site's page of benchmarks (docs/hooks.py).
 
-The tables hold every figure, with its quartiles where it has any, but for what is told layer by layer: that is in the
-JSON, which the site carries.
+The tables have every figure, with its quartiles if there are any, except figures of single layers: the page links to
+the JSON.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import Record, source
+from report import Record, command, source
 
 _MOST_PARTS = 12
-"""Of a nested dictionary that is still columns of a table: more are layers, or shapes."""
+"""A nested dictionary of more parts holds layers or shapes and has no columns in the table."""
 
 
 def questions(readme: str) -> dict[str, str]:
-    """Return what each benchmark asks, from the table of benchmarks/README.md."""
-    return dict(re.findall(r"^\| `python -m benchmarks\.(\w+)[^|]*\| ([^|]+?) \|$", readme, re.M))
+    """Return the question that each benchmark answers, from the table of benchmarks/README.md."""
+    return dict(re.findall(r"^\| `python benchmarks/(\w+)\.py[^|]*\| ([^|]+?) \|$", readme, re.M))
 
 
 def page(results: Path, readme: str) -> str:
@@ -27,14 +27,14 @@ def page(results: Path, readme: str) -> str:
     asked, lines = questions(readme), []
     for file in sorted(results.glob("*/*.json")):
         record: Record = json.loads(file.read_text(encoding="utf-8"))
-        name = record["benchmark"]
-        question = next((text for module, text in asked.items() if name.startswith(module)), None)
+        name = file.stem
+        question = next((text for script, text in asked.items() if name.startswith(script)), None)
         if question is None:
             raise SystemExit(f"page: expected a row for {name} in benchmarks/README.md, found none; add it.")
         lines += [
             f"### {name}",
             "",
-            f"{question} `{record['command']}`",
+            f"{question} `{command(record)}`",
             "",
             f"{source(record)} · [JSON](results/{file.parent.name}/{file.name})",
             "",
@@ -44,7 +44,7 @@ def page(results: Path, readme: str) -> str:
 
 
 def _tables(result: dict[str, Any]) -> list[str]:
-    """A table of what is single, and one for each list or dictionary of alike records."""
+    """Return a table of the single values, and one for each list or dictionary of similar records."""
     single: dict[str, str] = {}
     lines: list[str] = []
     for name, value in result.items():
@@ -59,7 +59,7 @@ def _tables(result: dict[str, Any]) -> list[str]:
 
 
 def _rows(name: str, value: Any) -> list[dict[str, str]] | None:
-    """The rows of a table, or None where a value is no collection of records."""
+    """Return the rows of a table, or None if the value is no collection of records."""
     if isinstance(value, dict) and value and not _is_figure(value):
         if not all(isinstance(part, dict) and not _is_figure(part) for part in value.values()):
             return None
@@ -70,7 +70,7 @@ def _rows(name: str, value: Any) -> list[dict[str, str]] | None:
 
 
 def _row_of_each(record: dict[str, Any]) -> list[dict[str, str]]:
-    """A record's row, or where it holds a list of records (a curve's points) one of each of those."""
+    """Return a record's row, or a row for each point if it holds a curve (a list of records)."""
     points = next((value for value in record.values() if _is_list(value)), [{}])
     return [_cells(record) | _cells(point) for point in points]
 
@@ -80,7 +80,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _cells(record: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """A record as text, parts of parts named ``part · part``."""
+    """Return a record's values as text; nested values are named ``part · part``."""
     cells: dict[str, str] = {}
     for key, value in record.items():
         name = prefix + key.replace("_", " ")

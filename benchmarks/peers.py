@@ -1,10 +1,10 @@
-"""Per-sample squared gradients per filter, five ways: ours, torch.func, Opacus, BackPACK, and one image at a time.
+"""Per-sample squared gradients of each filter, five ways: ours, torch.func, Opacus, BackPACK, one image at a time.
 
     pip install ".[bench]"
-    python -m benchmarks.peers [--arch resnet34] [--batch-size 16]
+    python benchmarks/peers.py [--arch resnet34] [--batch-size 16]
 
-Every way gives Σ_n ‖∂ loss_n / ∂w_o‖² for every filter o of every convolution, loss the cross-entropy; a way whose
-numbers differ is not timed. Each is used as its own documentation says for this purpose:
+Every way gives Σ_n ‖∂ loss_n / ∂w_o‖² for every filter o of every convolution, with cross-entropy as the loss; a way
+whose numbers differ is not timed. Each is used as its own documentation recommends:
 
 - vmap: `torch.func.vmap(grad(loss))` over the batch, then squared and summed
 - opacus: `GradSampleModule`, whose ``grad_sample`` is squared and summed (its ghost clipping gives the norm over a
@@ -12,7 +12,8 @@ numbers differ is not timed. Each is used as its own documentation says for this
 - backpack: the `SumGradSquared` extension on the network converted by ``extend(…, use_converter=True)``
 - loop: ordinary gradients at batch size one
 
-All but plain freeze what an embedding does not describe (BatchNorm, head). A package that is not installed is left out.
+All but the plain step freeze what an embedding does not describe (BatchNorm, head). Packages that are not installed are
+left out.
 """
 
 from __future__ import annotations
@@ -25,13 +26,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from _measure import check, interleave, parser, peak_memory, print_table, ratio, say, summary
+from _record import write_record
+from _step import LIMIT, Setup, Step, relative_error
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
-
-from benchmarks._measure import check, interleave, parser, peak_memory, print_table, ratio, say, summary
-from benchmarks._record import write_result
-from benchmarks._step import LIMIT, Setup, Step, relative_error
 
 PACKAGES = {"opacus": "opacus", "backpack": "backpack-for-pytorch"}
 
@@ -47,7 +47,7 @@ def main() -> None:
         Setup(options.arch, options.batch_size, options.size, options.device), options.repeats, options.budget
     )
     report(row)
-    print(write_result("peers", row))
+    print(write_record("peers", row))
 
 
 def measure(setup: Setup, repeats: int, budget: float = 60, *, memory: bool = True) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def measure(setup: Setup, repeats: int, budget: float = 60, *, memory: bool = Tr
             continue
         say(name)
         try:
-            if memory:  # first: what takes too much ends there, in a process of its own
+            if memory:  # first, in a process of its own: a way that needs too much memory ends there
                 row["peak_bytes"] = peak_memory(build, setup, name, device=setup.device)
             way = WAYS[name](setup.build())
             result = way()
@@ -74,7 +74,7 @@ def measure(setup: Setup, repeats: int, budget: float = 60, *, memory: bool = Tr
             row["failed"] = f"needs more memory than there is ({type(error).__name__})"
             continue
         if name == "ours":
-            row |= errors  # to the reference; all others' are to ours
+            row |= errors  # to the reference; the other ways are compared with ours
         elif isinstance(result, Tensor):
             row["relative_error"] = relative_error(result, expected)
             if not row["relative_error"] <= LIMIT["fp32"]:
@@ -101,7 +101,7 @@ def measure(setup: Setup, repeats: int, budget: float = 60, *, memory: bool = Tr
 
 
 def build(setup: Setup, name: str) -> Callable[[], object]:
-    """Return a way's step, warmed up on one small image: what a first call loads is not the step's memory."""
+    """Return a way's step, warmed up on one small image: what the first call loads is not the step's memory."""
     WAYS[name](replace(setup, batch_size=1, size=64).build())()
     return WAYS[name](setup.build())
 
@@ -145,7 +145,7 @@ def _opacus(step: Step) -> Callable[[], Tensor]:
         wrapped.zero_grad(set_to_none=True)
         F.cross_entropy(wrapped(step.batch.images), step.batch.labels, reduction="sum").backward()
         sums = torch.cat([_sum_squares(weight.grad_sample) for weight in weights])
-        wrapped.zero_grad(set_to_none=True)  # the per-sample gradients go, or they would count twice next time
+        wrapped.zero_grad(set_to_none=True)  # also the per-sample gradients, which would accumulate
         return sums
 
     return run
@@ -198,7 +198,7 @@ WAYS: dict[str, Callable[[Step], Callable[[], Any]]] = {
 
 
 def _freeze_others(step: Step) -> None:
-    # Of the images, which need no gradient: nothing a user of these packages could change.
+    # The warning is about the images, which need no gradient.
     warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
     described = {id(weight) for weight in step.weights}
     for parameter in step.probe.module.parameters():

@@ -1,24 +1,27 @@
-"""Write the README's table of speed and memory from the JSON in benchmarks/results/.
+"""Write the table of speed and memory in docs/measurements.md from the JSON in benchmarks/results/.
 
-    python -m benchmarks.report [--check]
+    python benchmarks/report.py [--check]
 
-One row a claim: target, what was measured, and the command that measures it. A row without JSON reads "not measured".
+Each row is a claim: its target, what was measured, and the command. A row without a record says "not measured".
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks._record import RESULTS
+from _record import RESULTS
 
-README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- performance: python -m benchmarks.report -->", "<!-- /performance -->"
+PAGE = Path(__file__).parent.parent / "docs" / "measurements.md"
+BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
+RENAMED = {"coverage": "interval_coverage", "operator": "filter_grad_sq"}
+"""Modules of version 0.1, in whose records ``python -m benchmarks.NAME`` is the command."""
 
 Record = dict[str, Any]
 
@@ -31,20 +34,20 @@ class Row:
     hardware: Literal["CPU", "H100"]
     benchmark: str
     value: Callable[[Record], float | None]
-    """From a record's ``result``; None or a KeyError where it was not measured."""
+    """Takes it from a record's ``result``; None or a KeyError if it was not measured."""
     sign: Literal["≤", "≥"]
     limit: float
     text: Callable[[float], str] = "{:.2f}".format
     settings: dict[str, Any] = field(default_factory=dict)
-    """What a record's ``result`` must say: figures of other networks or sizes answer another question."""
+    """What a record's ``result`` must hold: other networks or sizes answer another question."""
 
     @property
     def target(self) -> str:
-        """What is aimed at, for people."""
+        """Return the target as text."""
         return f"{self.sign} {self.text(self.limit)}"
 
     def met(self, value: float) -> bool:
-        """Whether a figure reaches the target."""
+        """Return whether a figure reaches the target."""
         return value <= self.limit if self.sign == "≤" else value >= self.limit
 
 
@@ -103,7 +106,6 @@ def _noisy(hardware: Literal["CPU", "H100"], question: str, other: str, limit: f
     return Row(question, hardware, "variational", value, "≤", limit, settings={"arch": "resnet34", "size": 224})
 
 
-# The fields of distances.json stand in these lines alone.
 _NUMPY_RATIO, _DISTANCE_BYTES = ("ways", "native", "times_the_loop"), ("peak_bytes_beyond_input",)
 _DISTANCE_SECONDS = ("ways", "native, GPU (result on the CPU)", "seconds", "median")
 
@@ -125,7 +127,7 @@ ROWS = [
     _gpu_pass("resnet34", "ResNet-34", "bf16"),
     _gpu_pass("resnet50", "ResNet-50", "tf32"),
     _gpu_pass("resnet50", "ResNet-50", "bf16"),
-    Row("direct route ÷ a matrix product's speed, bf16", "H100", "operator", _direct_share, "≥", 0.5, _PERCENT),
+    Row("direct route ÷ a matrix product's speed, bf16", "H100", "filter_grad_sq", _direct_share, "≥", 0.5, _PERCENT),
     _noisy("H100", "variational step ÷ plain step", "plain", 0.95),
     _noisy("H100", "variational step ÷ the authors' two convolutions", "authors", 0.5),
     Row("`local_noise` ÷ a copy's GB/s", "H100", "variational", _field("local_noise", "share"), "≥", 0.7, _PERCENT),
@@ -136,48 +138,47 @@ ROWS = [
 
 
 def main() -> None:
-    """Write the table, or say whether it is up to date."""
+    """Write the table, or check that it is up to date."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--check", action="store_true", help="write nothing; fail if README and JSON disagree")
+    arguments.add_argument("--check", action="store_true", help="write nothing; fail if page and records disagree")
     options = arguments.parse_args()
-    before = README.read_text(encoding="utf-8")
+    before = PAGE.read_text(encoding="utf-8")
     after = with_table(before, table(RESULTS))
-    if before == after:
-        return
-    if options.check:
-        sys.exit("report: README.md and benchmarks/results/ disagree; run python -m benchmarks.report.")
-    README.write_text(after, encoding="utf-8")
+    if options.check and before != after:
+        sys.exit(f"report: {PAGE.name} and benchmarks/results/ disagree; run python benchmarks/report.py.")
+    if before != after:
+        PAGE.write_text(after, encoding="utf-8")
 
 
-def with_table(readme: str, table: str) -> str:
-    """Return the README with the table between its markers."""
-    before, begin, rest = readme.partition(BEGIN)
+def with_table(page: str, table: str) -> str:
+    """Return the page with the table between its markers."""
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(f"report: expected the markers {BEGIN} and {END} in README.md, one is missing; put them back.")
+        sys.exit(f"report: expected the markers {BEGIN} and {END} in {PAGE.name}, one is missing; put them back.")
     return f"{before}{begin}\n{table}\n{end}{after}"
 
 
 def table(results: Path) -> str:
-    """Return the table in Markdown, and under it where its figures come from."""
+    """Return the table in Markdown, followed by the machine and versions of its figures."""
     lines = ["| on | question | target | measured | command |", "|---|---|---|---|---|"]
     sources: dict[str, int] = {}
     for row in ROWS:
-        measured, command = "not measured", f"python -m benchmarks.{row.benchmark}"
+        measured, run = "not measured", f"python benchmarks/{row.benchmark}.py"
         found = _find(results, row)
         if found is not None:
             record, value = found
             number = sources.setdefault(source(record), len(sources) + 1)
             measured = f"{row.text(value)}{'' if row.met(value) else ' (missed)'} [{number}]"
-            command = record["command"]
-        lines.append(f"| {row.hardware} | {row.question} | {row.target} | {measured} | `{command}` |")
+            run = command(record)
+        lines.append(f"| {row.hardware} | {row.question} | {row.target} | {measured} | `{run}` |")
     if sources:
         lines += ["", *(f"[{number}] {source}  " for source, number in sources.items())]
     return "\n".join(lines)
 
 
 def _find(results: Path, row: Row) -> tuple[Record, float] | None:
-    """Return a row's record and value: of the first folder of its hardware that has it."""
+    """Return a row's record and value, from the first folder of its hardware that has them."""
     for folder in _folders(results, row.hardware):
         file = folder / f"{row.benchmark}.json"
         if not file.is_file():
@@ -188,7 +189,7 @@ def _find(results: Path, row: Row) -> tuple[Record, float] | None:
             continue
         try:
             value = row.value(result)
-        except KeyError:  # a way that failed, a network that was not asked for
+        except KeyError:  # a way failed, or a network was not asked for
             continue
         if value is not None:
             return record, value
@@ -199,6 +200,15 @@ def _folders(results: Path, hardware: str) -> Iterator[Path]:
     for folder in sorted(results.glob("*/")):
         if folder.name.startswith("cpu-") if hardware == "CPU" else hardware in folder.name:
             yield folder
+
+
+def command(record: Record) -> str:
+    """Return the command that makes a record today."""
+    return re.sub(
+        r"^python -m benchmarks\.(\w+)",
+        lambda found: f"python benchmarks/{RENAMED.get(found[1], found[1])}.py",
+        record["command"].replace("how_many_pictures", "how_many_images"),
+    )
 
 
 def source(record: Record) -> str:

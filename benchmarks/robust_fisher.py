@@ -1,6 +1,6 @@
 """How near does the variational Fisher come to the per-sample one, on a real task, and after how many epochs?
 
-    python -m benchmarks.robust_fisher --data DIR [--task cub_order_charadriiformes] [--num-samples 75 300] [--epochs 6]
+    python benchmarks/robust_fisher.py --data DIR [--task cub_order_charadriiformes] [--num-samples 75 300] [--epochs 6]
 
 Rank correlation (Spearman) over filters, per layer and over all, of the variational F after each epoch with the
 per-sample F of the same images and head (signed, mean of 4 seeds); and d_sym between the two.
@@ -8,21 +8,22 @@ per-sample F of the same images and head (signed, mean of 4 seeds); and d_sym be
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
+import _tasks
 import torch
+from _image_fisher import read, split
+from _measure import print_table, say
+from _record import write_record
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from benchmarks import _real
-from benchmarks._measure import print_table, say
-from benchmarks._record import write_result
 from task2vec_ext import Probe, Task, cross_distances
-from task2vec_ext.data import Batch, batches, draw
-from task2vec_ext.fisher.head import Head, fit_head
-from task2vec_ext.fisher.per_sample import sum_fisher
-from task2vec_ext.fisher.variational import Variational, variational_epochs
+from task2vec_ext.data import Batch, draw, read_labels
+from task2vec_ext.fisher import fit_head, sum_fisher
+from task2vec_ext.fisher.variational import VariationalSettings, variational_epochs
 from task2vec_ext.probe.folding import fold
 
 SEEDS, BATCH = 4, 32
@@ -30,7 +31,7 @@ SEEDS, BATCH = 4, 32
 
 def main() -> None:
     """Fit once per number of images and kind of noise, compare after every epoch, print, write."""
-    parser = _real.parser(__doc__ or "")
+    parser = _tasks.parser(__doc__)
     parser.add_argument("--task", default="cub_order_charadriiformes")
     parser.add_argument("--num-samples", type=int, nargs="+", default=[75, 300])
     parser.add_argument("--noise", nargs="+", default=["activations", "weights"])
@@ -40,40 +41,35 @@ def main() -> None:
     parser.set_defaults(image_size=64)
     options = parser.parse_args()
 
-    (real,) = _real.real_tasks(options.data, only=[options.task])
-    net = _real.probe(options)
+    (task,) = _tasks.real_tasks(options.data, only=[options.task])
+    probe = _tasks.probe(options)
+    result = {name: getattr(options, name) for name in ("task", "probe", "image_size", "epoch_samples", "beta")}
     rows: list[dict[str, Any]] = []
     for noise in options.noise:
-        settings = Variational(
+        settings = VariationalSettings(
             noise=noise, beta=options.beta, epochs=options.epochs, epoch_samples=options.epoch_samples
         )
         for count in options.num_samples:
-            rows += compare(net, real.task, count, settings)
-    print(
-        write_result(
-            "robust_fisher",
-            {
-                **{name: getattr(options, name) for name in ("task", "probe", "image_size", "epoch_samples", "beta")},
-                "batch_size": BATCH,
-                "rows": rows,
-            },
-        )
-    )
+            rows += compare(probe, task, count, settings)
+            path = write_record("robust_fisher", {**result, "batch_size": BATCH, "rows": rows})
+    print(path)
 
 
-def compare(net: Probe, task: Task, count: int, settings: Variational) -> list[dict[str, Any]]:
-    """Return one row an epoch."""
-    images, labels = read_images(net, task, count)
-    layers = net.layers()
-    faster = fold(net, layers, images[:1])
+def compare(probe: Probe, task: Task, count: int, settings: VariationalSettings) -> list[dict[str, Any]]:
+    """Return a row for each epoch."""
+    images = read(task, probe, draw(read_labels(task), count, seed=0))
+    images = images._replace(index=torch.arange(len(images.index)))
+    layers = probe.layers()
+    faster = fold(probe, layers, images.images[:1])
     with torch.no_grad():
-        features = torch.cat([faster.features(part) for part in images.split(64)])
-    head = fit_head(features, labels, int(labels.max()) + 1)
-    expected = per_sample(faster, layers, head, images, labels)
+        features = torch.cat([faster.features(batch.images) for batch in split(images)])
+    head = fit_head(features, images.labels, int(images.labels.max()) + 1)
+    seeds = [sum_fisher(faster, layers, head, split(images), "signed", seed).mean for seed in range(SEEDS)]
+    expected = torch.stack(seeds).mean(0)
 
-    def epochs() -> Any:
-        for chosen in settings.epochs_of(labels, seed=0):
-            yield (Batch(rows, images[rows], labels[rows]) for rows in chosen.split(BATCH))
+    def epochs() -> Iterator[Iterator[Batch]]:
+        for chosen in settings.epochs_of(images.labels, seed=0):
+            yield (Batch(*(part[rows] for part in images)) for rows in chosen.split(BATCH))
 
     rows = []
     for epoch, robust in enumerate(variational_epochs(faster, layers, head, epochs(), count, settings), 1):
@@ -101,24 +97,6 @@ def compare(net: Probe, task: Task, count: int, settings: Variational) -> list[d
         [[row[name] for name in names] for row in rows],
     )
     return rows
-
-
-def read_images(net: Probe, task: Task, count: int) -> tuple[Tensor, Tensor]:
-    """Return preprocessed images ``[N, 3, H, W]`` and their labels."""
-    assert task.labels is not None
-    read = list(batches(task, draw(task.labels, count, seed=0), net.preprocess, batch_size=64))
-    return torch.cat([batch.images for batch in read]), torch.cat([batch.labels for batch in read])
-
-
-def per_sample(probe: Probe, layers: Any, head: Head, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean of `SEEDS` signed estimates, ``[K]``."""
-    parts = torch.arange(len(images)).split(64)
-    total = sum(
-        sum_fisher(probe, layers, head, [Batch(rows, images[rows], labels[rows]) for rows in parts], "signed", s).mean
-        for s in range(SEEDS)
-    )
-    assert isinstance(total, Tensor)
-    return total / SEEDS
 
 
 def _spearman(a: Tensor, b: Tensor, part: slice) -> float:

@@ -1,12 +1,12 @@
 """How many images does an embedding need? Its relative error against images used, by estimator and confidence.
 
-    python -m benchmarks.sample_size --data DIR [--tasks NAME …] [--l2 1e-1 1e-3]
+    python benchmarks/sample_size.py --data DIR [--tasks NAME …] [--l2 1e-1 1e-3]
 
 The head is fitted to the full task and held fixed; the truth is the exact Fisher of the full task. ``exact``,
 ``signed`` and ``sampled`` are means of per-image rows, computed once, over N images drawn with replacement.
 ``batch_mean`` is the authors' released estimator: the squared gradient of the mean loss of 64 images with sampled
-labels, times 64, mean over N/64 batches, no batch used twice. A large ``--l2`` makes a soft head, a small one a
-confident head. Draws docs/how_many_images.png, too.
+labels, times 64, averaged over N/64 batches, no batch used twice. A large ``--l2`` makes a soft head, a small one a
+confident head. Also draws docs/how_many_images.png.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 from statistics import median
 from typing import get_args
 
+import _tasks
 import torch
+from _image_fisher import image_fisher, read
+from _record import write_record
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks import _real, _rows
-from benchmarks._record import write_result
 from task2vec_ext import Probe, distance_matrix
 from task2vec_ext.data import Batch
-from task2vec_ext.fisher.head import Head
-from task2vec_ext.fisher.per_sample import Estimator
+from task2vec_ext.fisher import Estimator, Head
 from task2vec_ext.kernels.reference import authors_monte_carlo
 from task2vec_ext.losses import CrossEntropy
 from task2vec_ext.plot import save_figure
@@ -37,7 +37,7 @@ BATCH = 64
 
 def main() -> None:
     """Measure, write, draw."""
-    parser = _real.parser(__doc__ or "")
+    parser = _tasks.parser(__doc__)
     parser.add_argument("--tasks", nargs="+", default=["cifar10_vehicles", "taxa_liliopsida_orders"])
     parser.add_argument("--l2", type=float, nargs="+", default=[1e-1, 1e-3], help="L2 of the head, soft to confident")
     parser.add_argument("--samples", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
@@ -49,12 +49,13 @@ def main() -> None:
     )
     options = parser.parse_args()
 
-    net, found = _real.probe(options), []
+    net, found = _tasks.probe(options), []
+    result = {"probe": options.probe, "image_size": options.image_size, "draws": options.draws, "rows": found}
     random = torch.Generator().manual_seed(0)
-    for real in _real.real_tasks(options.data, only=options.tasks):
-        images = _rows.read(real.task, net)
+    for task in _tasks.real_tasks(options.data, only=options.tasks):
+        images = read(task, net)
         for l2 in options.l2:
-            rows = {e: _rows.rows(real.task, net, estimator=e, l2=l2, cache=options.cache) for e in ESTIMATORS}
+            rows = {e: image_fisher(task, net, estimator=e, l2=l2, cache=options.cache) for e in ESTIMATORS}
             head, truth = rows["exact"].head, rows["exact"].fisher.double().mean(0)
             squares = _batch_means(net, images, head, options.batches, random)
             for name in (*ESTIMATORS, "batch_mean"):
@@ -70,12 +71,10 @@ def main() -> None:
                     errors = [float((mean - truth).norm() / truth.norm()) for mean in means]
                     apart = [float(distance_matrix(torch.stack([mean, truth]))[0, 1]) for mean in means]
                     curve.append({"images": samples, "relative_error": median(errors), "d_sym": median(apart)})
-                found.append(
-                    {"task": real.task.name, "l2": l2, "head_nll": head.nll, "estimator": name, "curve": curve}
-                )
-                print(real.task.name, l2, f"NLL {head.nll:.3f}", name, [round(c["relative_error"], 3) for c in curve])
-    result = {"probe": options.probe, "image_size": options.image_size, "draws": options.draws, "rows": found}
-    print(write_result(f"sample_size_{options.probe}", result))
+                found.append({"task": task.name, "l2": l2, "head_nll": head.nll, "estimator": name, "curve": curve})
+                print(task.name, l2, f"NLL {head.nll:.3f}", name, [round(c["relative_error"], 3) for c in curve])
+                path = write_record(f"sample_size_{options.probe}", result)
+    print(path)
     _draw(found, options.probe, options.figure)
 
 
@@ -83,13 +82,13 @@ def _batch_means(probe: Probe, all_images: Batch, head: Head, count: int, random
     """Return 64 times the squared gradient of the mean loss of random batches with sampled labels: ``[count, K]``."""
     network = torch.nn.Module()
     network.forward = lambda images: head.logits(probe.features(images))  # type: ignore[method-assign]  # one function, not worth a class
-    weights = [probe.module.get_submodule(layer.name).weight for layer in probe.layers()]
+    weights = [probe.weight(layer.name) for layer in probe.layers()]
     kept = []
     for number in track(range(count), "batch means"):
         drawn = torch.randint(len(all_images.labels), (BATCH,), generator=random)
         images = all_images.images[drawn]
         with torch.no_grad():
-            # A number for every place in every batch: an image that is drawn twice has two labels.
+            # Numbered by batch and place: an image that is drawn twice gets two labels.
             labels = CrossEntropy().sample(
                 network(images), all_images.labels[drawn], torch.arange(BATCH) + number * BATCH, seed=0
             )
@@ -98,7 +97,7 @@ def _batch_means(probe: Probe, all_images: Batch, head: Head, count: int, random
 
 
 def _draw(found: list[dict], probe: str, path: Path) -> None:
-    """One panel a head, one line an estimator and task."""
+    """Draw a panel for each head, with a line for each estimator and task."""
     from matplotlib import pyplot
 
     tasks = list(dict.fromkeys(row["task"] for row in found))

@@ -1,28 +1,29 @@
-"""What does a step of the robust Fisher cost? Against a plain training step, and the authors' second convolution.
+"""What does a step of the robust Fisher cost, against a plain training step and the authors' second convolution?
 
-    python -m benchmarks.variational [--arch resnet34] [--batch-size 16] [--precision fp32]
+    python benchmarks/variational.py [--arch resnet34] [--batch-size 16] [--precision fp32]
 
-Each way is one forward and backward, in eval mode, without the optimiser: plain with every weight's gradient; ours with
-noise on activations or on weights, folded as `fisher_embed` has it; the authors' with frozen weights, every layer
-followed by conv(x² + 0.01, σ²) and stored noise. KL terms included; all channels-last, the faster layout. And
-`local_noise` alone on the network's largest map: bytes read and written a second, against a copy.
+Each way is one forward and backward in eval mode: plain with every weight's gradient; ours with noise on activations or
+on weights, an epoch of one batch of `variational_epochs` on the folded probe, Adam included; the authors' with frozen
+weights, every layer followed by conv(x² + 0.01, σ²) and stored noise, without the optimiser. KL terms included; all
+channels-last, the faster layout. And `local_noise` alone on the network's largest map: GB/s read and written, against a
+copy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 import torch
+from _measure import check, interleave, parser, print_table, ratio, summary
+from _record import write_record
+from _step import PRECISIONS, Setup, Step
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks._measure import check, interleave, parser, print_table, ratio, summary
-from benchmarks._record import write_result
-from benchmarks._step import PRECISIONS, Setup, Step
-from task2vec_ext.fisher.variational import Variational, _NoisyProbe
-from task2vec_ext.kernels import reference
-from task2vec_ext.kernels.noise import local_noise
+from task2vec_ext.fisher.variational import VariationalSettings, variational_epochs
+from task2vec_ext.kernels import local_noise, reference
 from task2vec_ext.probe.probe import frozen
 
 KAPPA = 1e-7
@@ -68,7 +69,7 @@ def main() -> None:
         f"local_noise {alone['shape']}: {alone['gigabytes_per_second']:.1f} GB/s, copy "
         f"{alone['copy_gigabytes_per_second']:.1f} GB/s ({alone['share']:.0%})"
     )
-    print(write_result("variational", result))
+    print(write_record("variational", result))
 
 
 def error_to_reference(device: str) -> float:
@@ -89,26 +90,21 @@ def error_to_reference(device: str) -> float:
     return max(float(((a.cpu() - b).abs().max() / b.abs().max()).detach()) for a, b in zip(ours, exact, strict=True))
 
 
-def ours(step: Step, noise: Any) -> Callable[[], None]:
-    """Return forward and backward of the robust objective as `variational_epochs` takes them."""
-    noisy = _NoisyProbe(step.faster, step.layers, Variational(noise=noise, recipe="authors"), seed=0)
-    device = step.batch.images.device
-    weight, bias = (t.to(device, torch.float32).requires_grad_() for t in (step.head.weight, step.head.bias))
-    log_prior = noisy.mean_square.log().requires_grad_()
+def ours(step: Step, noise: Any) -> Callable[[], object]:
+    """Return a step of the robust objective: an epoch of one batch."""
+    images = len(step.batch.images)
+    options = VariationalSettings(noise=noise, objective="authors")
+    epochs = variational_epochs(step.faster, step.layers, step.head, repeat([step.batch]), images, options)
 
     def run() -> None:
-        with frozen(step.faster.module):
-            with step.context:
-                features = noisy.features(step.batch.images, 0)
-            loss = F.cross_entropy(F.linear(features.float(), weight, bias), step.batch.labels)
-            objective = loss + KAPPA * noisy.divergence(log_prior)
-            torch.autograd.grad(objective, (noisy.log_variance, log_prior, weight, bias))
+        with step.context:
+            next(epochs)
 
     return run
 
 
 def authors(step: Step) -> Callable[[], None]:
-    """Return forward and backward of their formulation, written plainly: a second convolution and stored noise."""
+    """Return forward and backward of the authors' formulation: a second convolution and stored noise."""
     modules: list[Any] = [step.probe.module.get_submodule(layer.name) for layer in step.layers]
     log_variance = [(0.05 * m.weight.detach().flatten(1).var(1)).log().requires_grad_() for m in modules]
     prior = [m.weight.detach().square().mean().log().requires_grad_() for m in modules]
@@ -118,7 +114,8 @@ def authors(step: Step) -> Callable[[], None]:
     def hook(number: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def add(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             variance = log_variance[number].exp()[:, None, None, None].expand_as(module.weight)
-            noise = module._conv_forward(args[0] ** 2 + 0.01, variance, None).sqrt()
+            layer = (module.stride, module.padding, module.dilation, module.groups)
+            noise = F.conv2d(args[0] ** 2 + 0.01, variance, None, *layer).sqrt()
             return output + noise * torch.randn_like(output)
 
         return add
@@ -143,7 +140,7 @@ def authors(step: Step) -> Callable[[], None]:
 
 
 def operator(batch_size: int, repeats: int, device: str) -> dict[str, Any]:
-    """Return `local_noise`'s bytes a second on a ResNet's widest map, and a copy's."""
+    """Return the GB/s of `local_noise` on a ResNet's largest map, and of a copy."""
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     shape = (batch_size, 64, 112, 112)
     output = torch.randn(shape).to(device, dtype, memory_format=torch.channels_last)

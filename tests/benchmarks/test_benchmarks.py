@@ -1,26 +1,90 @@
 """The benchmarks run, check what they time, and report what was measured: small networks, no assertion on a time."""
 
 import argparse
+import ast
+import importlib
+import inspect
 import json
+import os
+import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+TINY = {
+    "fisher_pass": "--arch tiny --size 24 --batch-size 2 --repeats 1 --device cpu --precision fp32",
+    "filter_grad_sq": "--arch tiny --size 16 --batch-size 2 --repeats 1 --device cpu --precision fp32",
+    "distances": "--tasks 60 --filters 40 --rounds 2",
+}
 
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch):
-    import task2vec_ext  # noqa: F401  # first: from here on its sources, beside benchmarks/, would hide what is installed
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # as a script has it
 
-    monkeypatch.syspath_prepend(str(ROOT))  # first: some peers install a package `benchmarks` of their own
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["clone", "elsewhere"])
+@pytest.mark.parametrize("script", TINY)
+def test_a_script_runs_from_any_folder_and_writes_its_record(script, place, tmp_path):
+    results = tmp_path / "results"
+    ran = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / f"{script}.py", *TINY[script].split()],
+        cwd=ROOT if place == "clone" else tmp_path,
+        env={**os.environ, "TASK2VEC_RESULTS": str(results), "TASK2VEC_COMMIT": "abc"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    (file,) = results.glob("*/*.*")
+    record = json.loads(file.read_text())
+    assert file.name == f"{script}.json"
+    assert ran.stdout.endswith(f"{file}\n")
+    assert record["commit"] == "abc"
+    assert record["command"] == f"python benchmarks/{script}.py {TINY[script]}"
+
+
+def test_no_script_hides_another_module():
+    taken = sys.stdlib_module_names | packages_distributions().keys() | set(sys.builtin_module_names)
+    assert set(SCRIPTS) & taken == set()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_imports_public_names_alone(script):
+    module = importlib.import_module(script)
+    imports = [node for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in imports if node.module.startswith("task2vec_ext")]
+    names = [name for node in ours for name in (*node.module.split("."), *(alias.name for alias in node.names))]
+    assert [name for name in names if name.startswith("_")] == []
+
+
+@pytest.mark.parametrize("git", [True, False])
+def test_a_record_has_the_commit_that_git_or_nobody_says(git, tmp_path, monkeypatch):
+    import _record
+
+    def run(*args, **kwargs):
+        if not git:
+            raise FileNotFoundError("git")
+        return subprocess.CompletedProcess(args, 0, "0123\n")
+
+    monkeypatch.delenv("TASK2VEC_COMMIT", raising=False)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(_record, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/nearest.py", "--data", "/home/me/data", "--tasks", "3"])
+    record = json.loads(_record.write_record("nearest", {}).read_text())
+    assert record["commit"] == ("0123" if git else None)
+    assert record["command"] == "python benchmarks/nearest.py --data DIR --tasks 3"
 
 
 @pytest.fixture
 def setup():
-    from benchmarks._step import Setup
+    from _step import Setup
 
     return Setup("tiny", batch_size=2, size=24)
 
@@ -36,13 +100,13 @@ def _build(kept, freed, taken):
 
 
 def test_peak_memory_is_that_of_the_step_alone():
-    from benchmarks._measure import peak_memory
+    from _measure import peak_memory
 
     assert 64 <= peak_memory(_build, 50, 300, 64, device="cpu") / 2**20 < 90
 
 
 def test_ways_take_turns_until_their_budget_is_spent():
-    from benchmarks._measure import interleave
+    from _measure import interleave
 
     order = []
     seconds = interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, "cpu")
@@ -53,14 +117,14 @@ def test_ways_take_turns_until_their_budget_is_spent():
 
 @pytest.mark.parametrize("error", [0.2, float("nan")])
 def test_a_wrong_result_is_not_timed(error):
-    from benchmarks._measure import check
+    from _measure import check
 
     with pytest.raises(SystemExit, match=r"expected an error to the reference of at most 0\.1, got"):
         check("pass", error, 0.1)
 
 
 def test_the_reference_tells_a_wrong_pass_from_a_right_one(setup, monkeypatch):
-    from benchmarks import _step
+    import _step
 
     step = setup.build()
     assert max(step.errors().values()) < 1e-5
@@ -70,7 +134,7 @@ def test_the_reference_tells_a_wrong_pass_from_a_right_one(setup, monkeypatch):
 
 
 def test_fisher_pass_breaks_the_time_down_by_layer(setup, capsys):
-    from benchmarks import fisher_pass
+    import fisher_pass
 
     row = fisher_pass.measure(setup, repeats=1, memory=False)
     assert len(row["breakdown"]["layers"]) == sum(row["breakdown"]["layers_by_route"].values()) == 12
@@ -80,18 +144,18 @@ def test_fisher_pass_breaks_the_time_down_by_layer(setup, capsys):
 
 
 def test_input_gradients_are_those_of_the_pass_and_leave_no_weight_gradient(setup):
-    from benchmarks.fisher_pass import input_gradients
+    from fisher_pass import input_gradients
 
     step = setup.build()
     seen = {}
-    input_gradients(step, lambda name, module, input, grad_output: seen.update({name: (module, input, grad_output)}))
+    input_gradients(step, lambda name, use, grad_output: seen.update({name: (use, grad_output)}))
     assert set(seen) == {layer.name for layer in step.layers}
-    assert all(input.shape[1] == module.in_channels for module, input, _ in seen.values())
+    assert all(use.input.shape[1] == use.weight.shape[1] for use, _ in seen.values())
     assert all(parameter.grad is None for parameter in step.probe.module.parameters())
 
 
 def test_every_peer_gives_our_numbers_before_it_is_timed(setup):
-    from benchmarks import peers
+    import peers
 
     ways = peers.measure(setup, repeats=1, memory=False)["ways"]
     assert set(ways) == {"plain", "ours", "vmap", "opacus", "backpack", "loop"}
@@ -104,7 +168,7 @@ def test_every_peer_gives_our_numbers_before_it_is_timed(setup):
 
 
 def test_a_peer_of_other_numbers_is_not_timed(setup, monkeypatch):
-    from benchmarks import peers
+    import peers
 
     monkeypatch.setattr(peers, "WAYS", {name: peers.WAYS[name] for name in ("plain", "ours", "loop")})
     monkeypatch.setitem(peers.WAYS, "loop", lambda step: lambda: torch.ones(step.layers[-1].stop))
@@ -114,26 +178,26 @@ def test_a_peer_of_other_numbers_is_not_timed(setup, monkeypatch):
     peers.report(row)
 
 
-def test_operator_measures_every_shape_by_every_route_it_does_not_skip(capsys, monkeypatch):
-    from benchmarks import operator
+def test_filter_grad_sq_measures_every_shape_by_every_route_it_does_not_skip(capsys, monkeypatch):
+    import filter_grad_sq
 
-    monkeypatch.setattr(operator, "measure_ceilings", lambda *_: {"gflops": 1.0, "gb_a_second": 1.0})
-    monkeypatch.setattr(operator, "FLUSH_BYTES", 1)
+    monkeypatch.setattr(filter_grad_sq, "measure_ceilings", lambda *_: {"gflops": 1.0, "gb_a_second": 1.0})
+    monkeypatch.setattr(filter_grad_sq, "FLUSH_BYTES", 1)
     options = argparse.Namespace(arch=["tiny"], size=16, batch_size=2, repeats=1, device="cpu")
-    table = operator.measure(options, "fp32")
+    *_, table = filter_grad_sq.measure(options, "fp32")
     assert sum(row["layers"] for row in table["shapes"]) == 12
     for row in table["shapes"]:
         assert row["chosen"] in row["routes"]
         assert all("skipped" in figures or figures["relative_error"] < 1e-4 for figures in row["routes"].values())
         assert row["chosen_to_fastest"] >= 1
-    operator.report(table)
+    filter_grad_sq.report(table)
     assert "shapes get their fastest route" in capsys.readouterr().out
 
 
 def test_end_to_end_clocks_every_stage(setup):
-    from benchmarks import end_to_end
+    import end_to_end
 
-    result = end_to_end.measure(setup, images=20, repeats=1)
+    result = end_to_end.measure(setup, count=20, repeats=1)
     assert result["relative_error"] < 1e-3
     assert all(result["stages"][name] > 0 for name in ("features", "head", "fisher", "waiting"))
 
@@ -141,30 +205,30 @@ def test_end_to_end_clocks_every_stage(setup):
 @pytest.fixture
 def published(tmp_path):
     """A stand-in of iNaturalist 2018: 30 small images, 4 classes."""
-    from benchmarks.inaturalist import write_synthetic
+    from inaturalist import write_synthetic
 
     write_synthetic(tmp_path, 30, side=40, classes=4)
     return tmp_path
 
 
-def test_inaturalist_is_read_as_published(published):
-    from benchmarks.inaturalist import inaturalist_task
+def test_inaturalist_is_one_task_of_all_species_or_of_a_taxon(published):
+    from inaturalist import task_of
 
-    task = inaturalist_task(published, "train2018")
-    counts = torch.bincount(task.labels).tolist()
-    assert sum(counts) == len(task) == 30
-    assert counts == sorted(counts, reverse=True)  # long-tailed
-    assert counts[0] > 2 * counts[-1]
-    names = [{"id": c, "name": f"Name {c}", "order": "Owls" if c == 3 else "Others"} for c in range(4)]
-    (published / "categories.json").write_text(json.dumps(names))
-    owls = inaturalist_task(published, "train2018", "order=Owls")
-    assert len(owls) == counts[3]
-    assert set(owls.labels.tolist()) == {0}
-    assert len(inaturalist_task(published, "train2018", "supercategory=Aves")) == counts[0] + counts[3]
+    task = task_of(published)
+    counts = dict(zip(task.classes, torch.bincount(task.labels).tolist(), strict=True))
+    assert sum(counts.values()) == len(task) == 30
+    numbers = [counts[f"species {c}"] for c in range(4)]
+    assert numbers == sorted(numbers, reverse=True)  # long-tailed
+    assert numbers[0] > 2 * numbers[-1]
+    assert len(task_of(published, where="supercategory=Aves")) == numbers[0] + numbers[3]
+    with pytest.raises(ValueError, match="expected supercategory to be one of Aves, Insecta, Plantae; got 'Fungi'"):
+        task_of(published, where="supercategory=Fungi")
+    with pytest.raises(ValueError, match="expected level to be a rank"):
+        task_of(published, where="order=Owls")
 
 
 def test_inaturalist_stand_in_is_the_same_every_time(published, tmp_path_factory):
-    from benchmarks.inaturalist import write_synthetic
+    from inaturalist import write_synthetic
 
     again = tmp_path_factory.mktemp("again")
     write_synthetic(again, 30, side=40, classes=4)
@@ -173,39 +237,20 @@ def test_inaturalist_stand_in_is_the_same_every_time(published, tmp_path_factory
     assert all((again / file).read_bytes() == (published / file).read_bytes() for file in files)
 
 
-@pytest.mark.parametrize(
-    ("harm", "where", "message"),
-    [
-        (lambda root: (root / "train2018.json").unlink(), None, "expected the annotations at .*train2018.json"),
-        (lambda root: (root / "train2018.json").write_text("{}"), None, "'categories'\\] are missing"),
-        (lambda root: next(root.rglob("*.jpg")).unlink(), None, "got 1 of 30 that are not"),
-        (lambda root: None, "supercategory=Fungi", "found none; supercategory is one of Aves, Insecta, Plantae"),
-        (lambda root: None, "order=Owls", "found none; ranks are id, name, supercategory"),
-    ],
-    ids=["no annotations", "not COCO", "an image is missing", "no such name", "no such rank"],
-)
-def test_inaturalist_says_what_is_missing_before_any_work(published, harm, where, message):
-    from benchmarks.inaturalist import inaturalist_task
-
-    harm(published)
-    with pytest.raises(ValueError, match=message):
-        inaturalist_task(published, "train2018", where)
-
-
 def test_inaturalist_stand_in_never_overwrites_annotations(published):
-    from benchmarks.inaturalist import write_synthetic
+    from inaturalist import write_synthetic
 
     with pytest.raises(ValueError, match="expected an empty folder"):
         write_synthetic(published, 3)
 
 
 def test_inaturalist_says_who_waits_for_whom(published, capsys):
-    from benchmarks import inaturalist
+    import inaturalist
 
     options = argparse.Namespace(
         arch="tiny", size=24, workers=1, batch_size=8, num_samples=24, repeats=1, device="cpu", synthetic=30
     )
-    result = inaturalist.measure(inaturalist.inaturalist_task(published, "train2018"), options)
+    result = inaturalist.measure(inaturalist.task_of(published), options)
     assert result["images"] == 24
     assert 0 < result["waiting_share"] < 1
     inaturalist.report(result)
@@ -214,7 +259,7 @@ def test_inaturalist_says_who_waits_for_whom(published, capsys):
 
 def _record(result, benchmark="fisher_pass"):
     return {
-        "command": f"python -m benchmarks.{benchmark}",
+        "command": f"python -m benchmarks.{benchmark} --repeats 3",
         "commit": "0123456789abcdef",
         "hardware": {"cpu": "Some CPU", "cores": 2, "threads": 2, "gpu": None},
         "versions": {"torch": "2.14.1", "python": "3.11"},
@@ -233,7 +278,7 @@ def _pass_result(ratio, size=224):
     ids=["met", "missed", "of another size"],
 )
 def test_report_shows_what_the_json_says(tmp_path, ratio, size, shown):
-    from benchmarks import report
+    import report
 
     (tmp_path / "cpu-some").mkdir()
     (tmp_path / "cpu-some" / "fisher_pass.json").write_text(json.dumps(_record(_pass_result(ratio, size))))
@@ -242,83 +287,103 @@ def test_report_shows_what_the_json_says(tmp_path, ratio, size, shown):
     assert shown in line
     assert sum("not measured" in line for line in lines) == len(report.ROWS) - ("[1]" in shown)
     if "[1]" in shown:
+        assert line.endswith("| `python benchmarks/fisher_pass.py --repeats 3` |")
         assert "[1] Some CPU, 2 threads; torch 2.14.1, Python 3.11; commit 012345678" in lines[-1]
 
 
 def test_report_replaces_only_what_is_between_its_markers():
-    from benchmarks import report
+    import report
 
-    readme = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
-    assert report.with_table(readme, "new") == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
+    page = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+    assert report.with_table(page, "new") == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
     with pytest.raises(SystemExit, match="one is missing"):
         report.with_table("before", "new")
 
 
-def test_readme_and_json_agree(monkeypatch, tmp_path):
-    from benchmarks import report
+def test_a_command_of_an_old_record_names_today_s_script():
+    from report import command
+
+    old = "python -m benchmarks.operator --arch tiny"
+    assert command({"command": old}) == "python benchmarks/filter_grad_sq.py --arch tiny"
+    assert command({"command": "python benchmarks/peers.py"}) == "python benchmarks/peers.py"
+
+
+def test_every_command_of_a_record_names_a_script():
+    from report import command
+
+    for file in (ROOT / "benchmarks" / "results").glob("*/*.json"):
+        script = command(json.loads(file.read_text(encoding="utf-8"))).split()[1]
+        assert (ROOT / script).is_file(), file
+        assert file.stem.startswith(Path(script).stem)
+
+
+def test_measurements_and_records_agree(monkeypatch, tmp_path):
+    import report
 
     monkeypatch.setattr(report, "RESULTS", ROOT / "benchmarks" / "results")
     monkeypatch.setattr(sys, "argv", ["report", "--check"])
     report.main()
-    stale = tmp_path / "README.md"
-    stale.write_text(report.with_table(report.README.read_text(encoding="utf-8"), "old"), encoding="utf-8")
-    monkeypatch.setattr(report, "README", stale)
-    with pytest.raises(SystemExit, match=r"disagree; run python -m benchmarks\.report"):
+    stale, fresh = tmp_path / "measurements.md", report.PAGE.read_text(encoding="utf-8")
+    stale.write_text(report.with_table(fresh, "old"), encoding="utf-8")
+    monkeypatch.setattr(report, "PAGE", stale)
+    with pytest.raises(SystemExit, match=r"disagree; run python benchmarks/report\.py"):
         report.main()
     monkeypatch.setattr(sys, "argv", ["report"])
     report.main()
-    assert stale.read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
+    assert stale.read_text(encoding="utf-8") == fresh
 
 
-def test_rows_of_images_have_the_embedding_as_their_mean_and_are_kept(tmp_path, monkeypatch):
+def test_image_fisher_of_images_have_the_embedding_as_their_mean_and_are_kept(tmp_path, monkeypatch):
+    import _image_fisher
     from cases import assert_near
     from small import Blobs, small_probe
 
-    from benchmarks import _rows
     from task2vec_ext import as_task, fisher_embed
 
     task, probe = as_task(Blobs(n=60)), small_probe()
-    found = _rows.rows(task, probe, estimator="signed", l2=1e-2, cache=tmp_path)
+    found = _image_fisher.image_fisher(task, probe, estimator="signed", l2=1e-2, cache=tmp_path)
     assert_near(found.fisher.double().mean(0), fisher_embed(task, probe, progress=False).fisher, 1e-5)
-    monkeypatch.setattr(_rows, "read", lambda *_: pytest.fail("computed again"))
-    assert torch.equal(_rows.rows(task, probe, estimator="signed", l2=1e-2, cache=tmp_path).fisher, found.fisher)
+    monkeypatch.setattr(_image_fisher, "read", lambda *_: pytest.fail("computed again"))
+    again = _image_fisher.image_fisher(task, probe, estimator="signed", l2=1e-2, cache=tmp_path)
+    assert torch.equal(again.fisher, found.fisher)
 
 
 def test_the_authors_batch_means_estimate_the_fisher_within_5_standard_errors():
+    import _image_fisher
+    import sample_size
     from small import Blobs, small_probe
 
-    from benchmarks import _rows, sample_size
     from task2vec_ext import as_task
     from task2vec_ext.data import Batch
     from task2vec_ext.fisher.per_sample import per_sample_fisher
 
     task, probe = as_task(Blobs(n=60)), small_probe()
-    images = _rows.read(task, probe)
-    head = _rows.fitted(probe, images, 1.0)
+    images = _image_fisher.read(task, probe)
+    head = _image_fisher.fitted(probe, images, 1.0)
     truth = per_sample_fisher(probe, probe.layers(), head, Batch(*images), "exact").mean(0).sum()
     norms = sample_size._batch_means(probe, images, head, 200, torch.Generator().manual_seed(0)).sum(1)
     assert abs(norms.mean() - truth) < 5 * norms.std() / 200**0.5
 
 
 def test_coverage_counts_intervals_that_hold_the_truth():
-    from benchmarks import coverage
+    import interval_coverage
 
     random = torch.Generator().manual_seed(0)
     pools = [torch.rand(500, 30, generator=random) for _ in range(2)]
     truths = [pool.double().mean(0) for pool in pools]
 
     def draw(number, samples):
-        return coverage._grouped(pools[number][torch.randint(500, (samples,), generator=random)])
+        return interval_coverage._grouped(pools[number][torch.randint(500, (samples,), generator=random)])
 
-    right = coverage._count(iter([(0, 1)] * 40), truths, draw, 64)
-    wrong = coverage._count(iter([(0, 1)] * 40), [2 * truths[0], truths[1].flip(0)], draw, 64)
+    right = interval_coverage._count(iter([(0, 1)] * 40), truths, draw, 64)
+    wrong = interval_coverage._count(iter([(0, 1)] * 40), [2 * truths[0], truths[1].flip(0)], draw, 64)
     assert right["norm"]["coverage"] > 0.8  # 95 % ± 3.4 %: more than four standard errors
     assert wrong["norm"]["coverage"] == 0
 
 
 def test_the_nearest_are_found_among_drawn_tasks(tmp_path, monkeypatch):
     pytest.importorskip("faiss")
-    from benchmarks import nearest
+    import nearest
 
     monkeypatch.setattr(nearest, "peak_memory", lambda *args, **kwargs: 0)  # a fresh process takes seconds
     real = torch.randn(6, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64).exp()

@@ -16,9 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch):
-    import task2vec_ext  # noqa: F401  # first: see test_benchmarks.py
-
-    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
 
 @pytest.fixture
@@ -28,7 +26,7 @@ def roots(tmp_path):
 
 
 def test_an_image_is_on_the_same_side_in_every_task(tmp_path):
-    from benchmarks._meta_task import part
+    from _tasks import part
 
     for kind, count in (("cats", 20), ("dogs", 20), ("owls", 20), ("rare", 1)):
         for i in range(count):
@@ -36,7 +34,7 @@ def test_an_image_is_on_the_same_side_in_every_task(tmp_path):
     whole = as_task(tmp_path / "all")
     files = whole.source.names
     some = as_task([(tmp_path / "all" / file, int("owls" in file)) for file in files[10:]], name="owls or not")
-    one, other = part("a", whole), part("a", some)
+    one, other = part(whole), part(some)
     assert one.train.classes == ("cats", "dogs", "owls")  # one image cannot be on both sides
     sides = {}
     for meta in (one, other):
@@ -51,10 +49,10 @@ def test_an_image_is_on_the_same_side_in_every_task(tmp_path):
 
 
 def test_the_largest_of_every_domain_are_chosen_whatever_their_order(roots):
-    from benchmarks._meta_task import domains, largest, part
+    from _tasks import domains, largest, part
 
     specs = [f"inat2018:{roots[0]}", f"cub:{roots[1]}"]
-    tasks = [part(str(task.metadata["domain"]), task) for task in tasks_from(*specs)]
+    tasks = [part(task) for task in tasks_from(*specs)]
     chosen = largest(tasks, 2)
     assert domains(chosen) == {"iNaturalist 2018": 2, "CUB-200-2011": 2}
     sizes = {task.name: len(task.train) for task in tasks if task.domain == "CUB-200-2011"}
@@ -65,13 +63,14 @@ def test_the_largest_of_every_domain_are_chosen_whatever_their_order(roots):
 
 @pytest.mark.slow
 def test_the_run_from_data_sets_to_table_goes_on_where_it_stopped(roots, tmp_path, monkeypatch, capsys):
-    from benchmarks import _record, _scoring, model_selection
+    import _record
+    import _selection
+    import model_selection
 
-    monkeypatch.setattr(_scoring, "FORMS", ("layers",))
-    monkeypatch.setattr(_scoring, "PENALTIES", (0.1,))
+    monkeypatch.setattr(_selection, "FORMS", ("layers",))
+    monkeypatch.setattr(_selection, "PENALTIES", (0.1,))
     monkeypatch.setitem(recipe.RECIPES, "quick", recipe.Recipe("lbfgs", 1, 1e-2, "cosine", batch_size=8))
     monkeypatch.setattr(_record, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(model_selection, "RESULTS", tmp_path / "results")
     arguments = ["--spec", f"inat2018:{roots[0]}", "--spec", f"cub:{roots[1]}", "--work", str(tmp_path / "work")]
     arguments += ["--probe", "tiny", "--weights", "random", "--image-size", "16", "--fewest", "5"]
     monkeypatch.setattr(sys, "argv", ["model_selection", *arguments])
@@ -94,7 +93,8 @@ def test_the_run_from_data_sets_to_table_goes_on_where_it_stopped(roots, tmp_pat
 
 
 def test_halves_share_every_domain_and_no_task():
-    from benchmarks._scoring import halves
+    from _selection import halves
+
     from task2vec_ext.selection import ErrorMatrix
 
     errors = ErrorMatrix(torch.zeros(1, 5, dtype=torch.float64), ("e",), tuple("abcde"))

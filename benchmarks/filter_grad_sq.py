@@ -1,33 +1,32 @@
-"""How near to the machine's ceilings is the operator, and does every layer get its fastest route?
+"""How near to the machine's ceilings is `filter_grad_sq`, and does every layer get its fastest route?
 
-    python -m benchmarks.operator [--arch resnet18 resnet34 resnet50] [--batch-size 8] [--precision fp32]
+    python benchmarks/filter_grad_sq.py [--arch resnet18 resnet34 resnet50] [--batch-size 8] [--precision fp32]
 
-Every distinct convolution of the networks by every route, on random tensors that no cache holds. Beside the time of one
-sample: GFLOP/s (a multiply-add is two), as the direct formula counts them and as the route's own does; GB/s of what has
-to be read, input and grad_output once. The ceilings are measured in the same run: a square matrix product and a copy. A
-route predicted to cost more than 20 times the cheapest is skipped, and said so.
+Every distinct convolution of the networks by every route, on random tensors that no cache holds: time for one sample;
+GFLOP/s (a multiply-add is two), counted by the direct formula and by the route's own; GB/s of reading input and
+grad_output once. The ceilings are measured in the same run: a square matrix product and a copy. A route predicted to
+cost more than 20 times the cheapest is skipped and marked.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from _measure import check, interleave, parser, print_table, say, summary
+from _record import write_record
+from _step import PRECISIONS, Precision, random_probe, set_precision
 from torch import Tensor, nn
 
-from benchmarks._measure import check, interleave, parser, print_table, say, summary
-from benchmarks._record import write_result
-from benchmarks._step import PRECISIONS, Precision, random_probe, set_precision
-from task2vec_ext import filter_grad_sq
-from task2vec_ext.kernels import reference
+from task2vec_ext.kernels import filter_grad_sq, reference
 from task2vec_ext.kernels.geometry import ConvGeometry, conv_geometry
 from task2vec_ext.kernels.routes import ROUTES, available_routes, choose_route, route_cost
 
 SKIP = 20
-"""A route predicted to cost this many times the cheapest is not run: it would take most of the time."""
+"""A route predicted to cost this many times the cheapest is not run: it would take most of the benchmark's time."""
 
 LIMIT: dict[Precision, float] = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 1e-4}
 """Largest relative error of one number to float64: for float32 50 times the worst measured on a CPU (2e-6, the first
@@ -46,46 +45,34 @@ def main() -> None:
     options = arguments.parse_args()
     cuda = options.device.startswith("cuda")
     options.batch_size = options.batch_size or (64 if cuda else 8)
-    tables = []
+    common = {name: getattr(options, name) for name in ("arch", "batch_size", "size", "device")}
+    tables: list[dict[str, Any]] = []
     for precision in options.precision or (["tf32", "bf16"] if cuda else ["fp32"]):
-        tables.append(measure(options, precision))
-        report(tables[-1])
-    print(write_result("operator", {**common(options), "precisions": tables}))
+        for table in measure(options, precision):
+            path = write_record("filter_grad_sq", {**common, "precisions": [*tables, table]})
+        tables.append(table)
+        report(table)
+    print(path)
 
 
-def common(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what all tables share."""
-    return {"arch": options.arch, "batch_size": options.batch_size, "size": options.size, "device": options.device}
-
-
-def measure(options: argparse.Namespace, precision: Precision) -> dict[str, Any]:
-    """Return the ceilings and, for every shape and route, time, rates and error."""
+def measure(options: argparse.Namespace, precision: Precision) -> Iterator[dict[str, Any]]:
+    """Yield, after every shape, the table so far: the ceilings; time, rates and error of every shape and route."""
     set_precision(precision, options.device)
-    dtype = DTYPES[precision]
-    ceilings = measure_ceilings(dtype, options.device)
-    rows = []
+    ceilings = measure_ceilings(DTYPES[precision], options.device)
+    rows: list[dict[str, Any]] = []
     for conv, uses in convolutions(options.arch, options.size).items():
         say(describe(conv))
         rows.append({**measure_shape(conv, options, precision), "layers": uses})
-    return {"precision": precision, "ceilings": ceilings, "shapes": rows, **totals(rows, ceilings)}
+        yield {"precision": precision, "ceilings": ceilings, "shapes": rows, **totals(rows, ceilings)}
 
 
 def convolutions(archs: list[str], size: int) -> Counter[ConvGeometry]:
-    """Return every distinct convolution of the networks, for one image, and how many layers have it."""
+    """Return every distinct convolution of the networks on one image, and the number of layers that have it."""
     found: Counter[ConvGeometry] = Counter()
 
     def count(module: nn.Conv2d, args: tuple[Tensor, ...], output: Tensor) -> None:
-        found[
-            conv_geometry(
-                args[0],
-                output,
-                module.weight.shape,
-                module.stride,
-                module.padding,
-                module.dilation,
-                module.groups,
-            )
-        ] += 1
+        layer = (module.weight.shape, module.stride, module.padding, module.dilation, module.groups)
+        found[conv_geometry(args[0], output, *layer)] += 1
 
     for arch in archs:
         probe = random_probe(arch)
@@ -143,14 +130,14 @@ def measure_shape(conv: ConvGeometry, options: argparse.Namespace, precision: Pr
 
 
 def describe(conv: ConvGeometry) -> str:
-    """Return a shape as people write it."""
+    """Return a shape in short: ``64→128 3×3/2 at 56``."""
     stride = f"/{conv.stride[0]}" if conv.stride != (1, 1) else ""
     groups = f" in {conv.groups} groups" if conv.groups > 1 else ""
     return f"{conv.channels}→{conv.filters} {conv.kernel[0]}×{conv.kernel[1]}{stride} at {conv.size[0]}{groups}"
 
 
 def multiply_adds(route: str, conv: ConvGeometry, device_type: str) -> int:
-    """Return a route's own multiply-adds a sample, by the formulas of `task2vec_ext.kernels.routes.route_cost`."""
+    """Return a route's own multiply-adds for one sample, by its formula (`task2vec_ext.kernels.routes.route_cost`)."""
     q = conv.positions
     if route == "direct":
         return conv.filters * conv.patch_size * q
@@ -181,7 +168,7 @@ def measure_ceilings(dtype: torch.dtype, device: str) -> dict[str, float]:
 
 
 def totals(rows: list[dict[str, Any]], ceilings: dict[str, float]) -> dict[str, Any]:
-    """Return, over all layers, the direct route's share of the ceiling where it is chosen, and how good choices are."""
+    """Return, over all layers, how near the direct route comes to the ceiling, and how good the chosen routes are."""
     direct = [row for row in rows if row["chosen"] == "direct"]
     work = sum(2e-9 * row["multiply_adds"]["direct"] * row["layers"] for row in direct)
     seconds = sum(row["routes"]["direct"]["seconds_a_sample"]["median"] * row["layers"] for row in direct)

@@ -1,14 +1,13 @@
 """How often do 95 % intervals of the norm and of d_sym hold the full task's value?
 
-    python -m benchmarks.coverage --data DIR [--draws 200] [--refits 200]
+    python benchmarks/interval_coverage.py --data DIR [--draws 200] [--refits 200]
 
-Every image's Fisher is computed once, under the head of the full task. A draw takes N of them at random with
-replacement: independent images of a population whose mean is known, the full task (a draw without replacement would
-have less error than the interval is about). Second figure, "refitted": N images drawn without
-replacement, the head fitted to them alone and the Fisher taken anew; the truth stays that of the full task under its
-own head, and the interval knows nothing of heads.
+Every image's Fisher is computed once, under the head of the full task. A draw takes N images at random with
+replacement: independent images of a population whose mean is known. (Without replacement the error would be smaller
+than the interval says.) The rows "refitted" draw N images without replacement and fit the head to them alone; the truth
+is still the full task under its own head, and the interval does not account for the head.
 
-``same`` is the distance of two draws of one task: truth 0.
+``same`` is the distance of two draws of one task, whose true value is 0.
 """
 
 from __future__ import annotations
@@ -18,13 +17,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import _image_fisher
+import _tasks
 import torch
+from _record import write_record
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks import _real, _rows
-from benchmarks._record import write_result
-from task2vec_ext.fisher.head import DEFAULT_L2
+from task2vec_ext.fisher import HeadSettings
 from task2vec_ext.jackknife import Estimate, Groups, estimate, group_sizes, halved, num_groups, side
 from task2vec_ext.kernels.pairwise import sym_distances
 
@@ -40,7 +40,7 @@ TASKS = (
 
 def main() -> None:
     """Draw, count, write."""
-    parser = _real.parser(__doc__ or "")
+    parser = _tasks.parser(__doc__)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="two or more names in tasks.json")
     parser.add_argument("--samples", type=int, nargs="+", default=[50, 100, 200, 500, 1000])
     parser.add_argument("--draws", type=int, default=200, help="of each task or pair of tasks, head held fixed")
@@ -51,39 +51,41 @@ def main() -> None:
     )
     options = parser.parse_args()
 
-    net, l2 = _real.probe(options), DEFAULT_L2["lbfgs"]
-    tasks = [real.task for real in _real.real_tasks(options.data, only=options.tasks)]
-    rows = [_rows.rows(task, net, estimator="signed", l2=l2, cache=options.cache).fisher for task in tasks]
+    net, l2 = _tasks.probe(options), HeadSettings().penalty
+    tasks = _tasks.real_tasks(options.data, only=options.tasks)
+    rows = [
+        _image_fisher.image_fisher(task, net, estimator="signed", l2=l2, cache=options.cache).fisher for task in tasks
+    ]
     truths = [one.double().mean(0) for one in rows]
     random = torch.Generator().manual_seed(0)
 
     def fixed(number: int, samples: int) -> Groups:
         return _grouped(rows[number][torch.randint(len(rows[number]), (samples,), generator=random)])
 
-    found = []
+    found: list[dict] = []
+
+    def add(head: str, draws: int, draw: Callable[[int, int], Groups], samples: int) -> None:
+        pairs = [(i, j) for i, j in itertools.pairwise([*range(len(tasks)), 0]) for _ in range(draws)]
+        found.append({"head": head, **_count(track(pairs, f"{head}, N = {samples}"), truths, draw, samples)})
+        result = {"probe": options.probe, "image_size": options.image_size, "estimator": "signed", "confidence": 0.95}
+        described = [{"name": task.name, "images": len(task)} for task in tasks]
+        print(found[-1], write_record("interval_coverage", {**result, "tasks": described, "rows": found}), sep="\n")
+
     for samples in options.samples:
-        pairs = [(i, j) for i, j in itertools.pairwise([*range(len(tasks)), 0]) for _ in range(options.draws)]
-        found.append({"head": "fixed", **_count(track(pairs, f"N = {samples}"), truths, fixed, samples)})
-        print(found[-1])
+        add("fixed", options.draws, fixed, samples)
     if options.refits:
-        images = [_rows.read(task, net) for task in tasks]
+        images = [_image_fisher.read(task, net) for task in tasks]
 
         def refitted(number: int, samples: int) -> Groups:
-            return _grouped(_rows.refitted(net, images[number], samples, l2, random))
+            return _grouped(_image_fisher.refitted(net, images[number], samples, l2, random))
 
-        each = -(-options.refits // len(tasks))
-        pairs = [(i, j) for i, j in itertools.pairwise([*range(len(tasks)), 0]) for _ in range(each)]
-        found.append({"head": "refitted", **_count(track(pairs, "refitted"), truths, refitted, options.refit_samples)})
-        print(found[-1])
-    result = {"probe": options.probe, "image_size": options.image_size, "estimator": "signed", "confidence": 0.95}
-    described = [{"name": task.name, "images": len(task)} for task in tasks]
-    print(write_result("coverage", {**result, "tasks": described, "rows": found}))
+        add("refitted", -(-options.refits // len(tasks)), refitted, options.refit_samples)
 
 
 def _count(
     pairs: Iterator[tuple[int, int]], truths: list[Tensor], draw: Callable[[int, int], Groups], samples: int
 ) -> dict:
-    """Return how often intervals hold the truth, and what the bias is before and after its removal."""
+    """Return how often intervals hold the truth, and the bias of the values before and after its correction."""
     kept: dict[str, list[list[float]]] = {"norm": [], "d_sym": [], "same": []}
     relative = []
     for i, j in pairs:

@@ -1,1 +1,0 @@
-"""Benchmarks: each checks, then measures, then writes JSON (see README.md)."""
