@@ -131,7 +131,7 @@ def test_the_command_line_shares_tasks(tmp_path):
                 file = tmp_path / f"task{t}" / f"class{c}" / f"{i}.png"
                 Image.effect_noise((50, 50 + t), 60 + 20 * c).convert("RGB").save(file)
         folders.append(f"task{t}")
-    command = ("-m", "task2vec_ext", "library", "build", *folders, "--probe", "tiny", "-o")
+    command = ("-m", "task2vec_ext", "embed", *folders, "--probe", "tiny", "-o")
     done = torchrun(tmp_path, *command, "shared")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("3 of 3 tasks are embedded in shared") == 1  # said once
