@@ -80,6 +80,9 @@ def embed(
         raise ValueError(f"embed: expected either --pseudo-labels or --loss {loss}, got both.")
     given: dict[str, Any] = {"beta": beta, "noise": noise, "epochs": epochs}
     variational = {name: value for name, value in given.items() if value is not None}
+    if variational and estimator != "variational":
+        names = " and ".join(f"--{name}" for name in variational)
+        raise ValueError(f"embed: expected {names} with --estimator variational, got {estimator}; leave {names} out.")
     settings = EmbedSettings(
         loss if pseudo_labels is None else PseudoLabels(num_clusters=pseudo_labels),
         estimator,
