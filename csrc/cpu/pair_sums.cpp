@@ -8,7 +8,8 @@
 namespace task2vec {
 namespace {
 
-constexpr int kRun = 16;  // float32 additions in a row: longer, and equal ratios, which all round the same way, show
+// float32 additions in a row: in longer runs equal ratios, which all round the same way, show.
+constexpr int kRun = kLanes<float>;
 
 // Sums of 2·(pairs of vectors) at once: lane l of the result is Σ of vector l. A tree, each step of which halves two
 // vectors into one.
@@ -31,8 +32,8 @@ void ratio_sums_of(const float* const* x, const float* const* y, int filters, fl
   using V = Vector<float>;
   constexpr int kLane = kLanes<float>, kSums = kNumerators * kOthers * 2;
   const float *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3], *y0 = y[0], *y1 = y[1];
-  V total[kSums] = {};
-  for (int first = 0; first < filters; first += kRun * kLane) {
+  V whole[kSums] = {}, total[kSums] = {};  // of runs of runs, of runs
+  for (int first = 0, runs = 1; first < filters; first += kRun * kLane, ++runs) {
     const int last = std::min(filters, first + kRun * kLane);
     V run[kSums] = {};
     for (int k = first; k < last; k += kLane) {
@@ -53,7 +54,13 @@ void ratio_sums_of(const float* const* x, const float* const* y, int filters, fl
     }
 #pragma GCC unroll 16  // or the sums of a run would not stay in registers
     for (int i = 0; i < kSums; ++i) total[i] += run[i];
+    if (runs % kRun != 0) continue;
+    for (int i = 0; i < kSums; ++i) {
+      whole[i] += total[i];
+      total[i] = V{};
+    }
   }
+  for (int i = 0; i < kSums; ++i) total[i] += whole[i];
   int vectors = kSums;
 #pragma GCC unroll 6
   for (int width = kLane; width > 1; width /= 2, vectors /= 2)
