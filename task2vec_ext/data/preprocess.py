@@ -147,8 +147,7 @@ class Preprocess:
 
     def with_size(self, crop: int) -> Preprocess:
         """Return this preprocessing with another crop, in pixels, and the same ratio of resize to crop."""
-        # Halves are rounded up.
-        resize = (2 * self.resize * crop + self.crop) // (2 * self.crop)
+        resize = (2 * self.resize * crop + self.crop) // (2 * self.crop)  # halves are rounded up
         return replace(self, resize=resize, crop=crop)
 
     def to_dict(self) -> dict[str, Any]:
@@ -180,10 +179,9 @@ def _three(name: str, values: Sequence[float], kind: str, is_kind: Callable[[flo
 
 def _crop_center(image: Tensor, size: int, fill: int = 0) -> Tensor:
     """The central ``[…, size, size]``, padded where too small; rounds as torchvision does."""
-    height, width = image.shape[1:]
-    down, right = max(size - height, 0), max(size - width, 0)
+    down, right = (max(size - side, 0) for side in image.shape[1:])
     if down or right:
         image = F.pad(image, (right // 2, (right + 1) // 2, down // 2, (down + 1) // 2), value=fill)
-        height, width = image.shape[1:]
+    height, width = image.shape[1:]
     top, left = round((height - size) / 2), round((width - size) / 2)
     return image[:, top : top + size, left : left + size]

@@ -106,15 +106,7 @@ class Task(Dataset[tuple[Tensor, Any]]):
         return f"image {index}" if file is None else f"image {index} ({file})"
 
 
-TaskSource = (
-    Task
-    | Dataset[Any]
-    | str
-    | os.PathLike[str]
-    | Sequence[tuple[str | os.PathLike[str], int]]
-    | Sequence[tuple[Any, Any]]
-    | Sequence[str | os.PathLike[str]]
-)
+TaskSource = Task | Dataset[Any] | str | os.PathLike[str] | Sequence[tuple[Any, Any]] | Sequence[str | os.PathLike[str]]
 
 
 def as_task(source: TaskSource, *, name: str | None = None, target: Target | None = None) -> Task:
@@ -131,9 +123,6 @@ def as_task(source: TaskSource, *, name: str | None = None, target: Target | Non
             - a `Task`, which is returned, with another name or target if they are given.
         name: Of the task; default: the folder's or the data set's.
         target: What the labels are; default: a `Task`'s own, otherwise classes.
-
-    Returns:
-        The task.
 
     Raises:
         TypeError: If the source is none of these or iterable-style, or a label is not an integer.
@@ -186,12 +175,7 @@ def read_labels(task: Task) -> Tensor:
 
 
 def check_indices(task: Task, indices: Tensor | Sequence[int], *, who: str) -> Tensor:
-    """Return the positions of some of a task's images as ``[n]`` int64.
-
-    Raises:
-        TypeError: If they are not integers ``[n]``.
-        ValueError: If one is not in 0…N−1.
-    """
+    """Return the positions of some of a task's images as ``[n]`` int64, or raise if there is no such image."""
     wanted = torch.as_tensor(indices)
     if wanted.numel() == 0:
         return torch.zeros(0, dtype=torch.int64)

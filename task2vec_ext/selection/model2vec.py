@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -9,16 +10,13 @@ import torch
 from torch import Tensor
 
 from ..distance.comparable import check_comparable
+from ..embedding import Embedding
+from ..experts import ErrorMatrix
 from .distances import PAPER_ALPHA, Distance
 from .selector import ExpertFacts, Selector, TaskFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from typing_extensions import Self
-
-    from ..embedding import Embedding
-    from ..experts.errors import ErrorMatrix
 
 _SOFTNESS = 0.5
 """Temperature of the soft targets, in standard deviations of a task's errors: an expert one deviation better than
@@ -80,14 +78,15 @@ class Model2Vec(Selector):
         rows = measured[:, columns].any(1)
         if not columns.any():
             return self
-        names = [name for name, row in zip(errors.experts, rows.tolist(), strict=True) if row]
-        sources = [experts[name].embedding for name in names]
-        targets = self._embeddings(
-            [tasks[name] for name, column in zip(errors.tasks, columns.tolist(), strict=True) if column]
+        known = errors.select(
+            experts=[name for name, row in zip(errors.experts, rows.tolist(), strict=True) if row],
+            tasks=[name for name, column in zip(errors.tasks, columns.tolist(), strict=True) if column],
         )
+        sources = [experts[name].embedding for name in known.experts]
+        targets = self._embeddings([tasks[name] for name in known.tasks])
         check_comparable([*targets, *(source for source in sources if source is not None)])
-        learned = _learn(errors.errors[rows][:, columns], targets, sources, self)
-        return replace(self, models=dict(zip(names, learned, strict=True)))
+        learned = _learn(known.errors, targets, sources, self)
+        return replace(self, models=dict(zip(known.experts, learned, strict=True)))
 
 
 def _learn(errors: Tensor, targets: list[Embedding], sources: list[Embedding | None], how: Model2Vec) -> Tensor:

@@ -27,8 +27,7 @@ Indices = np.ndarray[Any, np.dtype[np.int32]]
 _IMATERIALIST = "https://github.com/visipedia/imat_fashion_comp"
 _DEEPFASHION = "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/AttributePrediction.html"
 _HEADER = 2  # lines before the first entry of DeepFashion's lists: their number, and the columns' names
-_Found = defaultdict[int, "array[int]"]
-"""Attribute -> images."""
+_Found = defaultdict[int, "array[int]"]  # attribute -> images
 
 _SHOWS, _UNKNOWN = 1, 0  # in list_attr_img.txt; −1: does not show
 
@@ -128,10 +127,10 @@ def deepfashion(root: str | os.PathLike[str], *, split: str = "all", min_images:
     """
     where = Path(os.path.abspath(root))
     folder = next((name for name in ("Anno", "Anno_coarse") if (where / name / "list_attr_img.txt").is_file()), "Anno")
-    attributes, images = f"{folder}/list_attr_cloth.txt", f"{folder}/list_attr_img.txt"
+    listed, images = f"{folder}/list_attr_cloth.txt", f"{folder}/list_attr_img.txt"
     partition = [] if split == "all" else ["Eval/list_eval_partition.txt"]
-    expect("deepfashion", where, [attributes, images, *partition], _DEEPFASHION)
-    names = [line.rsplit(None, 1)[0].strip() for line in _entries(where / attributes)]
+    expect("deepfashion", where, [listed, images, *partition], _DEEPFASHION)
+    names = [line.rsplit(None, 1)[0].strip() for line in _entries(where / listed)]
     part = dict(line.split() for file in partition for line in _entries(where / file))
     chosen = None if split == "all" else {image for image, name in part.items() if name == split}
     files, shows, unknown = _marks(where / images, len(names), chosen)
@@ -139,10 +138,9 @@ def deepfashion(root: str | os.PathLike[str], *, split: str = "all", min_images:
         raise ValueError(f"deepfashion: expected split to be train, val, test or all, got {split!r}, with no images.")
     base = where if (where / "img").is_dir() else where / "Img"
     expect("deepfashion", base, [files[0]], _DEEPFASHION)
-    titles = dict(enumerate(names))
-    return _Attributes(
-        "deepfashion", "DeepFashion", titles, Files.below(base, files, ()), _as_arrays(shows), _as_arrays(unknown)
-    ).tasks(min_images)
+    found, titles = Files.below(base, files, ()), dict(enumerate(names))
+    attributes = _Attributes("deepfashion", "DeepFashion", titles, found, _as_arrays(shows), _as_arrays(unknown))
+    return attributes.tasks(min_images)
 
 
 def _entries(file: Path) -> list[str]:
@@ -190,12 +188,9 @@ class _Attributes:
     who: str
     domain: str
     names: Mapping[int, str]
-    images: Files
-    """Without labels."""
-    shows: Mapping[int, Indices]
-    """Attribute -> the images that show it."""
-    unknown: Mapping[int, Indices]
-    """Attribute -> the images that may or may not."""
+    images: Files  # without labels
+    shows: Mapping[int, Indices]  # attribute -> the images that show it
+    unknown: Mapping[int, Indices]  # attribute -> the images that may or may not
 
     def tasks(self, min_images: int) -> Tasks:
         """Return one task for each attribute that enough images show, and enough do not."""
@@ -250,8 +245,7 @@ class _Attributes:
 class _MultiHot(Sequence[Tensor]):
     """Which attributes each image shows, float32 ``[C]`` when asked for: for a million images they would take 1 GB."""
 
-    columns: Indices
-    """The attributes of the first image, then of the second, …"""
+    columns: Indices  # the attributes of the first image, then of the second, …
     starts: np.ndarray[Any, np.dtype[np.int64]]
     num_classes: int
 

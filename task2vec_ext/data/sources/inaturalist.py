@@ -14,8 +14,7 @@ from .taxonomy import RANKS, Category, Collection, Groups
 
 _ORIGIN = "https://github.com/visipedia/inat_comp"
 
-_Index = tuple[dict[int, Category], dict[int, list[str]]]
-"""Category -> what it is, and category -> its images."""
+_Index = tuple[dict[int, Category], dict[int, list[str]]]  # category -> what it is, category -> its images
 
 
 def inaturalist(

@@ -21,13 +21,10 @@ from .table import table
 
 
 def folder(path: str) -> Tasks:
-    """Return the task of a folder of class folders, or the tasks of several: ``data/*``.
+    """Return the task of a folder of class folders, or the tasks of several, named after the folders.
 
     Args:
-        path: The folder, or a pattern with ``*``.
-
-    Returns:
-        A task for each folder, named after it.
+        path: The folder, or a pattern such as ``data/*``.
 
     Raises:
         ValueError: If there is no such folder, or it is not laid out as expected.
@@ -41,6 +38,7 @@ def folder(path: str) -> Tasks:
     return Tasks([task.name for task in tasks], tasks.__getitem__)
 
 
+# Name before the colon of a spec -> what returns its tasks.
 SOURCES: Mapping[str, Callable[..., Tasks]] = {
     "folder": folder,
     "table": table,
@@ -51,23 +49,19 @@ SOURCES: Mapping[str, Callable[..., Tasks]] = {
     "torchvision": torchvision,
     "hf": hugging_face,
 }
-"""Name before the colon of a spec -> what returns its tasks."""
 
 _SPEC = re.compile(r"(?:(?P<source>\w+):)?(?P<what>.*?)(?:\?(?P<options>\w+=[^&?]*(?:&\w+=[^&?]*)*))?", re.DOTALL)
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def tasks_from(*specs: str) -> Tasks:
-    """Return the tasks that specs name, one spec after the other. No image is read.
+    """Return the tasks that specs name, one spec after the other, each made when it is asked for. No image is read.
 
     Args:
         *specs: ``SOURCE:WHAT?OPTION=VALUE&OPTION=VALUE``, such as ``cub:CUB_200_2011``,
             ``inat2018:inat?level=family&min_images=20``, ``table:images.csv?label=species``,
             ``torchvision:CIFAR10?root=data&train=false``. Options are the arguments of the source's function. Without a
             source, the spec is the path of a folder of class folders.
-
-    Returns:
-        The tasks, each made when it is asked for.
 
     Raises:
         ValueError: If a source or an option is unknown, data are missing, or two tasks have the same name.
@@ -89,7 +83,7 @@ def _tasks(spec: str) -> Tasks:
     if not what:
         raise ValueError(f"tasks_from: expected a path or name after {source}:, got nothing.")
     make = SOURCES[source]
-    known = _options(make if source != "torchvision" else _constructor(what))
+    known = _options(_constructor(what) if source == "torchvision" else make)
     options: dict[str, Any] = {}
     for pair in match["options"].split("&") if match["options"] else []:
         key, value = pair.split("=", 1)

@@ -55,8 +55,7 @@ def table(
     if not rows:
         of = f" with {column} = {value}" if split else ""
         raise ValueError(f"table: expected rows{of} in {where}, got none.")
-    base = Path(os.path.abspath(root or where.parent))
-    names = list(rows)
+    base, names = Path(os.path.abspath(root or where.parent)), list(rows)
 
     def make(index: int) -> Task:
         files, titles = zip(*rows[names[index]], strict=True)

@@ -52,9 +52,6 @@ class Collection:
 
         Left out are categories with fewer than `min_images` images or no such taxon ("NA"), and then taxa with fewer
         than `min_classes` categories. Taxa that share a name get the taxon above in parentheses.
-
-        Raises:
-            ValueError: If no category has this rank.
         """
         ranks = {known for category in self.categories.values() for known in category.taxa}
         if rank not in ranks:
@@ -73,11 +70,7 @@ class Collection:
         }
 
     def tasks(self, groups: Groups) -> Tasks:
-        """Return one task for each group, named ``inat2018 order Odonata``; its categories are the classes 0…C−1.
-
-        Raises:
-            ValueError: If there are no groups, or the first image is missing.
-        """
+        """Return one task for each group, named ``inat2018 order Odonata``; its categories are the classes 0…C−1."""
         chosen = list(groups.items())
         if not chosen:
             raise ValueError(
@@ -90,17 +83,14 @@ class Collection:
 
     def _task(self, name: str, rank: str, numbers: Sequence[int]) -> Task:
         sizes = torch.tensor([len(self.files[number]) for number in numbers])
+        lineage = _lineage(self.categories[numbers[0]].taxa, rank)
         return files_task(
             self.root,
             [file for number in numbers for file in self.files[number]],
             torch.arange(len(numbers)).repeat_interleave(sizes),
             name=name,
             classes=[self.categories[number].name for number in numbers],
-            metadata={
-                "domain": self.domain,
-                "rank": rank,
-                "taxonomy": _lineage(self.categories[numbers[0]].taxa, rank),
-            },
+            metadata={"domain": self.domain, "rank": rank, "taxonomy": lineage},
         )
 
 
