@@ -24,8 +24,7 @@ another gets e² ≈ 7 times its weight."""
 _FLOOR = 1e-3
 """Least entry of m, relative to the mean Fisher of its filter: F + b may be negative, and m may not."""
 _MOST_STEPS = 60
-_TINY = 1e-300
-"""Least denominator: a filter dead in both has r = 0."""
+_TINY = 1e-300  # least denominator: a filter dead in both has r = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,11 +101,8 @@ def _learn(errors: Tensor, targets: list[Embedding], sources: list[Embedding | N
     def models(parameters: Sequence[Tensor]) -> Tensor:
         return torch.maximum(start + bias(parameters) * unit, _FLOOR * unit)
 
-    def distances(m: Tensor) -> Tensor:
-        return _asym(m, fisher, prior, how.alpha)
-
     with torch.no_grad():
-        initial = distances(models(bias.parameters)).masked_fill(~measured, torch.nan)
+        initial = _asym(models(bias.parameters), fisher, prior, how.alpha).masked_fill(~measured, torch.nan)
         spreads = (initial - initial.nanmean(0)).square().nanmean(0).sqrt()
     log_kappa = -spreads.mean().clamp(min=1e-6).log()  # at the start, one standard deviation of distance is one logit
     free = [*bias.parameters, log_kappa]
@@ -116,7 +112,8 @@ def _learn(errors: Tensor, targets: list[Embedding], sources: list[Embedding | N
 
     def objective() -> Tensor:
         optimizer.zero_grad()
-        logits = (-free[-1].exp() * distances(models(free[:-1]))).masked_fill(~measured, -torch.inf)
+        distances = _asym(models(free[:-1]), fisher, prior, how.alpha)
+        logits = (-free[-1].exp() * distances).masked_fill(~measured, -torch.inf)
         log_p = logits.log_softmax(0).masked_fill(~measured, 0)
         loss = -(q * log_p).sum(0).mean() + how.l2 / 2 * bias(free[:-1]).square().mean(1).sum()
         loss.backward()
