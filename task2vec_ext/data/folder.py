@@ -52,15 +52,12 @@ class Files:
         for path, label, name in zip(self.paths, self.labels, self.names, strict=True):
             # In full: printing a long array would leave entries out.
             written = np.asarray(label).tolist() if isinstance(label, (Tensor, np.ndarray)) else label
-            digest.update(f"{os.fspath(name)!r} {_size(path)} {written}\n".encode())
+            try:
+                size: int | None = os.path.getsize(path)
+            except OSError:  # a broken link: reported, or skipped, when the image is read
+                size = None
+            digest.update(f"{os.fspath(name)!r} {size} {written}\n".encode())
         return digest.hexdigest()
-
-
-def _size(path: str) -> int | None:
-    try:
-        return os.path.getsize(path)
-    except OSError:  # a broken link: reported, or skipped, when the image is read
-        return None
 
 
 def files_from_list(paths: Sequence[str | os.PathLike[str]], labels: Sequence[Any]) -> Files:
@@ -85,8 +82,7 @@ def files_from_folder(root: Path) -> tuple[Files, tuple[str, ...]]:
     if not root.is_dir():
         got = "a file" if root.exists() else "nothing there"
         raise ValueError(f"as_task: expected a folder of class folders at {root}, got {got}; correct the path.")
-    # A link back to the root or above it is not a class.
-    above = {_identity(folder) for folder in (root.resolve(), *root.resolve().parents)}
+    above = {_identity(folder) for folder in (root.resolve(), *root.resolve().parents)}  # links to these are no classes
     entries = [entry for entry in root.iterdir() if not entry.name.startswith(".") and entry.is_dir()]
     classes = tuple(sorted(entry.name for entry in entries if _identity(entry) not in above))
     if not classes:

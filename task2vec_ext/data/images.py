@@ -78,7 +78,10 @@ def _from_pil(image: Image.Image) -> Tensor:
     if image.width == 0 or image.height == 0:
         raise ValueError(f"to_rgb: expected an image with pixels, got {image.width} × {image.height}; remove it.")
     image.load()  # before its orientation is read: PNG may store EXIF behind the pixels, TIFF is turned while loading
-    orientation = _orientation(image)
+    try:
+        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data do not make the pixels unusable
+        orientation = 1
     deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
     image = image if deep else _to_rgb_mode(image)
     if orientation != 1:
@@ -89,13 +92,6 @@ def _from_pil(image: Image.Image) -> Tensor:
         image = ImageOps.exif_transpose(image)
     planes = _array_to_tensor(np.asarray(image))
     return _from_planes(_from_16bit(planes) if image.mode == "I" else planes)  # PIL's 32 bits hold 16, however dark
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF data do not make the pixels unusable
-        return 1
 
 
 def _to_rgb_mode(image: Image.Image) -> Image.Image:

@@ -79,7 +79,7 @@ def check_labels(labels: Labels, *, who: str) -> int:
 
 
 def draw(labels: Labels, num_samples: int | None, seed: int, *, balanced: bool = False) -> Tensor:
-    """Return the indices of a random choice of images: in proportion to the classes, or equally many of each.
+    """Return ascending indices of a random choice of images: in proportion to the classes, or equally many of each.
 
     Images are drawn without replacement. Every class gets at least one; the rest go by largest remainder. One random
     order of all images decides which: a seed gives the same images on every machine, however the classes are numbered.
@@ -89,9 +89,6 @@ def draw(labels: Labels, num_samples: int | None, seed: int, *, balanced: bool =
         num_samples: Number of images; None, or N and more, takes all.
         seed: Of the random order.
         balanced: Whether to take equally many of each class. A class with too few gives all, the others more.
-
-    Returns:
-        ``[min(num_samples, N)]`` int64 indices, ascending.
 
     Raises:
         ValueError: If ``num_samples`` is smaller than the number of classes.

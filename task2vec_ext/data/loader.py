@@ -214,15 +214,13 @@ def _as_input(image: Any) -> Tensor:
 
 def _mismatch(task: Task, one: _Item, other: _Item) -> ValueError | None:
     """The error of two images that do not fit into one batch, or None."""
-    if one.image.shape != other.image.shape:
-        what, shapes = "images of one size where preprocess is None", (one.image.shape, other.image.shape)
-        advice = "resize them in the data set, or pass a Preprocess"
-    elif one.label.shape != other.label.shape:
-        what, shapes = "targets of one size", (one.label.shape, other.label.shape)
-        advice = "give every image a target of the same size"
-    else:
-        return None
-    return ValueError(
-        f"batches: expected {what}, got {list(shapes[0])} for {task.describe(one.position)} and {list(shapes[1])} for "
-        f"{task.describe(other.position)}; {advice}."
-    )
+    for kind, ours, theirs, what, advice in (
+        ("images", one.image, other.image, " where preprocess is None", "resize them, or pass a Preprocess"),
+        ("targets", one.label, other.label, "", "give every image a target of the same size"),
+    ):
+        if ours.shape != theirs.shape:
+            return ValueError(
+                f"batches: expected {kind} of one size{what}, got {list(ours.shape)} for {task.describe(one.position)} "
+                f"and {list(theirs.shape)} for {task.describe(other.position)}; {advice}."
+            )
+    return None

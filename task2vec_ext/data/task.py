@@ -234,9 +234,8 @@ def _labels_of(dataset: Any) -> Tensor | None:
         inner = _labels_of(dataset.dataset)
         return None if inner is None else inner[torch.as_tensor(dataset.indices, dtype=torch.int64)]
     if isinstance(dataset, ConcatDataset):
-        parts = [_labels_of(part) for part in dataset.datasets]
-        known = [part for part in parts if part is not None]
-        return torch.cat(known) if len(known) == len(parts) else None
+        known = [part for part in map(_labels_of, dataset.datasets) if part is not None]
+        return torch.cat(known) if len(known) == len(dataset.datasets) else None
     if getattr(dataset, "target_transform", None) is not None:
         return None  # its items have other labels than those listed
     listed = [getattr(dataset, attribute, None) for attribute in ("targets", "labels", "_labels")]

@@ -91,10 +91,8 @@ def remap(task: Task, classes: Mapping[str, str], *, name: str | None = None) ->
     old = _class_names(task, labels)
     unknown = [given for given in classes if given not in old]
     if unknown:
-        raise ValueError(
-            f"remap: expected classes of {task.name!r} ({', '.join(old[:5])}{', …' if len(old) > 5 else ''}), "
-            f"got {', '.join(map(repr, unknown[:5]))}."
-        )
+        known, got = ", ".join(old[:5]) + ", …" * (len(old) > 5), ", ".join(map(repr, unknown[:5]))
+        raise ValueError(f"remap: expected classes of {task.name!r} ({known}), got {got}.")
     new = tuple(dict.fromkeys(classes.values()))
     table = torch.tensor([new.index(classes[given]) if given in classes else -1 for given in old])
     mapped = table[labels]
@@ -172,15 +170,14 @@ class _Relabelled(Subset[Any]):
 
     def __init__(self, tasks: ConcatDataset[Any], indices: list[int], labels: list[int]) -> None:
         super().__init__(tasks, indices)
-        self._ends = tasks.cumulative_sizes
-        self._tasks = [task for task in tasks.datasets if isinstance(task, Task)]
-        self.given = labels
+        self._tasks: list[Any] = tasks.datasets
+        self._ends, self._labels = tasks.cumulative_sizes, labels
 
     def __getitem__(self, index: Any) -> tuple[Any, int]:
         place = self.indices[index]
         part = bisect_right(self._ends, place)
         image, _ = self._tasks[part].item(place - (self._ends[part - 1] if part else 0))
-        return image, self.given[index]
+        return image, self._labels[index]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
         return [self[index] for index in indices]

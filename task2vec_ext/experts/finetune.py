@@ -96,7 +96,10 @@ def fine_tune(
         raise ValueError(f"fine_tune: expected images held out of {train.name!r}, got none; they tell the best epoch.")
     images = {"task": train.digest(), "images": len(train), "classes": num_classes}
     settings = {"probe": probe.fingerprint, **images, "seed": seed, "recipe": asdict(recipe)}
-    run = _Run(Network(_with_head(probe, num_classes), **options), train, held_out, recipe, seed)
+    module = copy.deepcopy(probe.module).requires_grad_(True)
+    head = torch.nn.utils.skip_init(nn.Linear, probe.feature_size, num_classes)  # fitted before anything reads it
+    module.set_submodule(probe.head, head)
+    run = _Run(Network(replace(probe, module=module.eval()), **options), train, held_out, recipe, seed)
     if checkpoint is not None and checkpoint.exists():
         run.restore(checkpoint, settings)
     else:
@@ -107,14 +110,6 @@ def fine_tune(
             run.save(checkpoint, settings)
     run.module.load_state_dict(run.best_state)
     return FineTuned(replace(run.probe, module=run.module.to("cpu").eval()), run.best, tuple(run.epochs))
-
-
-def _with_head(probe: Probe, num_classes: int) -> Probe:
-    """Return the probe on a copy of its network, with a head for so many classes."""
-    module = copy.deepcopy(probe.module).requires_grad_(True)
-    head = torch.nn.utils.skip_init(nn.Linear, probe.feature_size, num_classes)  # fitted before anything reads it
-    module.set_submodule(probe.head, head)
-    return replace(probe, module=module.eval())
 
 
 class _Run:

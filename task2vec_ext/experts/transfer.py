@@ -16,13 +16,12 @@ from torch import Tensor
 from .._util.atomic import atomic_path
 from ..data import Task, TaskSource, as_task, check_labels, draw, hold_out, read_labels, subset
 from ..fisher.head import HeadMethod, HeadSettings, fit_head
-from ..probe.probe import Probe
 from .errors import IMAGENET, ErrorMatrix
 from .expert import AnyExpert, as_probe
 from .features import ExpertFeatures, Extractor
 from .finetune import fine_tune
 from .network import RunOptions
-from .recipe import AnyRecipe, Recipe, as_recipe
+from .recipe import AnyRecipe, as_recipe
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -136,7 +135,8 @@ def transfer_errors(
                 table.put(expert, name, error)
         elif recipe is not None:
             for expert in todo:
-                tuned = _fine_tuned(experts[expert], train, recipe, seed, options)
+                fit, rest = hold_out(train, 0.8, seed=seed)
+                tuned = fine_tune(as_probe(experts[expert]), fit, rest, recipe, seed=seed, **options).probe
                 result = Extractor({expert: tuned}, batch_size=batch_size, **options).features(test)[expert]
                 table.put(expert, name, float((result.probabilities.argmax(1) != result.labels).double().mean()))
     return table.matrix().select(experts=list(experts), tasks=list(pairs))
@@ -145,13 +145,12 @@ def transfer_errors(
 def transfer_gain(errors: ErrorMatrix, reference: str | None = IMAGENET) -> Tensor:
     """Return the transfer gain ``D(a→b) = (ℓ_{a→b} − ℓ_b) / ℓ_b`` of every expert a on every task b.
 
+    ``[E, T]`` float64; below 0: the expert helps. NaN where an error was not measured, or a task has no own expert;
+    ±inf or NaN where ℓ_b = 0.
+
     Args:
         errors: The errors ℓ_{a→b}.
         reference: Expert whose errors are ℓ_b, without transfer; None: each task's own expert.
-
-    Returns:
-        ``[E, T]`` float64; below 0: the expert helps. NaN where an error was not measured, or a task has no own expert;
-        ±inf or NaN where ℓ_b = 0.
 
     Raises:
         ValueError: If there is no such expert.
@@ -222,8 +221,3 @@ def _drawn(task: Task, num_samples: int | None, seed: int) -> Task:
     labels = read_labels(task)
     number = None if num_samples is None else max(num_samples, len(labels.unique()))
     return subset(task, draw(labels, number, seed))
-
-
-def _fine_tuned(expert: AnyExpert, train: Task, recipe: Recipe, seed: int, options: RunOptions) -> Probe:
-    fitted, rest = hold_out(train, 0.8, seed=seed)
-    return fine_tune(as_probe(expert), fitted, rest, recipe, seed=seed, **options).probe

@@ -117,18 +117,16 @@ class Table:
             "optimum": float(self.optimum.mean()),
             "confidence": self.confidence,
             "selectors": {
-                row.selector: {
-                    "passes": row.passes,
-                    **{
-                        measure: {key: number if math.isfinite(number) else None for key, number in found.items()}
-                        for measure, found in ((name, interval._asdict()) for name, interval in row.means.items())
-                    },
-                }
+                row.selector: {"passes": row.passes, **{name: _finite(found) for name, found in row.means.items()}}
                 for row in self.rows
             },
             "left_out": self.left_out,
             "unable": self.unable,
         }
+
+
+def _finite(interval: Interval) -> dict[str, float | None]:
+    return {key: number if math.isfinite(number) else None for key, number in interval._asdict().items()}
 
 
 def evaluate(
@@ -145,7 +143,8 @@ def evaluate(
     """Return the table of selectors over all tasks of an error matrix.
 
     The own expert of a task (the one of its name) cannot be chosen for it, and the row `IMAGENET` only by the selector
-    of that name. Selectors that learn are fitted to the errors on the other tasks.
+    of that name. Selectors that learn are fitted to the errors on the other tasks. ``table.unable`` says why a
+    selector that knows too little of a task has no row.
 
     Args:
         errors: Errors of experts on tasks; NaN where they were not measured.
@@ -158,9 +157,6 @@ def evaluate(
         draws: Bootstrap samples of the tasks.
         confidence: Confidence of the intervals.
         seed: Seed of the bootstrap.
-
-    Returns:
-        The table. A selector that knows too little of a task has no row; ``table.unable`` says why.
 
     Raises:
         ValueError: If no task has two experts to choose from, or an option is impossible.
@@ -190,11 +186,10 @@ def evaluate(
     for selector in selectors:
         try:
             found = _scores(selector, errors, tasks, facts, folds)
+            if found.isnan().all():
+                raise ValueError(f"{selector.name}: none of {', '.join(errors.experts)} has a score.")
         except ValueError as error:
             unable[selector.name] = str(error)
-            continue
-        if found.isnan().all():
-            unable[selector.name] = f"{selector.name}: none of {', '.join(errors.experts)} has a score."
             continue
         inside = found.masked_fill(~choosable, torch.nan)
         # For a task without a score for an expert that may be chosen, all scores: the selector `IMAGENET`.

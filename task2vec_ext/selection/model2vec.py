@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -93,19 +94,19 @@ def _learn(errors: Tensor, targets: list[Embedding], sources: list[Embedding | N
     fisher, prior = torch.stack([target.fisher for target in targets]), targets[0].prior
     unit = fisher.mean(0)
     start = torch.stack([unit if source is None else source.fisher for source in sources])
-    bias = _Bias(how.form, len(sources), targets[0])
+    parameters, bias = _bias(how.form, len(sources), targets[0])
     measured = ~errors.isnan()
     spread = torch.stack([column[known].std(correction=0) for column, known in zip(errors.T, measured.T, strict=True)])
     q = (-errors / (_SOFTNESS * spread.clamp(min=1e-6))).masked_fill(~measured, -torch.inf).softmax(0)
 
-    def models(parameters: Sequence[Tensor]) -> Tensor:
+    def models(parameters: list[Tensor]) -> Tensor:
         return torch.maximum(start + bias(parameters) * unit, _FLOOR * unit)
 
     with torch.no_grad():
-        initial = _asym(models(bias.parameters), fisher, prior, how.alpha).masked_fill(~measured, torch.nan)
+        initial = _asym(models(parameters), fisher, prior, how.alpha).masked_fill(~measured, torch.nan)
         spreads = (initial - initial.nanmean(0)).square().nanmean(0).sqrt()
     log_kappa = -spreads.mean().clamp(min=1e-6).log()  # at the start, one standard deviation of distance is one logit
-    free = [*bias.parameters, log_kappa]
+    free = [*parameters, log_kappa]
     for parameter in free:
         parameter.requires_grad_()
     optimizer = torch.optim.LBFGS(free, max_iter=_MOST_STEPS, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
@@ -125,25 +126,18 @@ def _learn(errors: Tensor, targets: list[Embedding], sources: list[Embedding | N
         return models(free[:-1])
 
 
-class _Bias:
-    """b of every expert in units of the tasks' mean Fisher, as a function of its parameters."""
-
-    def __init__(self, form: Literal["layers", "filters"] | int, num_experts: int, like: Embedding) -> None:
-        """Start where b is 0."""
-        sizes = torch.tensor([layer.stop - layer.start for layer in like.layers])
-        self._layer = torch.repeat_interleave(torch.arange(len(sizes)), sizes) if form == "layers" else None
-        columns = len(sizes) if form == "layers" else len(like)
-        if isinstance(form, int):
-            # One factor is zero, and b with it; were both zero, so would be their gradients.
-            mixed = torch.randn(num_experts, form, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-            self.parameters = [mixed, torch.zeros(form, columns, dtype=torch.float64)]
-        else:
-            self.parameters = [torch.zeros(num_experts, columns, dtype=torch.float64)]
-
-    def __call__(self, parameters: Sequence[Tensor]) -> Tensor:
-        """Return b/unit, ``[E, K]``."""
-        entries = parameters[0] @ parameters[1] if len(parameters) > 1 else parameters[0]
-        return entries if self._layer is None else entries[:, self._layer]
+def _bias(form: str | int, num_experts: int, like: Embedding) -> tuple[list[Tensor], Callable[[list[Tensor]], Tensor]]:
+    """Return parameters with which b is 0, and the function from parameters to b/unit, ``[E, K]``."""
+    zeros = partial(torch.zeros, dtype=torch.float64)
+    if isinstance(form, int):
+        # One factor is zero, and b with it; were both zero, so would be their gradients.
+        mixed = torch.randn(num_experts, form, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        return [mixed, zeros(form, len(like))], lambda factors: factors[0] @ factors[1]
+    if form == "filters":
+        return [zeros(num_experts, len(like))], lambda entries: entries[0]
+    sizes = torch.tensor([layer.stop - layer.start for layer in like.layers])
+    layer_of = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    return [zeros(num_experts, len(sizes))], lambda entries: entries[0][:, layer_of]
 
 
 def _asym(models: Tensor, fisher: Tensor, prior: Tensor, alpha: float) -> Tensor:

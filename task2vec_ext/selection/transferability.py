@@ -33,7 +33,7 @@ _MOST_PRECISION = 1e12
 
 
 def leep(probabilities: Tensor, labels: Tensor) -> float:
-    """Return LEEP, the log expected empirical prediction: mean of ``log Σ_z p(y_n|z)·θ_n[z]``, nats an image, at most 0.
+    """Return LEEP, the log expected empirical prediction: mean of ``log Σ_z p(y_n|z)·θ_n[z]``, nats, at most 0.
 
     θ ``[N, C_s]`` is the expert's softmax over its own classes z, ``p(y|z) = Σ_n 1[y_n = y]·θ_n[z] / Σ_n θ_n[z]``.
     """
@@ -94,11 +94,11 @@ def logme(features: Tensor, labels: Tensor) -> float:
 def h_score(features: Tensor, labels: Tensor, *, shrinkage: float | None = None) -> float:
     """Return the H-score ``tr(Σ⁻¹·(1 − s)·Σ_between)``, shrunk: ``Σ = (1 − s)·cov(z) + s·tr(cov(z))/D·I``.
 
-    In [0, min(C − 1, D)]. Σ_between is the covariance of the class means. s in [0, 1] is the shrinkage; None: Ledoit and
-    Wolf's, estimated from the features. s = 0 is the original score, mostly noise unless N is many times D.
+    In [0, min(C − 1, D)]. Σ_between is the covariance of the class means. s in [0, 1] is the shrinkage; None: that of
+    Ledoit and Wolf, from the features. s = 0 is the original score, mostly noise unless N is many times D.
 
     Source:
-        Bao et al., ICIP 2019; shrunk: Ibrahim et al., 2110.06893; s: Ledoit and Wolf, J. Multivariate Analysis 88 (2004).
+        Bao et al., ICIP 2019; shrunk: Ibrahim et al., 2110.06893; s: Ledoit and Wolf, J. Multivar. Anal. 88 (2004).
     """
     if shrinkage is not None and not 0 <= shrinkage <= 1:
         raise ValueError(f"h_score: expected shrinkage from 0 to 1, got {shrinkage}; None estimates it.")
@@ -123,7 +123,7 @@ def h_score(features: Tensor, labels: Tensor, *, shrinkage: float | None = None)
 
 
 def knn_accuracy(features: Tensor, labels: Tensor, *, k: int = 5) -> float:
-    """Return the leave-one-out accuracy of k nearest neighbours (Euclidean); of classes with equal votes the nearer wins."""
+    """Return the leave-one-out accuracy of k nearest neighbours (Euclidean); of equal votes the nearer class wins."""
     z, labels = _checked("knn_accuracy", features, labels, least=2)
     if k < 1:
         raise ValueError(f"knn_accuracy: expected k >= 1, got {k}.")

@@ -20,6 +20,9 @@ def cub(
 ) -> Tasks:
     """Return the tasks of CUB-200-2011: each tells the species of one order or family apart.
 
+    By default 10 orders and 13 families (the paper: 10 and 15, by a taxonomy that it does not give). Metadata: domain,
+    rank, taxonomy.
+
     Args:
         root: Folder with ``images.txt``, or the folder above it.
         level: Rank: ``order``, ``family`` or ``genus``; default: as in the paper, every order but Passeriformes (133 of
@@ -27,10 +30,6 @@ def cub(
         split: ``train``, ``test`` (of ``train_test_split.txt``) or ``all``.
         min_classes: Taxa with fewer species are left out.
         min_images: Species with fewer images are left out.
-
-    Returns:
-        The tasks: 10 orders and 13 families by default (the paper has 10 and 15, by a taxonomy that it does not give).
-        Metadata: domain, rank, taxonomy.
 
     Raises:
         ValueError: If a file is missing, the split is unknown, or no taxon is large enough.

@@ -9,6 +9,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ _IMATERIALIST = "https://github.com/visipedia/imat_fashion_comp"
 _DEEPFASHION = "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/AttributePrediction.html"
 _HEADER = 2  # lines before the first entry of DeepFashion's lists: their number, and the columns' names
 _Found = defaultdict[int, "array[int]"]  # attribute -> images
+_indices = partial(array, "i")  # 4 bytes per image; a list would take 36
 
 _SHOWS, _UNKNOWN = 1, 0  # in list_attr_img.txt; −1: does not show
 
@@ -37,6 +39,9 @@ def imaterialist(
 ) -> Tasks:
     """Return the tasks of iMaterialist-Fashion 2018: for each of 228 attributes, whether an image shows it.
 
+    Class 1 shows the attribute, class 0 does not. Each task has all images that are on disk; a warning gives the number
+    of those that are not. Metadata: domain, attribute.
+
     Args:
         root: Folder with ``train.json``, the images as ``train/IMAGE_ID.jpg`` (published as links), and the label map
             as CSV (``*label*.csv`` with columns ``labelId``, ``labelName``, ``taskName``). Without the label map,
@@ -44,10 +49,6 @@ def imaterialist(
         split: ``train`` or ``validation``.
         min_images: Attributes that fewer images show, or fewer do not show, are left out.
         multilabel: Whether to return one task with all attributes, for ``loss="multilabel"``.
-
-    Returns:
-        The tasks: class 1 shows the attribute, class 0 does not. Each has all images that are on disk; a warning gives
-        the number of those that are not. Metadata: domain, attribute.
 
     Raises:
         ValueError: If a file is missing, or no attribute is left.
@@ -89,9 +90,8 @@ def imaterialist(
 
 def _annotation(entry: Mapping[str, Any]) -> tuple[str, list[Any]]:
     """Return an image and its labels, under the keys of the published files or of their description."""
-    if "imageId" in entry:
-        return str(entry["imageId"]), entry["labelId"]
-    return str(entry["image_id"]), entry["label_id"]
+    image, labels = ("imageId", "labelId") if "imageId" in entry else ("image_id", "label_id")
+    return str(entry[image]), entry[labels]
 
 
 def _label_names(root: Path) -> dict[int, str]:
@@ -106,15 +106,13 @@ def _label_names(root: Path) -> dict[int, str]:
 def deepfashion(root: str | os.PathLike[str], *, split: str = "all", min_images: int = 1) -> Tasks:
     """Return the tasks of DeepFashion's attribute prediction: for each of 1,000 attributes, whether an image shows it.
 
+    Class 1 shows the attribute, class 0 does not; images marked unknown are left out. Metadata: domain, attribute.
+
     Args:
         root: Folder of the benchmark as published: ``Anno`` or ``Anno_coarse`` with ``list_attr_cloth.txt`` and
             ``list_attr_img.txt``, ``Eval/list_eval_partition.txt``, and the images in ``img`` or ``Img/img``.
         split: ``train``, ``val``, ``test`` or ``all``.
         min_images: Attributes that fewer images show, or fewer do not show, are left out.
-
-    Returns:
-        The tasks: class 1 shows the attribute, class 0 does not; images marked unknown are left out. Metadata: domain,
-        attribute.
 
     Raises:
         ValueError: If a file is missing or damaged, or no attribute is left.
@@ -173,10 +171,6 @@ def _marks(file: Path, attributes: int, chosen: set[str] | None) -> tuple[list[s
     return files, shows, unknown
 
 
-def _indices() -> array[int]:
-    return array("i")  # 4 bytes per image; a list would take 36
-
-
 def _as_arrays(found: Mapping[int, array[int]]) -> dict[int, Indices]:
     return {attribute: np.frombuffer(indices, dtype=np.int32) for attribute, indices in found.items()}
 
@@ -200,7 +194,7 @@ class _Attributes:
     def as_one(self, min_images: int) -> Tasks:
         """Return one task of the same attributes, any number of them per image."""
         kept = self._kept(min_images)
-        labels = _MultiHot.of([self.shows[attribute] for attribute in kept], len(self.images))
+        labels = _MultiHot([self.shows[attribute] for attribute in kept], len(self.images))
         task = Task(
             Files(self.images.paths, labels, self.images.names),
             name=self.who,
@@ -241,26 +235,21 @@ class _Attributes:
         )
 
 
-@dataclass(frozen=True)
 class _MultiHot(Sequence[Tensor]):
     """Which attributes each image shows, float32 ``[C]`` when asked for: for a million images they would take 1 GB."""
 
-    columns: Indices  # the attributes of the first image, then of the second, …
-    starts: np.ndarray[Any, np.dtype[np.int64]]
-    num_classes: int
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def __getitem__(self, index: Any) -> Any:
-        hot = torch.zeros(self.num_classes)
-        hot[self.columns[self.starts[index] : self.starts[index + 1]].tolist()] = 1
-        return hot
-
-    @classmethod
-    def of(cls, shows: Sequence[Indices], images: int) -> _MultiHot:
-        """Return the attributes of each image, given the images of each attribute."""
+    def __init__(self, shows: Sequence[Indices], images: int) -> None:
+        """Turn the images of each attribute into the attributes of each image."""
         columns = np.repeat(np.arange(len(shows), dtype=np.int32), [len(found) for found in shows])
         rows = np.concatenate(shows)
-        starts = np.concatenate([[0], np.bincount(rows, minlength=images).cumsum()])
-        return cls(columns[rows.argsort(kind="stable")], starts, len(shows))
+        self._columns = columns[rows.argsort(kind="stable")]  # the attributes of the first image, of the second, …
+        self._starts = np.concatenate([[0], np.bincount(rows, minlength=images).cumsum()])
+        self._num_classes = len(shows)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        hot = torch.zeros(self._num_classes)
+        hot[self._columns[self._starts[index] : self._starts[index + 1]].tolist()] = 1
+        return hot

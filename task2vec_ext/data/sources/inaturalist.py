@@ -27,7 +27,9 @@ def inaturalist(
     min_images: int = 1,
     tasks: str = "",
 ) -> Tasks:
-    """Return the tasks of one year's competition: each tells the species of one taxon apart.
+    """Return the tasks of one year's competition: each tells the species of one taxon apart, in the order of their ids.
+
+    Metadata: domain, rank, taxonomy.
 
     Args:
         year: 2017, 2018, 2019 or 2021.
@@ -41,9 +43,6 @@ def inaturalist(
         min_images: Species with fewer images are left out.
         tasks: JSON file of ``[{"name": taxon, "species_ids": [category, …]}, …]``: the tasks in this order, as in the
             authors' ``support_files/inat2018/tasks.json``.
-
-    Returns:
-        The tasks, with classes in the order of the categories' ids. Metadata: domain, rank, taxonomy.
 
     Raises:
         ValueError: If a file is missing or damaged, or no taxon is large enough.

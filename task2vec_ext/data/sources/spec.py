@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import importlib
 import inspect
 import os
 import re
@@ -83,7 +84,10 @@ def _tasks(spec: str) -> Tasks:
     if not what:
         raise ValueError(f"tasks_from: expected a path or name after {source}:, got nothing.")
     make = SOURCES[source]
-    known = _options(_constructor(what) if source == "torchvision" else make)
+    known = _options(make)
+    if source == "torchvision":  # its classes take the options; of one that does not exist, `torchvision` says so
+        datasets = importlib.import_module("torchvision.datasets")
+        known = _options(getattr(datasets, what, datasets.VisionDataset))
     options: dict[str, Any] = {}
     for pair in match["options"].split("&") if match["options"] else []:
         key, value = pair.split("=", 1)
@@ -105,13 +109,6 @@ def _options(function: Callable[..., Any]) -> dict[str, Any]:
     if not inspect.isclass(function):
         parameters = parameters[1:]
     return {p.name: p.default for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-
-
-def _constructor(name: str) -> Callable[..., Any]:
-    """Return torchvision's class of this name, or its base class: `torchvision` then says that there is none."""
-    import torchvision.datasets
-
-    return getattr(torchvision.datasets, name, torchvision.datasets.VisionDataset)
 
 
 def _value(key: str, text: str, default: Any, spec: str) -> Any:

@@ -15,8 +15,7 @@ from .lazy import Tasks, expect, files_task
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus")
 _UNPLACED = "NA"  # iNaturalist's entry for a species without order or family: not a taxon
 
-Groups = Mapping[tuple[str, str], Sequence[int]]
-"""(rank, taxon) -> categories."""
+Groups = Mapping[tuple[str, str], Sequence[int]]  # (rank, taxon) -> categories
 
 
 @dataclass(frozen=True)
@@ -29,22 +28,13 @@ class Category:
 
 @dataclass(frozen=True)
 class Collection:
-    """A data set of images whose categories have a place in a taxonomy.
+    """A data set of images whose categories have a place in a taxonomy."""
 
-    Args:
-        who: The source, in names and messages: ``inat2018``.
-        domain: The data set's name, in the tasks' metadata.
-        origin: Where to get it, for messages.
-        root: The images' folder, absolute.
-        files: Category -> its images, relative to `root`.
-        categories: Category -> what it is.
-    """
-
-    who: str
-    domain: str
-    origin: str
-    root: Path
-    files: Mapping[int, Sequence[str]]
+    who: str  # the source, in names and messages: inat2018
+    domain: str  # the data set's name, in the tasks' metadata
+    origin: str  # where to get it, for messages
+    root: Path  # the images' folder, absolute
+    files: Mapping[int, Sequence[str]]  # category -> its images, relative to the root
     categories: Mapping[int, Category]
 
     def groups(self, rank: str, *, min_classes: int, min_images: int) -> Groups:
@@ -53,9 +43,9 @@ class Collection:
         Left out are categories with fewer than `min_images` images or no such taxon ("NA"), and then taxa with fewer
         than `min_classes` categories. Taxa that share a name get the taxon above in parentheses.
         """
-        ranks = {known for category in self.categories.values() for known in category.taxa}
+        ranks = sorted({known for category in self.categories.values() for known in category.taxa})
         if rank not in ranks:
-            names = ", ".join(sorted(ranks)) or "none"
+            names = ", ".join(ranks) or "none"
             raise ValueError(f"{self.who}: expected level to be a rank of its categories ({names}), got {rank!r}.")
         by_lineage: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for number in sorted(self.files):
