@@ -94,8 +94,7 @@ def remap(task: Task, classes: Mapping[str, str], *, name: str | None = None) ->
         known, got = ", ".join(old[:5]) + ", …" * (len(old) > 5), ", ".join(map(repr, unknown[:5]))
         raise ValueError(f"remap: expected classes of {task.name!r} ({known}), got {got}.")
     new = tuple(dict.fromkeys(classes.values()))
-    table = torch.tensor([new.index(classes[given]) if given in classes else -1 for given in old])
-    mapped = table[labels]
+    mapped = torch.tensor([new.index(classes[given]) if given in classes else -1 for given in old])[labels]
     kept = (mapped >= 0).nonzero()[:, 0]
     return _view([task], kept, mapped[kept], new, name or task.name)
 

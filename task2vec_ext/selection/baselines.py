@@ -56,10 +56,7 @@ class LargestTask(Selector):
 class Domain(Selector):
     """The expert whose task's images look most alike: cosine of the means of the probe's features. One pass.
 
-    It does not see labels: two tasks over the same images are equal to it.
-
-    Source:
-        Achille et al., 1902.03545 ("domain embedding").
+    It does not see labels: two tasks over the same images are equal to it (1902.03545's "domain embedding").
     """
 
     name: str = "domain"
@@ -78,12 +75,7 @@ class Domain(Selector):
 
 @dataclass(frozen=True)
 class Transferability(Selector):
-    """A score of every expert's own outputs on the task's images (`transferability`). E passes.
-
-    Args:
-        name: Name of the score.
-        score: From an expert's outputs to a number, higher is better.
-    """
+    """A score of every expert's own outputs on the task's images (`transferability`), higher is better. E passes."""
 
     why: ClassVar[str] = "gives the outputs that go best with the task's labels"
     passes_per_task: ClassVar[int | None] = None

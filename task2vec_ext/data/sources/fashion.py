@@ -23,8 +23,6 @@ from ..targets import LabelSet
 from ..task import Task
 from .lazy import Tasks, expect, read_json
 
-Indices = np.ndarray[Any, np.dtype[np.int32]]
-
 _IMATERIALIST = "https://github.com/visipedia/imat_fashion_comp"
 _DEEPFASHION = "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/AttributePrediction.html"
 _HEADER = 2  # lines before the first entry of DeepFashion's lists: their number, and the columns' names
@@ -84,7 +82,7 @@ def imaterialist(
             found[int(label)].append(index)
     names = {label: str(label) for label in found} | _label_names(where)
     images = Files.below(where, [f"{split}/{on_disk[image]}" for image in present], ())
-    attributes = _Attributes("imat2018", "iMaterialist-Fashion 2018", names, images, _as_arrays(found), {})
+    attributes = _Attributes("imat2018", "iMaterialist-Fashion 2018", names, images, found, {})
     return attributes.as_one(min_images) if multilabel else attributes.tasks(min_images)
 
 
@@ -137,13 +135,11 @@ def deepfashion(root: str | os.PathLike[str], *, split: str = "all", min_images:
     base = where if (where / "img").is_dir() else where / "Img"
     expect("deepfashion", base, [files[0]], _DEEPFASHION)
     found, titles = Files.below(base, files, ()), dict(enumerate(names))
-    attributes = _Attributes("deepfashion", "DeepFashion", titles, found, _as_arrays(shows), _as_arrays(unknown))
-    return attributes.tasks(min_images)
+    return _Attributes("deepfashion", "DeepFashion", titles, found, shows, unknown).tasks(min_images)
 
 
 def _entries(file: Path) -> list[str]:
-    with file.open(encoding="utf-8") as lines:
-        return [line for line in list(lines)[_HEADER:] if line.strip()]
+    return [line for line in file.read_text(encoding="utf-8").split("\n")[_HEADER:] if line.strip()]
 
 
 def _marks(file: Path, attributes: int, chosen: set[str] | None) -> tuple[list[str], _Found, _Found]:
@@ -171,10 +167,6 @@ def _marks(file: Path, attributes: int, chosen: set[str] | None) -> tuple[list[s
     return files, shows, unknown
 
 
-def _as_arrays(found: Mapping[int, array[int]]) -> dict[int, Indices]:
-    return {attribute: np.frombuffer(indices, dtype=np.int32) for attribute, indices in found.items()}
-
-
 @dataclass(frozen=True)
 class _Attributes:
     """Images, and which of them show which attribute."""
@@ -183,8 +175,8 @@ class _Attributes:
     domain: str
     names: Mapping[int, str]
     images: Files  # without labels
-    shows: Mapping[int, Indices]  # attribute -> the images that show it
-    unknown: Mapping[int, Indices]  # attribute -> the images that may or may not
+    shows: Mapping[int, array[int]]  # attribute -> the images that show it
+    unknown: Mapping[int, array[int]]  # attribute -> the images that may or may not
 
     def tasks(self, min_images: int) -> Tasks:
         """Return one task for each attribute that enough images show, and enough do not."""
@@ -238,7 +230,7 @@ class _Attributes:
 class _MultiHot(Sequence[Tensor]):
     """Which attributes each image shows, float32 ``[C]`` when asked for: for a million images they would take 1 GB."""
 
-    def __init__(self, shows: Sequence[Indices], images: int) -> None:
+    def __init__(self, shows: Sequence[array[int]], images: int) -> None:
         """Turn the images of each attribute into the attributes of each image."""
         columns = np.repeat(np.arange(len(shows), dtype=np.int32), [len(found) for found in shows])
         rows = np.concatenate(shows)

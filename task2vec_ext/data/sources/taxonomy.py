@@ -43,9 +43,9 @@ class Collection:
         Left out are categories with fewer than `min_images` images or no such taxon ("NA"), and then taxa with fewer
         than `min_classes` categories. Taxa that share a name get the taxon above in parentheses.
         """
-        ranks = sorted({known for category in self.categories.values() for known in category.taxa})
+        ranks = {known for category in self.categories.values() for known in category.taxa}
         if rank not in ranks:
-            names = ", ".join(ranks) or "none"
+            names = ", ".join(sorted(ranks)) or "none"
             raise ValueError(f"{self.who}: expected level to be a rank of its categories ({names}), got {rank!r}.")
         by_lineage: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for number in sorted(self.files):
