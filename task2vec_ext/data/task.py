@@ -94,7 +94,7 @@ class Task(Dataset[tuple[Tensor, Any]]):
         return image, label
 
     def digest(self) -> str | None:
-        """Return the SHA-256 of the files' names, sizes and labels, reading none; None where the images are not files."""
+        """Return the SHA-256 of the files' names, sizes and labels; None where the images are not files."""
         return self.source.digest() if isinstance(self.source, Files) else None
 
     def describe(self, index: int) -> str:

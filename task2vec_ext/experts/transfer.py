@@ -161,10 +161,9 @@ def transfer_gain(errors: ErrorMatrix, reference: str | None = IMAGENET) -> Tens
     if reference is not None:
         base = errors.row(reference)
     else:
-        own = [
-            float(errors.row(task)[t]) if task in errors.experts else math.nan for t, task in enumerate(errors.tasks)
-        ]
-        base = torch.tensor(own, dtype=torch.float64)
+        base = torch.full_like(errors.errors[0], torch.nan)
+        for t, task in enumerate(errors.tasks):
+            base[t] = errors.row(task)[t] if task in errors.experts else torch.nan
     return (errors.errors - base) / base
 
 

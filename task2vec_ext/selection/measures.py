@@ -20,7 +20,7 @@ def chosen_error(scores: Tensor, errors: Tensor) -> float:
 
 
 def hit_rate(scores: Tensor, errors: Tensor, k: int) -> float:
-    """Return the probability that a best expert is among the k highest scores: between 0 and 1 only where scores tie."""
+    """Return the probability that a best expert is among the k highest scores: 0 or 1 unless scores tie."""
     scores, errors = _ordered(scores, errors)
     if not len(scores):
         return math.nan
@@ -51,8 +51,8 @@ def spearman(scores: Tensor, errors: Tensor) -> float:
 def weighted_tau(scores: Tensor, errors: Tensor) -> float:
     """Return Kendall's τ of scores and accuracies where the exchange of two experts weighs 1/rank + 1/rank.
 
-    The mean over ranks by score and ranks by accuracy, as in the evaluations of LogME and its successors (Vigna, WWW 2015,
-    1404.3325). In [−1, 1]; NaN where all scores, or all errors, are equal.
+    The mean over ranks by score and ranks by accuracy, as in the evaluations of LogME and its successors (Vigna, WWW
+    2015, 1404.3325). In [−1, 1]; NaN where all scores, or all errors, are equal.
     """
     scores, errors = _ordered(scores, errors)
     values = [-errors, scores]

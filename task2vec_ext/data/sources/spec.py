@@ -78,9 +78,8 @@ def _tasks(spec: str) -> Tasks:
     assert match is not None  # the only group that is not optional matches anything
     source, what = match["source"] or "folder", match["what"]
     if source not in SOURCES:
-        raise ValueError(
-            f"tasks_from: expected one of {', '.join(SOURCES)} before the colon of {spec!r}, got {source!r}."
-        )
+        known_sources = ", ".join(SOURCES)
+        raise ValueError(f"tasks_from: expected one of {known_sources} before the colon of {spec!r}, got {source!r}.")
     if not what:
         raise ValueError(f"tasks_from: expected a path or name after {source}:, got nothing.")
     make = SOURCES[source]
