@@ -18,8 +18,6 @@ from .images import load_image
 _FORMATS = "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tif tiff webp"
 EXTENSIONS = frozenset("." + name for name in _FORMATS.split(" "))
 
-_SHOWN = 5  # names in a message
-
 
 @dataclass(frozen=True)
 class Files:
@@ -52,28 +50,18 @@ class Files:
         """Return the SHA-256 of names, sizes and labels: a task's identity, without reading its images."""
         digest = hashlib.sha256()
         for path, label, name in zip(self.paths, self.labels, self.names, strict=True):
-            digest.update(f"{os.fspath(name)!r} {_size(path)} {_written(label)}\n".encode())
+            # In full: printing a long array would leave entries out.
+            written = np.asarray(label).tolist() if isinstance(label, (Tensor, np.ndarray)) else label
+            try:
+                size: int | None = os.path.getsize(path)
+            except OSError:  # a broken link: reported, or skipped, when the image is read
+                size = None
+            digest.update(f"{os.fspath(name)!r} {size} {written}\n".encode())
         return digest.hexdigest()
 
 
-def _size(path: str) -> int | None:
-    try:
-        return os.path.getsize(path)
-    except OSError:  # a broken link: reported, or skipped, when the image is read
-        return None
-
-
-def _written(label: Any) -> str:
-    """A label in full: printing a long array would leave entries out."""
-    return str(np.asarray(label).tolist() if isinstance(label, (Tensor, np.ndarray)) else label)
-
-
 def files_from_list(paths: Sequence[str | os.PathLike[str]], labels: Sequence[Any]) -> Files:
-    """Return the files of a list.
-
-    Raises:
-        ValueError: If some do not exist. The message has the first few.
-    """
+    """Return the files of a list, or raise if some do not exist."""
     names = tuple(os.fspath(path) for path in paths)
     missing = [name for name in names if not os.path.isfile(name)]
     if missing:
@@ -90,22 +78,13 @@ def files_from_folder(root: Path) -> tuple[Files, tuple[str, ...]]:
     The subfolders are the classes 0…C−1 in sorted order; images may lie deeper in them. Names that start with a dot,
     files that are not images by their extension, and files beside the class folders are skipped. Links are followed,
     but a class does not enter a folder twice.
-
-    Raises:
-        ValueError: If it is not a folder, has no class folders, or a class folder has no images.
     """
     if not root.is_dir():
         got = "a file" if root.exists() else "nothing there"
         raise ValueError(f"as_task: expected a folder of class folders at {root}, got {got}; correct the path.")
-    # A link back to the root or above it is not a class.
-    above = {_identity(folder) for folder in (root.resolve(), *root.resolve().parents)}
-    classes = tuple(
-        sorted(
-            entry.name
-            for entry in root.iterdir()
-            if not entry.name.startswith(".") and entry.is_dir() and _identity(entry) not in above
-        )
-    )
+    above = {_identity(folder) for folder in (root.resolve(), *root.resolve().parents)}  # links to these are no classes
+    entries = [entry for entry in root.iterdir() if not entry.name.startswith(".") and entry.is_dir()]
+    classes = tuple(sorted(entry.name for entry in entries if _identity(entry) not in above))
     if not classes:
         images = sum(is_image(name) for name in os.listdir(root))
         got = f"{images} images and no folders" if images else "no folders"
@@ -126,11 +105,7 @@ def files_from_folder(root: Path) -> tuple[Files, tuple[str, ...]]:
 
 
 def unlabelled_files(root: Path) -> Files:
-    """Return all images below a folder, without labels; `files_from_folder` says what is skipped.
-
-    Raises:
-        ValueError: If it is not a folder, or has no images.
-    """
+    """Return all images below a folder, without labels; `files_from_folder` says what is skipped."""
     names = list(_images(root, set())) if root.is_dir() else []
     if not names:
         raise ValueError(f"as_task: expected a folder with images at {root}, got none; correct the path.")
@@ -163,4 +138,4 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _list(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -26,9 +26,6 @@ def to_rgb(image: Image.Image | Tensor | np.ndarray[Any, Any]) -> Tensor:
       (the fourth channel is dropped). bool and uint8 are 8-bit, all other integers 16-bit (0…65535). Floats are in
       [0, 1]; an overshoot of up to 0.1, as a resize leaves it, is clamped.
 
-    Args:
-        image: The image.
-
     Returns:
         ``[3, H, W]`` on the CPU: uint8 for 8-bit sources, otherwise float32 in [0, 1].
 
@@ -49,13 +46,7 @@ def to_rgb(image: Image.Image | Tensor | np.ndarray[Any, Any]) -> Tensor:
 
 
 def load_image(path: str | os.PathLike[str]) -> Tensor:
-    """Return the image in a file as an RGB tensor.
-
-    Args:
-        path: A file in any format that PIL reads.
-
-    Returns:
-        ``[3, H, W]``: uint8, or float32 in [0, 1] for 16-bit and float files; see `to_rgb`.
+    """Return the image in a file, in any format that PIL reads, as `to_rgb` does.
 
     Raises:
         ValueError: If the file does not exist or cannot be decoded in full. The message has the path and the reason.
@@ -87,29 +78,20 @@ def _from_pil(image: Image.Image) -> Tensor:
     if image.width == 0 or image.height == 0:
         raise ValueError(f"to_rgb: expected an image with pixels, got {image.width} × {image.height}; remove it.")
     image.load()  # before its orientation is read: PNG may store EXIF behind the pixels, TIFF is turned while loading
-    orientation = _orientation(image)
+    try:
+        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data do not make the pixels unusable
+        orientation = 1
     deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
-    image = _turned(image if deep else _to_rgb_mode(image), orientation)
+    image = image if deep else _to_rgb_mode(image)
+    if orientation != 1:
+        # `exif_transpose` rewrites the EXIF data, which fails on damaged entries: it gets the orientation alone.
+        image = image.copy()
+        image.info = {}
+        image.getexif()[ExifTags.Base.Orientation] = orientation
+        image = ImageOps.exif_transpose(image)
     planes = _array_to_tensor(np.asarray(image))
     return _from_planes(_from_16bit(planes) if image.mode == "I" else planes)  # PIL's 32 bits hold 16, however dark
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF data do not make the pixels unusable
-        return 1
-
-
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    """The image turned and flipped as an EXIF orientation says."""
-    if orientation == 1:
-        return image
-    # `exif_transpose` rewrites the image's EXIF data, which fails on damaged entries: it gets the orientation alone.
-    bare = image.copy()
-    bare.info = {}
-    bare.getexif()[ExifTags.Base.Orientation] = orientation
-    return ImageOps.exif_transpose(bare)
 
 
 def _to_rgb_mode(image: Image.Image) -> Image.Image:
@@ -162,10 +144,6 @@ def _from_planes(planes: Tensor) -> Tensor:
                 "looks 8-bit; convert the image to uint8 (or to uint16 if it is a dark 16-bit image)."
             )
         planes = _from_16bit(planes)
-    return _three_planes(planes)
-
-
-def _three_planes(planes: Tensor) -> Tensor:
     return planes.expand(3, -1, -1).contiguous()  # repeats grey, and leaves colour as it is
 
 
@@ -185,9 +163,8 @@ def _from_float(planes: Tensor) -> Tensor:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("to_rgb: expected finite pixels, got NaN or infinity; correct or remove the image.")
     if low < -_FLOAT_SLACK or high > 1 + _FLOAT_SLACK:
+        advice = "it looks already normalised: pass preprocess=None."
         if low >= 0:
             advice = "divide by the highest possible value (255 for 8 bits), or convert it to uint8."
-        else:
-            advice = "it looks already normalised: pass preprocess=None."
         raise ValueError(f"to_rgb: expected float pixels in [0, 1], got values from {low:.3g} to {high:.3g}; {advice}")
     return planes.to(torch.float32).clamp(0, 1)

@@ -15,53 +15,36 @@ _INTEGERS = {torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, 
 _SHOWN = 5  # enough missing labels to see the pattern, short enough to read
 
 
-def as_label(value: Any) -> int | None:
-    """Return an integer of Python, numpy or torch (0-d) as an int; None for anything else, bools included."""
-    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
-        value = value.item()
-    return int(value) if isinstance(value, (int, np.integer)) and not isinstance(value, bool) else None
-
-
-def not_a_label(value: Any, *, who: str, where: str) -> str:
-    """Return the message for a value that should have been a label."""
+def checked_label(value: Any, *, who: str, where: str) -> int:
+    """Return an integer of Python, numpy or torch (0-d) as an int, or raise for anything else, bools included."""
+    number = value.item() if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0 else value
+    if isinstance(number, (int, np.integer)) and not isinstance(number, bool):
+        return int(number)
     shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
-    return (
+    raise TypeError(
         f"{who}: expected integer labels 0…C−1, got {shown} ({type(value).__name__}) at {where}; "
         "number the classes, for instance by their position in sorted(set(names))."
     )
 
 
 def label_tensor(labels: Labels, *, who: str) -> Tensor:
-    """Return ``[N]`` integer labels as an int64 tensor on the CPU.
-
-    Raises:
-        TypeError: If one is not an integer. The message has its index and value.
-        ValueError: If a tensor or an array does not have one dimension.
-    """
+    """Return ``[N]`` integer labels as an int64 tensor on the CPU, or raise at the first that is none."""
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":
         labels = torch.from_numpy(labels.astype(np.int64))
     if isinstance(labels, (Tensor, np.ndarray)) and labels.ndim != 1:
         raise ValueError(f"{who}: expected labels of shape [N], got {list(labels.shape)}; give every image one class.")
     if isinstance(labels, Tensor) and labels.dtype in _INTEGERS:
         return labels.detach().to("cpu", torch.int64)
-    values = []
-    for index, value in enumerate(labels):
-        label = as_label(value)
-        if label is None:
-            raise TypeError(not_a_label(value, who=who, where=f"index {index}"))
-        values.append(label)
+    values = [checked_label(value, who=who, where=f"index {index}") for index, value in enumerate(labels)]
     return torch.tensor(values, dtype=torch.int64)
 
 
 def check_labels(labels: Labels, *, who: str) -> int:
-    """Return the number of classes C of labels that are exactly 0…C−1.
+    """Return the number of classes C, at least 2, of ``[N]`` labels that are exactly 0…C−1.
 
     Args:
         labels: ``[N]`` integers.
         who: The caller, for error messages.
-
-    Returns:
-        C, at least 2.
 
     Raises:
         TypeError: If a label is not an integer. The message has its index and value.
@@ -96,7 +79,7 @@ def check_labels(labels: Labels, *, who: str) -> int:
 
 
 def draw(labels: Labels, num_samples: int | None, seed: int, *, balanced: bool = False) -> Tensor:
-    """Return the indices of a random choice of images: in proportion to the classes, or equally many of each.
+    """Return ascending indices of a random choice of images: in proportion to the classes, or equally many of each.
 
     Images are drawn without replacement. Every class gets at least one; the rest go by largest remainder. One random
     order of all images decides which: a seed gives the same images on every machine, however the classes are numbered.
@@ -106,9 +89,6 @@ def draw(labels: Labels, num_samples: int | None, seed: int, *, balanced: bool =
         num_samples: Number of images; None, or N and more, takes all.
         seed: Of the random order.
         balanced: Whether to take equally many of each class. A class with too few gives all, the others more.
-
-    Returns:
-        ``[min(num_samples, N)]`` int64 indices, ascending.
 
     Raises:
         ValueError: If ``num_samples`` is smaller than the number of classes.
@@ -137,15 +117,14 @@ def draw(labels: Labels, num_samples: int | None, seed: int, *, balanced: bool =
 def _proportional_quotas(counts: list[int], total: int, tie: list[int]) -> Tensor:
     """Divide ``total`` over classes in proportion to ``counts``, at least 1 each: int64 ``[C]``."""
     quota = [1] * len(counts)
-    large = list(range(len(counts)))
+    large: list[int] = []
+    still_large = list(range(len(counts)))
     # A class with a share below one image gets one, which leaves less for the others: repeat until there is none.
-    while True:
+    while large != still_large:
+        large = still_large
         seats = total - (len(counts) - len(large))
         size = sum(counts[c] for c in large)
         still_large = [c for c in large if counts[c] * seats >= size]
-        if len(still_large) == len(large):
-            break
-        large = still_large
     for c in large:
         quota[c] = counts[c] * seats // size
     by_remainder = sorted(large, key=lambda c: (-(counts[c] * seats % size), tie[c]))

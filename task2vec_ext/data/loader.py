@@ -72,6 +72,9 @@ def batches(
 ) -> Iterator[Batch]:
     """Return an iterator over batches of a task's images.
 
+    It holds at most ``batch_size · (2 · num_workers + 1)`` images at a time, ends its processes however it ends, and
+    does not touch torch's global random state.
+
     Args:
         task: The task.
         indices: ``[n]`` positions of the images in the task, in the order wanted.
@@ -82,10 +85,6 @@ def batches(
         pin_memory: Whether to page-lock the batches for copies to a CUDA GPU; ignored where there is none.
         on_error: ``"raise"`` or ``"skip"``: what to do with an image that cannot be used.
         skipped: Receives the `Failure` of every skipped image.
-
-    Returns:
-        An iterator. It holds at most ``batch_size · (2 · num_workers + 1)`` images at a time, ends its processes
-        however it ends, and does not touch torch's global random state.
 
     Raises:
         ValueError: If an argument is impossible (at once), or an image cannot be read, is not finite or has a wrong
@@ -129,13 +128,12 @@ def _usable(
             raise chunk.error
         if skipped is not None:
             skipped.extend(chunk.failures)
-        if chunk.batch is None:
-            continue
-        item = _Item(int(chunk.batch.index[0]), chunk.batch.images[0], chunk.batch.labels[0])
-        first = first or item
-        if (error := _mismatch(task, first, item)) is not None:
-            raise error
-        yield chunk.batch
+        if chunk.batch is not None:
+            item = _Item(int(chunk.batch.index[0]), chunk.batch.images[0], chunk.batch.labels[0])
+            first = first or item
+            if (error := _mismatch(task, first, item)) is not None:
+                raise error
+            yield chunk.batch
 
 
 def _read(loader: DataLoader[_Chunk]) -> Iterator[_Chunk]:
@@ -159,10 +157,7 @@ class _Chunks(Dataset[_Chunk]):
     """A task, batch by batch. Failures are returned: an exception would lose the batch and add a worker's traceback."""
 
     def __init__(self, task: Task, indices: list[int], batch_size: int, preprocess: Preprocess | None) -> None:
-        self.task = task
-        self.indices = indices
-        self.batch_size = batch_size
-        self.preprocess = preprocess
+        self.task, self.indices, self.batch_size, self.preprocess = task, indices, batch_size, preprocess
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
@@ -207,31 +202,25 @@ class _Chunks(Dataset[_Chunk]):
 
 def _as_input(image: Any) -> Tensor:
     """A preprocessed image as float32 ``[3, H, W]``."""
+    advice = "pass a Preprocess, or make the data set return what the probe takes."
     if not isinstance(image, Tensor) or not image.is_floating_point():
         got = image.dtype if isinstance(image, Tensor) else type(image).__name__
-        raise TypeError(
-            f"expected a float tensor [3, H, W] where preprocess is None, got {got}; "
-            "pass a Preprocess, or make the data set return what the probe takes."
-        )
+        raise TypeError(f"expected a float tensor [3, H, W] where preprocess is None, got {got}; {advice}")
     if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
-        raise ValueError(
-            f"batches: expected an image [3, H, W] where preprocess is None, got {list(image.shape)}; "
-            "pass a Preprocess, or make the data set return what the probe takes."
-        )
+        shape = list(image.shape)
+        raise ValueError(f"batches: expected an image [3, H, W] where preprocess is None, got {shape}; {advice}")
     return image.detach().to("cpu", torch.float32)
 
 
 def _mismatch(task: Task, one: _Item, other: _Item) -> ValueError | None:
     """The error of two images that do not fit into one batch, or None."""
-    if one.image.shape != other.image.shape:
-        what, shapes = "images of one size where preprocess is None", (one.image.shape, other.image.shape)
-        advice = "resize them in the data set, or pass a Preprocess"
-    elif one.label.shape != other.label.shape:
-        what, shapes = "targets of one size", (one.label.shape, other.label.shape)
-        advice = "give every image a target of the same size"
-    else:
-        return None
-    return ValueError(
-        f"batches: expected {what}, got {list(shapes[0])} for {task.describe(one.position)} and {list(shapes[1])} for "
-        f"{task.describe(other.position)}; {advice}."
-    )
+    for kind, ours, theirs, what, advice in (
+        ("images", one.image, other.image, " where preprocess is None", "resize them, or pass a Preprocess"),
+        ("targets", one.label, other.label, "", "give every image a target of the same size"),
+    ):
+        if ours.shape != theirs.shape:
+            return ValueError(
+                f"batches: expected {kind} of one size{what}, got {list(ours.shape)} for {task.describe(one.position)} "
+                f"and {list(theirs.shape)} for {task.describe(other.position)}; {advice}."
+            )
+    return None

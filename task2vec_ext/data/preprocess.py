@@ -49,10 +49,8 @@ class Preprocess:
         object.__setattr__(self, "mean", _three("mean", self.mean, "finite", math.isfinite))
         object.__setattr__(self, "std", _three("std", self.std, "positive", lambda v: 0 < v < math.inf))
         if self.interpolation not in get_args(Interpolation):
-            raise ValueError(
-                f"Preprocess: expected interpolation {' or '.join(get_args(Interpolation))}, "
-                f"got {self.interpolation!r}; choose one of them."
-            )
+            modes = " or ".join(get_args(Interpolation))
+            raise ValueError(f"Preprocess: expected interpolation {modes}, got {self.interpolation!r}; choose one.")
 
     def __call__(self, rgb: Tensor) -> Tensor:
         """Return the probe's input for one image: ``[3, crop, crop]`` float32, contiguous.
@@ -69,9 +67,8 @@ class Preprocess:
             raise ValueError(f"Preprocess: expected an image [3, H, W], got {list(rgb.shape)}; pass it through to_rgb.")
         if rgb.dtype not in (torch.uint8, torch.float32):
             raise TypeError(f"Preprocess: expected uint8 or float32, got {rgb.dtype}; pass the image through to_rgb.")
-        eight_bit = rgb.dtype == torch.uint8
         image = _crop_center(self._resize(rgb.to(torch.float32)), self.crop)
-        if eight_bit:  # as torchvision: whole numbers again, without the overshoot of bicubic
+        if rgb.dtype == torch.uint8:  # as torchvision: whole numbers again, without the overshoot of bicubic
             image = image.round().clamp(0, 255).div(255)
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
         return image.sub(mean).div(std).contiguous()
@@ -147,8 +144,7 @@ class Preprocess:
 
     def with_size(self, crop: int) -> Preprocess:
         """Return this preprocessing with another crop, in pixels, and the same ratio of resize to crop."""
-        # Halves are rounded up.
-        resize = (2 * self.resize * crop + self.crop) // (2 * self.crop)
+        resize = (2 * self.resize * crop + self.crop) // (2 * self.crop)  # halves are rounded up
         return replace(self, resize=resize, crop=crop)
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,8 +158,7 @@ class Preprocess:
         Raises:
             ValueError: If entries are missing or unknown, or a value is impossible.
         """
-        expected = set(cls.__dataclass_fields__)
-        if set(values) != expected:
+        if values.keys() != (expected := cls.__dataclass_fields__.keys()):
             raise ValueError(
                 f"Preprocess.from_dict: expected the entries {sorted(expected)}, got {sorted(values)}; "
                 "was it written by another version?"
@@ -180,10 +175,9 @@ def _three(name: str, values: Sequence[float], kind: str, is_kind: Callable[[flo
 
 def _crop_center(image: Tensor, size: int, fill: int = 0) -> Tensor:
     """The central ``[…, size, size]``, padded where too small; rounds as torchvision does."""
-    height, width = image.shape[1:]
-    down, right = max(size - height, 0), max(size - width, 0)
+    down, right = (max(size - side, 0) for side in image.shape[1:])
     if down or right:
         image = F.pad(image, (right // 2, (right + 1) // 2, down // 2, (down + 1) // 2), value=fill)
-        height, width = image.shape[1:]
+    height, width = image.shape[1:]
     top, left = round((height - size) / 2), round((width - size) / 2)
     return image[:, top : top + size, left : left + size]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .labels import as_label, not_a_label
+from .labels import checked_label
 from .preprocess import Preprocess
 
 
@@ -65,10 +65,7 @@ class ClassLabel(Target):
     """One class per image: an integer 0…C−1."""
 
     def read(self, value: Any, *, who: str, where: str) -> int:
-        label = as_label(value)
-        if label is None:
-            raise TypeError(not_a_label(value, who=who, where=where))
-        return label
+        return checked_label(value, who=who, where=where)
 
 
 @dataclass(frozen=True)
@@ -112,9 +109,7 @@ class LabelSet(Target):
             )
         hot = torch.zeros(self.num_classes)
         for entry in value:
-            label = as_label(entry)
-            if label is None:
-                raise TypeError(not_a_label(entry, who=who, where=where))
+            label = checked_label(entry, who=who, where=where)
             if not 0 <= label < self.num_classes:
                 raise ValueError(f"{who}: expected label indices 0…{self.num_classes - 1}, got {label} at {where}.")
             hot[label] = 1
@@ -158,9 +153,8 @@ class Mask(Target):
         elif isinstance(value, Image.Image):
             value = np.asarray(value)
         if not isinstance(value, (Tensor, np.ndarray)):
-            raise TypeError(
-                f"{who}: expected a mask [H, W] (tensor, array, PIL, path), got {kind_of(value)} at {where}."
-            )
+            got = kind_of(value)
+            raise TypeError(f"{who}: expected a mask [H, W] (tensor, array, PIL, path), got {got} at {where}.")
         mask = _numbers(value)
         mask = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
         if mask.ndim != 2 or mask.numel() == 0:

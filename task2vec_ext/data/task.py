@@ -94,10 +94,7 @@ class Task(Dataset[tuple[Tensor, Any]]):
         return image, label
 
     def digest(self) -> str | None:
-        """Return the SHA-256 of the files' names, sizes and labels; None where the images are not files.
-
-        Two tasks of one digest are the same; no image is read.
-        """
+        """Return the SHA-256 of the files' names, sizes and labels; None where the images are not files."""
         return self.source.digest() if isinstance(self.source, Files) else None
 
     def describe(self, index: int) -> str:
@@ -106,15 +103,7 @@ class Task(Dataset[tuple[Tensor, Any]]):
         return f"image {index}" if file is None else f"image {index} ({file})"
 
 
-TaskSource = (
-    Task
-    | Dataset[Any]
-    | str
-    | os.PathLike[str]
-    | Sequence[tuple[str | os.PathLike[str], int]]
-    | Sequence[tuple[Any, Any]]
-    | Sequence[str | os.PathLike[str]]
-)
+TaskSource = Task | Dataset[Any] | str | os.PathLike[str] | Sequence[tuple[Any, Any]] | Sequence[str | os.PathLike[str]]
 
 
 def as_task(source: TaskSource, *, name: str | None = None, target: Target | None = None) -> Task:
@@ -131,9 +120,6 @@ def as_task(source: TaskSource, *, name: str | None = None, target: Target | Non
             - a `Task`, which is returned, with another name or target if they are given.
         name: Of the task; default: the folder's or the data set's.
         target: What the labels are; default: a `Task`'s own, otherwise classes.
-
-    Returns:
-        The task.
 
     Raises:
         TypeError: If the source is none of these or iterable-style, or a label is not an integer.
@@ -186,12 +172,7 @@ def read_labels(task: Task) -> Tensor:
 
 
 def check_indices(task: Task, indices: Tensor | Sequence[int], *, who: str) -> Tensor:
-    """Return the positions of some of a task's images as ``[n]`` int64.
-
-    Raises:
-        TypeError: If they are not integers ``[n]``.
-        ValueError: If one is not in 0…N−1.
-    """
+    """Return the positions of some of a task's images as ``[n]`` int64, or raise if there is no such image."""
     wanted = torch.as_tensor(indices)
     if wanted.numel() == 0:
         return torch.zeros(0, dtype=torch.int64)
@@ -250,9 +231,8 @@ def _labels_of(dataset: Any) -> Tensor | None:
         inner = _labels_of(dataset.dataset)
         return None if inner is None else inner[torch.as_tensor(dataset.indices, dtype=torch.int64)]
     if isinstance(dataset, ConcatDataset):
-        parts = [_labels_of(part) for part in dataset.datasets]
-        known = [part for part in parts if part is not None]
-        return torch.cat(known) if len(known) == len(parts) else None
+        known = [part for part in map(_labels_of, dataset.datasets) if part is not None]
+        return torch.cat(known) if len(known) == len(dataset.datasets) else None
     if getattr(dataset, "target_transform", None) is not None:
         return None  # its items have other labels than those listed
     listed = [getattr(dataset, attribute, None) for attribute in ("targets", "labels", "_labels")]

@@ -33,15 +33,12 @@ def subset(task: Task, indices: Tensor | Sequence[int], *, name: str | None = No
 
 
 def split(task: Task, share: float, *, seed: int = 0) -> tuple[Task, Task]:
-    """Return two parts of a task, with the classes in the same proportions.
+    """Return two parts of a task, ``… 1/2`` and ``… 2/2``, each in its order, with the classes in the same proportions.
 
     Args:
         task: The task.
         share: Share of the images in the first part, in (0, 1). Every class gets at least one image there.
         seed: Of the random choice.
-
-    Returns:
-        The parts, each in the task's order, named ``… 1/2`` and ``… 2/2``.
 
     Raises:
         ValueError: If the share is impossible, or the second part would lack a class.
@@ -70,11 +67,11 @@ def hold_out(task: Task, share: float, *, seed: int = 0) -> tuple[Task, Task]:
     if not 0 < share < 1:
         raise ValueError(f"hold_out: expected a share between 0 and 1, got {share}.")
     labels = _labels(task)
-    first = draw(labels, round(share * len(labels)), seed)
     rest = torch.ones(len(labels), dtype=torch.bool)
-    rest[first] = False
-    parts = (first, rest.nonzero()[:, 0])
-    one, two = (subset(task, part, name=f"{task.name} {i}/2") for i, part in enumerate(parts, 1))
+    rest[draw(labels, round(share * len(labels)), seed)] = False
+    one, two = (
+        subset(task, part.nonzero()[:, 0], name=f"{task.name} {i}/2") for i, part in enumerate((~rest, rest), 1)
+    )
     return one, two
 
 
@@ -83,12 +80,9 @@ def remap(task: Task, classes: Mapping[str, str], *, name: str | None = None) ->
 
     Args:
         task: The task.
-        classes: Old class -> new class; images of classes that are not in it are left out. The classes of a task
-            without class names are "0", "1", ….
+        classes: Old class -> new class, numbered in the order of first occurrence; images of other classes are left
+            out. The classes of a task without class names are "0", "1", ….
         name: Of the view; default: the task's.
-
-    Returns:
-        The view; its classes are numbered in the order in which they first occur in `classes`.
 
     Raises:
         ValueError: If the task has no such class.
@@ -97,27 +91,21 @@ def remap(task: Task, classes: Mapping[str, str], *, name: str | None = None) ->
     old = _class_names(task, labels)
     unknown = [given for given in classes if given not in old]
     if unknown:
-        raise ValueError(
-            f"remap: expected classes of {task.name!r} ({', '.join(old[:5])}{', …' if len(old) > 5 else ''}), "
-            f"got {', '.join(map(repr, unknown[:5]))}."
-        )
+        known, got = ", ".join(old[:5]) + ", …" * (len(old) > 5), ", ".join(map(repr, unknown[:5]))
+        raise ValueError(f"remap: expected classes of {task.name!r} ({known}), got {got}.")
     new = tuple(dict.fromkeys(classes.values()))
-    table = torch.tensor([new.index(classes[given]) if given in classes else -1 for given in old])
-    mapped = table[labels]
+    mapped = torch.tensor([new.index(classes[given]) if given in classes else -1 for given in old])[labels]
     kept = (mapped >= 0).nonzero()[:, 0]
     return _view([task], kept, mapped[kept], new, name or task.name)
 
 
 def one_vs_rest(task: Task, positive: str, *, name: str | None = None) -> Task:
-    """Return the binary task of one class against all others.
+    """Return the binary task of one class against all others: the classes ``not CLASS`` and ``CLASS``.
 
     Args:
         task: The task.
         positive: The class that gets label 1.
         name: Of the view; default: ``TASK: CLASS``.
-
-    Returns:
-        The view, with the classes ``not CLASS`` and ``CLASS``.
 
     Raises:
         ValueError: If the task has no such class.
@@ -130,11 +118,8 @@ def union(tasks: Sequence[Task], *, name: str) -> Task:
     """Return a task of all images of several tasks; classes of the same name are one class.
 
     Args:
-        tasks: The tasks.
+        tasks: The tasks; the union has the metadata that all share.
         name: Of the union.
-
-    Returns:
-        The view. Its metadata are those that all tasks share.
 
     Raises:
         ValueError: If there are no tasks.
@@ -145,10 +130,8 @@ def union(tasks: Sequence[Task], *, name: str) -> Task:
     names = [_class_names(task, labels) for task, labels in zip(tasks, given, strict=True)]
     classes = tuple(dict.fromkeys(title for titles in names for title in titles))
     number = {title: i for i, title in enumerate(classes)}
-    mapped = [
-        torch.tensor([number[title] for title in titles])[labels] for titles, labels in zip(names, given, strict=True)
-    ]
-    labels = torch.cat(mapped)
+    tables = [torch.tensor([number[title] for title in titles]) for titles in names]
+    labels = torch.cat([table[labels] for table, labels in zip(tables, given, strict=True)])
     return _view(tasks, torch.arange(len(labels)), labels, classes, name)
 
 
@@ -186,15 +169,14 @@ class _Relabelled(Subset[Any]):
 
     def __init__(self, tasks: ConcatDataset[Any], indices: list[int], labels: list[int]) -> None:
         super().__init__(tasks, indices)
-        self._ends = tasks.cumulative_sizes
-        self._tasks = [task for task in tasks.datasets if isinstance(task, Task)]
-        self.given = labels
+        self._tasks: list[Any] = tasks.datasets
+        self._ends, self._labels = tasks.cumulative_sizes, labels
 
     def __getitem__(self, index: Any) -> tuple[Any, int]:
         place = self.indices[index]
         part = bisect_right(self._ends, place)
         image, _ = self._tasks[part].item(place - (self._ends[part - 1] if part else 0))
-        return image, self.given[index]
+        return image, self._labels[index]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
         return [self[index] for index in indices]

@@ -83,8 +83,7 @@ class ErrorMatrix:
         Raises:
             ValueError: If one of them is not in the matrix.
         """
-        experts = self.experts if experts is None else experts
-        tasks = self.tasks if tasks is None else tasks
+        experts, tasks = self.experts if experts is None else experts, self.tasks if tasks is None else tasks
         rows = [_index(name, self.experts, "select", "expert") for name in experts]
         columns = [_index(name, self.tasks, "select", "task") for name in tasks]
         return ErrorMatrix(self.errors[rows][:, columns], tuple(experts), tuple(tasks))
@@ -124,10 +123,8 @@ class ErrorMatrix:
                     f"ErrorMatrix.read_csv: expected {len(tasks) + 1} cells as the header has, got {len(row)} in row "
                     f"{number} of {path}."
                 )
-        errors = torch.tensor(
-            [[_cell(cell, row[0], path) for cell in row[1:]] for row in rows[1:]], dtype=torch.float64
-        )
-        return cls(errors, tuple(row[0] for row in rows[1:]), tuple(tasks))
+        errors = [[_cell(cell, row[0], path) for cell in row[1:]] for row in rows[1:]]
+        return cls(torch.tensor(errors, dtype=torch.float64), tuple(row[0] for row in rows[1:]), tuple(tasks))
 
     def write_csv(self, file: str | Path) -> None:
         """Write a file for `read_csv`, atomically; numbers in full precision."""

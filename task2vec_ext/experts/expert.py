@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -23,22 +24,18 @@ from torch import nn
 
 from .._util.atomic import atomic_path
 from .._util.names import safe_name
-from ..data import Preprocess, as_task, check_labels, draw, hold_out, read_labels, subset
+from ..data import Preprocess, TaskSource, as_task, check_labels, draw, hold_out, read_labels, subset
 from ..embedding import Embedding
 from ..probe.layers import find_head
 from ..probe.probe import OFFLINE_PROBE, TIMM_PREFIX, TORCHVISION_PROBES, Probe, load_probe
 from ..probe.weights import load_state, read_checkpoint
+from ..settings import JSON
 from .finetune import fine_tune
+from .network import RunOptions
 from .recipe import AnyRecipe, as_recipe
 
 if TYPE_CHECKING:
-    import os
-
     from typing_extensions import Unpack
-
-    from ..data import TaskSource
-    from ..settings import JSON
-    from .network import RunOptions
 
 FORMAT_VERSION = 1
 _CARD, _WEIGHTS, _EMBEDDING, _CHECKPOINT = "card.json", "weights.safetensors", "embedding.safetensors", "checkpoint.pt"
@@ -109,22 +106,18 @@ class Expert:
         return self.folder / _WEIGHTS
 
     def probe(self, module: nn.Module | None = None) -> Probe:
-        """Return the network, with the head of its own classes.
+        """Return the network in eval mode, with the head of its own classes.
 
         Args:
             module: Module to load the weights into, where the architecture is not one of `load_probe`'s names.
-
-        Returns:
-            The probe, in eval mode.
 
         Raises:
             ValueError: If the weights are missing, damaged, of another architecture or not those of the card.
         """
         card = self.card
         if module is None:
-            if card.architecture not in (OFFLINE_PROBE, *TORCHVISION_PROBES) and not card.architecture.startswith(
-                TIMM_PREFIX
-            ):
+            built_in = card.architecture in (OFFLINE_PROBE, *TORCHVISION_PROBES)
+            if not built_in and not card.architecture.startswith(TIMM_PREFIX):
                 raise ValueError(
                     f"Expert: expected the module of {self.name!r}, whose architecture {card.architecture!r} has no "
                     "name that load_probe knows; pass probe(module)."
@@ -196,8 +189,7 @@ def save_expert(probe: Probe, folder: str | os.PathLike[str], name: str, **known
     text = json.dumps({"format": FORMAT_VERSION, **asdict(card)}, indent=1) + "\n"
     root.mkdir(parents=True, exist_ok=True)
     with atomic_path(root / _WEIGHTS) as temporary:
-        state = {key: value.detach().cpu().contiguous() for key, value in probe.module.state_dict().items()}
-        save_file(state, temporary)
+        save_file({key: value.cpu().contiguous() for key, value in probe.module.state_dict().items()}, temporary)
     with atomic_path(root / _CARD) as temporary:  # last: a folder with a card is whole
         temporary.write_text(text)
     return Expert(root, card)
@@ -244,17 +236,13 @@ def train_expert(
     net = load_probe(probe)
     root = _folder_of(Path(folder), source.name)
     chosen = subset(source, draw(labels, num_samples, seed))
-    how: dict[str, JSON] = {
-        **asdict(recipe),
-        "seed": seed,
-        "held_out": held_out,
-        "started_from": {"weights": net.weights, "fingerprint": net.fingerprint},
-    }
+    started_from: dict[str, JSON] = {"weights": net.weights, "fingerprint": net.fingerprint}
+    how: dict[str, JSON] = {**asdict(recipe), "seed": seed, "held_out": held_out, "started_from": started_from}
     if (root / _CARD).exists():
         found = load_expert(root)
-        old, new = (found.card.task_digest, found.card.recipe), (chosen.digest(), how)
-        if old != new:
-            what = "images" if old[0] != new[0] else "recipe, seed or probe"
+        same_images = found.card.task_digest == chosen.digest()
+        if not same_images or found.card.recipe != how:
+            what = "recipe, seed or probe" if same_images else "images"
             raise ValueError(
                 f"train_expert: expected no expert of other training in {root}, got one with another {what}; remove "
                 "it, or choose another folder."
@@ -288,10 +276,8 @@ def load_expert(folder: str | os.PathLike[str]) -> Expert:
     file = Path(folder) / _CARD
     try:
         content = json.loads(file.read_text())
-        version = content.pop("format")
-        if version == FORMAT_VERSION:
-            classes = content["classes"]
-            content["classes"] = None if classes is None else tuple(classes)
+        if (version := content.pop("format")) == FORMAT_VERSION:
+            content["classes"] = None if content["classes"] is None else tuple(content["classes"])
             return Expert(Path(folder), Card(**content))
     except FileNotFoundError:
         raise ValueError(f"load_expert: expected {_CARD} in {folder}, found none; is it an expert's folder?") from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,21 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._util.atomic import atomic_path
-from ..data import as_task, check_labels, draw, read_labels, subset
+from ..data import Preprocess, Task, TaskSource, as_task, check_labels, draw, read_labels, subset
 from ..probe.layers import find_head
-from .expert import as_probe
-from .network import Network
+from ..probe.probe import Probe
+from .expert import AnyExpert, as_probe
+from .network import Network, RunOptions
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Collection, Mapping
-
     from typing_extensions import Unpack
-
-    from ..data import Preprocess, Task, TaskSource
-    from ..probe.probe import Probe
-    from .expert import AnyExpert
-    from .network import RunOptions
 
 _TENSORS = ("features", "probabilities", "labels")
 
@@ -105,23 +100,15 @@ class Extractor:
         self._loaded: dict[str, _Loaded] = {}
 
     def __call__(
-        self,
-        task: TaskSource,
-        *,
-        num_samples: int | None = None,
-        seed: int = 0,
-        only: Collection[str] | None = None,
+        self, task: TaskSource, *, num_samples: int | None = None, seed: int = 0, only: Collection[str] | None = None
     ) -> dict[str, ExpertFeatures]:
-        """Return the features of a task's images, or of some of them.
+        """Return by expert's name the features of a task's images, on the CPU, with the images in one order for all.
 
         Args:
             task: As for `fisher_embed`, with one class an image.
             num_samples: At most this many images, drawn in proportion to the classes; default: all.
             seed: Seed of the draw.
             only: Names of the experts wanted; default: all.
-
-        Returns:
-            Name → `ExpertFeatures`, on the CPU, with the images in one order for all.
 
         Raises:
             ValueError: If labels are not 0…C−1, or an image cannot be read.
@@ -159,25 +146,20 @@ class Extractor:
     def _read(self, task: Task, experts: dict[str, _Loaded]) -> dict[str, ExpertFeatures]:
         """Read every image once, for all experts of one preprocessing."""
         feed = next(iter(experts.values())).network.feed(task, self._batch_size)
-        rows: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in experts}
-        labels = []
+        rows: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in experts}
         with feed.batches(torch.arange(len(task)), "features") as batches:
             for batch in batches:
                 images = batch.images.contiguous(memory_format=torch.channels_last)
-                labels.append(batch.labels.cpu())
                 for name, expert in experts.items():
-                    rows[name].append(expert(images))
-        return {
-            name: ExpertFeatures(torch.cat([z for z, _ in parts]), torch.cat([p for _, p in parts]), torch.cat(labels))
-            for name, parts in rows.items()
-        }
+                    rows[name].append((*expert(images), batch.labels.cpu()))
+        return {name: ExpertFeatures(*map(torch.cat, zip(*parts, strict=True))) for name, parts in rows.items()}
 
 
 class _Loaded:
     """An expert in memory."""
 
     def __init__(self, probe: Probe, options: RunOptions) -> None:
-        self.network = Network.of(replace(probe, module=copy.deepcopy(probe.module)), **options)
+        self.network = Network(replace(probe, module=copy.deepcopy(probe.module)), **options)
         self.fingerprints = probe.fingerprint, head_fingerprint(probe)
 
     def key(self, digest: str) -> str:

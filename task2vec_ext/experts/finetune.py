@@ -6,28 +6,23 @@ import copy
 import json
 import math
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._util.atomic import atomic_path
-from ..data import check_labels, read_labels
+from ..data import Task, check_labels, read_labels
 from ..fisher.head import fit_head
 from ..probe.layers import find_head
 from ..probe.probe import Probe
-from .network import Network
+from .network import Network, RunOptions
 from .recipe import AnyRecipe, Recipe, as_recipe
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import Tensor
     from typing_extensions import Unpack
-
-    from ..data import Task
-    from .network import RunOptions
 
 
 @dataclass(frozen=True)
@@ -99,15 +94,12 @@ def fine_tune(
     num_classes = check_labels(read_labels(train), who="fine_tune")
     if len(held_out) == 0:
         raise ValueError(f"fine_tune: expected images held out of {train.name!r}, got none; they tell the best epoch.")
-    settings = {
-        "probe": probe.fingerprint,
-        "task": train.digest(),
-        "images": len(train),
-        "classes": num_classes,
-        "seed": seed,
-        "recipe": asdict(recipe),
-    }
-    run = _Run(Network.of(_with_head(probe, num_classes), **options), train, held_out, recipe, seed)
+    images = {"task": train.digest(), "images": len(train), "classes": num_classes}
+    settings = {"probe": probe.fingerprint, **images, "seed": seed, "recipe": asdict(recipe)}
+    module = copy.deepcopy(probe.module).requires_grad_(True)
+    head = torch.nn.utils.skip_init(nn.Linear, probe.feature_size, num_classes)  # fitted before anything reads it
+    module.set_submodule(probe.head, head)
+    run = _Run(Network(replace(probe, module=module.eval()), **options), train, held_out, recipe, seed)
     if checkpoint is not None and checkpoint.exists():
         run.restore(checkpoint, settings)
     else:
@@ -118,14 +110,6 @@ def fine_tune(
             run.save(checkpoint, settings)
     run.module.load_state_dict(run.best_state)
     return FineTuned(replace(run.probe, module=run.module.to("cpu").eval()), run.best, tuple(run.epochs))
-
-
-def _with_head(probe: Probe, num_classes: int) -> Probe:
-    """Return the probe on a copy of its network, with a head for so many classes."""
-    module = copy.deepcopy(probe.module).requires_grad_(True)
-    head = torch.nn.utils.skip_init(nn.Linear, probe.feature_size, num_classes)  # fitted before anything reads it
-    module.set_submodule(probe.head, head)
-    return replace(probe, module=module.eval())
 
 
 class _Run:
@@ -152,10 +136,8 @@ class _Run:
             for batch in loaded:
                 features.append(self.probe.features(batch.images).float())
                 labels.append(batch.labels)
-        head = find_head(self.module, self.probe.head)
-        fitted = fit_head(
-            torch.cat(features), torch.cat(labels), head.out_features, method=self.recipe.head, seed=self.seed
-        )
+        head, z, y = find_head(self.module, self.probe.head), torch.cat(features), torch.cat(labels)
+        fitted = fit_head(z, y, head.out_features, method=self.recipe.head, seed=self.seed)
         with torch.no_grad():
             head.weight.copy_(fitted.weight)
             head.bias.copy_(fitted.bias)

@@ -80,11 +80,7 @@ AnyRecipe: TypeAlias = "RecipeName | Recipe"
 
 
 def as_recipe(recipe: AnyRecipe) -> Recipe:
-    """Return the recipe of a name; a `Recipe` is returned as it is.
-
-    Raises:
-        ValueError: If there is none of that name.
-    """
+    """Return the recipe of a name; a `Recipe` is returned as it is."""
     if isinstance(recipe, Recipe):
         return recipe
     if recipe not in RECIPES:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,25 +14,17 @@ import torch
 from torch import Tensor
 
 from .._util.atomic import atomic_path
-from ..data import as_task, check_labels, draw, hold_out, read_labels, subset
+from ..data import Task, TaskSource, as_task, check_labels, draw, hold_out, read_labels, subset
 from ..fisher.head import HeadMethod, HeadSettings, fit_head
 from .errors import IMAGENET, ErrorMatrix
-from .expert import as_probe
+from .expert import AnyExpert, as_probe
 from .features import ExpertFeatures, Extractor
 from .finetune import fine_tune
-from .recipe import as_recipe
+from .network import RunOptions
+from .recipe import AnyRecipe, as_recipe
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Mapping
-
     from typing_extensions import Unpack
-
-    from ..data import Task, TaskSource
-    from ..probe.probe import Probe
-    from .expert import AnyExpert
-    from .network import RunOptions
-    from .recipe import AnyRecipe, Recipe
 
 
 def classifier_error(
@@ -45,9 +39,6 @@ def classifier_error(
             epochs, learning rate 1e-4, for more images).
         l2: Penalty of the fit; default: the method's.
         seed: Seed of ``"adam"``.
-
-    Returns:
-        In [0, 1].
 
     Raises:
         ValueError: If a feature is not finite, or an option impossible.
@@ -85,7 +76,7 @@ def transfer_errors(
     cache: str | os.PathLike[str] | None = None,
     **options: Unpack[RunOptions],
 ) -> ErrorMatrix:
-    """Return the test error of every expert on every task, after measuring those that are not in the file.
+    """Return the test errors of these experts on these tasks, after measuring those that are not in the file.
 
     It can be killed at any moment and called again, also with more experts or tasks: no error is measured twice.
 
@@ -104,9 +95,6 @@ def transfer_errors(
         batch_size: Images at a time.
         cache: Folder that keeps features (`Extractor`).
         **options: Device, precision and the like; see `RunOptions`.
-
-    Returns:
-        The matrix of these experts and tasks.
 
     Raises:
         ValueError: If there are no experts or tasks, two tasks have one name, labels are not 0…C−1, or the file's
@@ -130,21 +118,16 @@ def transfer_errors(
     for name, (train, _) in pairs.items():
         check_labels(read_labels(train), who=f"transfer_errors: {name}")
     recipe = None if fine_tuning is None else as_recipe(fine_tuning)
-    how = {
-        "method": method if recipe is None else None,
-        "l2": HeadSettings(method, l2).l2 if recipe is None else None,
-        "fine_tuning": None if recipe is None else asdict(recipe),
-        "seed": seed,
-    }
-    table = _Table(
-        Path(file),
-        how,
-        {name: expert.fingerprint for name, expert in experts.items()},
-        {name: [part.digest() or "" for part in pair] for name, pair in pairs.items()},
-    )
+    if recipe is None:
+        how: dict[str, Any] = {"method": method, "l2": HeadSettings(method, l2).l2, "fine_tuning": None, "seed": seed}
+    else:
+        how = {"method": None, "l2": None, "fine_tuning": asdict(recipe), "seed": seed}
+    fingerprints = {name: expert.fingerprint for name, expert in experts.items()}
+    digests = {name: [part.digest() or "" for part in pair] for name, pair in pairs.items()}
+    table = _Table(Path(file), how, fingerprints, digests)
     extractor = Extractor(experts, batch_size=batch_size, cache=cache, **options)
     for name, (train, test) in pairs.items():
-        todo = [expert for expert in experts if table.lacks(expert, name)]
+        todo = [expert for expert in experts if (expert, name) not in table.errors]
         if todo and recipe is None:
             fitted, tested = extractor.features(train, todo), extractor.features(test, todo)
             for expert in todo:
@@ -152,7 +135,8 @@ def transfer_errors(
                 table.put(expert, name, error)
         elif recipe is not None:
             for expert in todo:
-                tuned = _fine_tuned(experts[expert], train, recipe, seed, options)
+                fit, rest = hold_out(train, 0.8, seed=seed)
+                tuned = fine_tune(as_probe(experts[expert]), fit, rest, recipe, seed=seed, **options).probe
                 result = Extractor({expert: tuned}, batch_size=batch_size, **options).features(test)[expert]
                 table.put(expert, name, float((result.probabilities.argmax(1) != result.labels).double().mean()))
     return table.matrix().select(experts=list(experts), tasks=list(pairs))
@@ -161,13 +145,12 @@ def transfer_errors(
 def transfer_gain(errors: ErrorMatrix, reference: str | None = IMAGENET) -> Tensor:
     """Return the transfer gain ``D(a→b) = (ℓ_{a→b} − ℓ_b) / ℓ_b`` of every expert a on every task b.
 
+    ``[E, T]`` float64; below 0: the expert helps. NaN where an error was not measured, or a task has no own expert;
+    ±inf or NaN where ℓ_b = 0.
+
     Args:
         errors: The errors ℓ_{a→b}.
         reference: Expert whose errors are ℓ_b, without transfer; None: each task's own expert.
-
-    Returns:
-        ``[E, T]`` float64; below 0: the expert helps. NaN where an error was not measured, or a task has no own expert;
-        ±inf or NaN where ℓ_b = 0.
 
     Raises:
         ValueError: If there is no such expert.
@@ -178,10 +161,9 @@ def transfer_gain(errors: ErrorMatrix, reference: str | None = IMAGENET) -> Tens
     if reference is not None:
         base = errors.row(reference)
     else:
-        own = [
-            float(errors.row(task)[t]) if task in errors.experts else math.nan for t, task in enumerate(errors.tasks)
-        ]
-        base = torch.tensor(own, dtype=torch.float64)
+        base = torch.full_like(errors.errors[0], torch.nan)
+        for t, task in enumerate(errors.tasks):
+            base[t] = errors.row(task)[t] if task in errors.experts else torch.nan
     return (errors.errors - base) / base
 
 
@@ -216,10 +198,6 @@ class _Table:
         with atomic_path(beside) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n")
 
-    def lacks(self, expert: str, task: str) -> bool:
-        """Return whether an error is still to be measured."""
-        return (expert, task) not in self.errors
-
     def put(self, expert: str, task: str, error: float) -> None:
         """Keep an error, and write the file."""
         self.errors[expert, task] = error
@@ -240,10 +218,5 @@ def _train_and_test(task: TaskSource, share: float, seed: int) -> tuple[Task, Ta
 def _drawn(task: Task, num_samples: int | None, seed: int) -> Task:
     """Return a draw in proportion to the classes, with at least one image of each."""
     labels = read_labels(task)
-    fewest = len(labels.unique())
-    return subset(task, draw(labels, None if num_samples is None else max(num_samples, fewest), seed))
-
-
-def _fine_tuned(expert: AnyExpert, train: Task, recipe: Recipe, seed: int, options: RunOptions) -> Probe:
-    fitted, rest = hold_out(train, 0.8, seed=seed)
-    return fine_tune(as_probe(expert), fitted, rest, recipe, seed=seed, **options).probe
+    number = None if num_samples is None else max(num_samples, len(labels.unique()))
+    return subset(task, draw(labels, number, seed))

@@ -14,13 +14,7 @@ WHO = "fisher_embed"  # the caller, in messages
 
 
 def per_image(index: Tensor, seed: int, draw: Callable[[np.random.Generator], np.ndarray[Any, Any]]) -> Tensor:
-    """Return random numbers ``[B, …]``, each image's from a counter-based generator with the key (seed, image).
-
-    Args:
-        index: ``[B]``, the images' positions in the task.
-        seed: Of all images.
-        draw: Returns the numbers of one image.
-    """
+    """Return random numbers ``[B, …]``: `draw` gives each image's, from a counter-based generator of (seed, image)."""
     rows = [draw(np.random.Generator(np.random.Philox(key=[seed, int(i)]))) for i in index]
     return torch.from_numpy(np.stack(rows))
 
@@ -46,6 +40,8 @@ def check_lengths(values: tuple[float, ...] | None, num_outputs: int, what: str)
         raise ValueError(f"{WHO}: expected {what} of {num_outputs} numbers, got {len(values)}.")
 
 
-def check_smoothing(value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"{WHO}: expected label_smoothing in [0, 1), got {value}.")
+def checked_head_options(class_weights: Iterable[float] | None, label_smoothing: float) -> tuple[float, ...] | None:
+    """Return the class weights as a tuple, once these and the label smoothing are possible."""
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"{WHO}: expected label_smoothing in [0, 1), got {label_smoothing}.")
+    return checked_numbers(class_weights, "class_weights")

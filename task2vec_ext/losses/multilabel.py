@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data import LabelSet, Target
-from ._common import WHO, check_lengths, check_smoothing, check_some, checked_numbers, per_image
+from ._common import WHO, check_lengths, check_some, checked_head_options, per_image
 from .loss import Loss
 
 
@@ -37,8 +37,7 @@ class MultiLabel(Loss):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        object.__setattr__(self, "class_weights", checked_numbers(self.class_weights, "class_weights"))
-        check_smoothing(self.label_smoothing)
+        object.__setattr__(self, "class_weights", checked_head_options(self.class_weights, self.label_smoothing))
 
     @property
     def target(self) -> Target:

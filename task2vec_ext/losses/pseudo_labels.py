@@ -61,8 +61,6 @@ class PseudoLabels(CrossEntropy):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of too few distinct points: an error below
             labels = torch.from_numpy(means.fit_predict(features.double().numpy())).long()
-        if len(labels.unique()) < k:
-            raise ValueError(
-                f"{WHO}: expected {k} clusters, got {len(labels.unique())} distinct images; use fewer clusters."
-            )
+        if (found := len(labels.unique())) < k:
+            raise ValueError(f"{WHO}: expected {k} clusters, got {found} distinct images; use fewer clusters.")
         return labels, k

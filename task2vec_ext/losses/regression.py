@@ -71,11 +71,7 @@ class Regression(Loss):
         return lambda logits: ((logits - targets).square() / 2, logits - targets)
 
     def fitted(self, logits: Tensor, targets: Tensor) -> Regression:
-        """Return the loss with its noise as numbers.
-
-        Raises:
-            ValueError: If the head has no error, and the noise is to be its error.
-        """
+        """Return the loss with its noise as numbers; raise if that is to be the head's error, and it has none."""
         if self.noise == "spread":
             return replace(self, noise=(1.0,) * targets.shape[1])
         if self.noise != "residual":

@@ -1,6 +1,6 @@
 """Choosing the expert for a task, and scoring the ways to choose against an error matrix."""
 
-from ..experts.errors import IMAGENET, ErrorMatrix
+from ..experts import IMAGENET, ErrorMatrix
 from .baselines import BASELINES, TRANSFERABILITY
 from .choose import Choice, Ranked, choose
 from .distances import Distance

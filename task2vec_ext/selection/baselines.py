@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..experts.errors import IMAGENET
+from ..experts import IMAGENET, ExpertFeatures
 from .selector import ExpertFacts, Selector, TaskFacts
 from .transferability import h_score, knn_accuracy, leep, logme, nce, probe_accuracy
-
-if TYPE_CHECKING:
-    from ..experts.features import ExpertFeatures
 
 
 @dataclass(frozen=True)
 class Chance(Selector):
-    """Any expert, drawn at random. No passes.
-
-    Source:
-        Achille et al., 1902.03545.
-    """
+    """Any expert, drawn at random. No passes."""
 
     name: str = "chance"
     why: ClassVar[str] = "is as good as any"
@@ -34,11 +27,7 @@ class Chance(Selector):
 
 @dataclass(frozen=True)
 class ImageNet(Selector):
-    """No expert: the probe without fine-tuning, the row `IMAGENET` of an error matrix. No passes.
-
-    Source:
-        Achille et al., 1902.03545.
-    """
+    """No expert: the probe without fine-tuning, the row `IMAGENET` of an error matrix. No passes."""
 
     name: str = "imagenet"
     why: ClassVar[str] = "is the probe without fine-tuning"
@@ -67,10 +56,7 @@ class LargestTask(Selector):
 class Domain(Selector):
     """The expert whose task's images look most alike: cosine of the means of the probe's features. One pass.
 
-    It does not see labels: two tasks over the same images are equal to it.
-
-    Source:
-        Achille et al., 1902.03545 ("domain embedding").
+    It does not see labels: two tasks over the same images are equal to it (1902.03545's "domain embedding").
     """
 
     name: str = "domain"
@@ -82,21 +68,14 @@ class Domain(Selector):
         if own is None:
             raise self._lacking("mean_features", task)
         theirs = [None if expert.task is None else expert.task.mean_features for expert in experts]
-        cosines = [
-            None if mean is None else float(torch.cosine_similarity(own.double(), mean.double(), dim=0))
-            for mean in theirs
-        ]
+        own = own.double()
+        cosines = [None if z is None else float(torch.cosine_similarity(own, z.double(), dim=0)) for z in theirs]
         return self._scores("mean_features of its task", task, cosines)
 
 
 @dataclass(frozen=True)
 class Transferability(Selector):
-    """A score of every expert's own outputs on the task's images (`transferability`). E passes.
-
-    Args:
-        name: Name of the score.
-        score: From an expert's outputs to a number, higher is better.
-    """
+    """A score of every expert's own outputs on the task's images (`transferability`), higher is better. E passes."""
 
     why: ClassVar[str] = "gives the outputs that go best with the task's labels"
     passes_per_task: ClassVar[int | None] = None

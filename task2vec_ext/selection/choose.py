@@ -64,10 +64,8 @@ def choose(task: TaskFacts, experts: Sequence[ExpertFacts], selector: Selector) 
         raise ValueError(f"choose: expected an expert to choose from for {task.name!r}, got none.")
     scores = selector.rank(task, experts).tolist()
     sure = _places(task, experts, selector) if isinstance(selector, Distance) else {}
-    found = [
-        sure.get(expert.name, Ranked(expert.name, score))._replace(score=score)
-        for expert, score in zip(experts, scores, strict=True)
-    ]
+    named = zip((expert.name for expert in experts), scores, strict=True)
+    found = [sure.get(name, Ranked(name, score))._replace(score=score) for name, score in named]
     ranked = sorted(found, key=lambda one: (one.score != one.score, -one.score, one.name))
     return Choice(task.name, selector.name, tuple(ranked), _why(ranked, selector))
 

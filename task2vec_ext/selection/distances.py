@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from ..distance.distance import cross_distances
+from ..experts import ErrorMatrix
 from .measures import chosen_error
 from .selector import ExpertFacts, Selector, TaskFacts
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from ..experts.errors import ErrorMatrix
 
 PAPER_ALPHA = 0.15
 """The paper's α, for a ResNet-34 probe: used before anything is learned, and to break ties between learned values."""
@@ -76,18 +75,12 @@ class Distance(Selector):
 
 
 def mean_increase(scores: Tensor, errors: Tensor) -> float:
-    """Return the mean relative increase of error over the best expert.
+    """Return the mean relative increase of error over the best expert, of scores and errors ``[E, T]``.
 
-    Args:
-        scores: ``[E, T]``.
-        errors: ``[E, T]``; tasks whose least error is 0, or unknown, are left out.
-
-    Returns:
-        0 for perfect choices, and where no task is left.
+    Tasks whose least error is 0, or unknown, are left out; 0 for perfect choices, and where no task is left.
     """
     least = errors.nan_to_num(nan=torch.inf).min(0).values.tolist()
-    found = [
-        chosen_error(scores[:, t], errors[:, t]) / best - 1 for t, best in enumerate(least) if 0 < best < torch.inf
-    ]
+    columns = [(t, best) for t, best in enumerate(least) if 0 < best < torch.inf]
+    found = [chosen_error(scores[:, t], errors[:, t]) / best - 1 for t, best in columns]
     increase = float(torch.tensor(found, dtype=torch.float64).nanmean())
     return 0.0 if math.isnan(increase) else increase

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..experts.errors import IMAGENET, ErrorMatrix
+from ..experts import IMAGENET, ErrorMatrix
 from .measures import chosen_error, hit_rate, spearman, weighted_tau
 from .selector import ExpertFacts, Selector, TaskFacts
 
@@ -85,12 +85,10 @@ class Table:
         Raises:
             ValueError: If there is no such row.
         """
-        for row in self.rows:
-            if row.selector == selector:
-                return row
-        raise ValueError(
-            f"Table.row: expected one of {', '.join(row.selector for row in self.rows)}; got {selector!r}."
-        )
+        rows = {row.selector: row for row in self.rows}
+        if selector not in rows:
+            raise ValueError(f"Table.row: expected one of {', '.join(rows)}; got {selector!r}.")
+        return rows[selector]
 
     def difference(self, selector: str, other: str, measure: str = "increase") -> Interval:
         """Return a selector's mean minus another's, over the same draws of tasks.
@@ -108,9 +106,8 @@ class Table:
         """
         if measure not in MEASURES:
             raise ValueError(f"Table.difference: expected one of {', '.join(MEASURES)}; got {measure!r}.")
-        number = MEASURES.index(measure)
-        values = self.row(selector).outcomes[number] - self.row(other).outcomes[number]
-        return _mean(values, self.draws, self.confidence)
+        one, two = (self.row(name).outcomes[MEASURES.index(measure)] for name in (selector, other))
+        return _mean(one - two, self.draws, self.confidence)
 
     def to_json(self) -> dict[str, Any]:
         """Return the table for JSON, with None instead of NaN."""
@@ -120,18 +117,16 @@ class Table:
             "optimum": float(self.optimum.mean()),
             "confidence": self.confidence,
             "selectors": {
-                row.selector: {
-                    "passes": row.passes,
-                    **{
-                        measure: {key: number if math.isfinite(number) else None for key, number in found.items()}
-                        for measure, found in ((name, interval._asdict()) for name, interval in row.means.items())
-                    },
-                }
+                row.selector: {"passes": row.passes, **{name: _finite(found) for name, found in row.means.items()}}
                 for row in self.rows
             },
             "left_out": self.left_out,
             "unable": self.unable,
         }
+
+
+def _finite(interval: Interval) -> dict[str, float | None]:
+    return {key: number if math.isfinite(number) else None for key, number in interval._asdict().items()}
 
 
 def evaluate(
@@ -148,7 +143,8 @@ def evaluate(
     """Return the table of selectors over all tasks of an error matrix.
 
     The own expert of a task (the one of its name) cannot be chosen for it, and the row `IMAGENET` only by the selector
-    of that name. Selectors that learn are fitted to the errors on the other tasks.
+    of that name. Selectors that learn are fitted to the errors on the other tasks. ``table.unable`` says why a
+    selector that knows too little of a task has no row.
 
     Args:
         errors: Errors of experts on tasks; NaN where they were not measured.
@@ -161,9 +157,6 @@ def evaluate(
         draws: Bootstrap samples of the tasks.
         confidence: Confidence of the intervals.
         seed: Seed of the bootstrap.
-
-    Returns:
-        The table. A selector that knows too little of a task has no row; ``table.unable`` says why.
 
     Raises:
         ValueError: If no task has two experts to choose from, or an option is impossible.
@@ -193,13 +186,14 @@ def evaluate(
     for selector in selectors:
         try:
             found = _scores(selector, errors, tasks, facts, folds)
+            if found.isnan().all():
+                raise ValueError(f"{selector.name}: none of {', '.join(errors.experts)} has a score.")
         except ValueError as error:
             unable[selector.name] = str(error)
             continue
-        if found.isnan().all():
-            unable[selector.name] = f"{selector.name}: none of {', '.join(errors.experts)} has a score."
-            continue
-        found = _within(found, choosable)
+        inside = found.masked_fill(~choosable, torch.nan)
+        # For a task without a score for an expert that may be chosen, all scores: the selector `IMAGENET`.
+        found = torch.where(inside.isnan().all(0), found, inside)
         columns = zip(found.T, errors.errors.T, choosable.T, optimum.tolist(), strict=True)
         outcomes = torch.tensor([_outcomes(*column) for column in columns], dtype=torch.float64).T
         means = {name: _mean(values, samples, confidence) for name, values in zip(MEASURES, outcomes, strict=True)}
@@ -212,15 +206,14 @@ def _scored(errors: ErrorMatrix) -> tuple[ErrorMatrix, Tensor, dict[str, str]]:
     errors = errors.without_own()
     choosable = torch.tensor([name != IMAGENET for name in errors.experts])[:, None] & ~errors.errors.isnan()
     counts = dict(zip(errors.tasks, choosable.sum(0).tolist(), strict=True))
-    scored = [name for name, count in counts.items() if count >= 2]
+    few = {name: count for name, count in counts.items() if count < 2}
+    scored = [name for name in counts if name not in few]
     if not scored:
         raise ValueError(
             "evaluate: expected a task with two experts or more to choose from, its own and the probe not counted, got "
             f"none among {len(errors.tasks)}; measure more errors."
         )
-    left_out = {
-        name: f"{count} expert{'s' * (count != 1)} to choose from" for name, count in counts.items() if count < 2
-    }
+    left_out = {name: f"{count} expert{'s' * (count != 1)} to choose from" for name, count in few.items()}
     return errors.select(tasks=scored), choosable[:, [name in scored for name in errors.tasks]], left_out
 
 
@@ -241,16 +234,10 @@ def _scores(
         others = [name for t, name in enumerate(errors.tasks) if t not in held_out]
         fitted = selector.fit(errors.select(tasks=others), tasks, experts) if others else selector
         for t in held_out:
-            measured = [expert for e, expert in enumerate(candidates) if not errors.errors[e, t].isnan()]
             rows = (~errors.errors[:, t].isnan()).nonzero().flatten()
+            measured = [candidates[e] for e in rows.tolist()]
             found[rows, t] = fitted.rank(tasks[errors.tasks[t]], measured).double()
     return found
-
-
-def _within(scores: Tensor, choosable: Tensor) -> Tensor:
-    """Scores of the experts that may be chosen; for a task with none, all scores (the selector `IMAGENET`)."""
-    inside = scores.masked_fill(~choosable, torch.nan)
-    return torch.where(inside.isnan().all(0), scores, inside)
 
 
 def _outcomes(scores: Tensor, errors: Tensor, choosable: Tensor, best: float) -> tuple[float, ...]:

@@ -20,10 +20,7 @@ def chosen_error(scores: Tensor, errors: Tensor) -> float:
 
 
 def hit_rate(scores: Tensor, errors: Tensor, k: int) -> float:
-    """Return the probability that a best expert is among the k with the highest scores.
-
-    0 or 1, or between where scores tie; NaN where nothing is scored.
-    """
+    """Return the probability that a best expert is among the k highest scores: 0 or 1 unless scores tie."""
     scores, errors = _ordered(scores, errors)
     if not len(scores):
         return math.nan
@@ -39,9 +36,9 @@ def hit_rate(scores: Tensor, errors: Tensor, k: int) -> float:
 
 
 def spearman(scores: Tensor, errors: Tensor) -> float:
-    """Return Spearman's rank correlation of scores and accuracies (1 − error); ties have their mean rank.
+    """Return Spearman's rank correlation of scores and accuracies (1 − error), in [−1, 1]; ties have their mean rank.
 
-    In [−1, 1]; NaN where all scores, or all errors, are equal.
+    NaN where all scores, or all errors, are equal.
     """
     scores, errors = _ordered(scores, errors)
     if len(scores) < 2:
@@ -54,11 +51,8 @@ def spearman(scores: Tensor, errors: Tensor) -> float:
 def weighted_tau(scores: Tensor, errors: Tensor) -> float:
     """Return Kendall's τ of scores and accuracies where the exchange of two experts weighs 1/rank + 1/rank.
 
-    Mistakes among the first places weigh most. The mean of two values, with ranks by score and with ranks by accuracy,
-    as in the evaluations of LogME and its successors. In [−1, 1]; NaN where all scores, or all errors, are equal.
-
-    Source:
-        Vigna, A weighted correlation index for rankings with ties, WWW 2015 (1404.3325).
+    The mean over ranks by score and ranks by accuracy, as in the evaluations of LogME and its successors (Vigna, WWW
+    2015, 1404.3325). In [−1, 1]; NaN where all scores, or all errors, are equal.
     """
     scores, errors = _ordered(scores, errors)
     values = [-errors, scores]

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..distance.comparable import check_comparable
+from ..embedding import Embedding
+from ..experts import ErrorMatrix
 from .distances import PAPER_ALPHA, Distance
 from .selector import ExpertFacts, Selector, TaskFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from typing_extensions import Self
-
-    from ..embedding import Embedding
-    from ..experts.errors import ErrorMatrix
 
 _SOFTNESS = 0.5
 """Temperature of the soft targets, in standard deviations of a task's errors: an expert one deviation better than
@@ -26,8 +25,7 @@ another gets e² ≈ 7 times its weight."""
 _FLOOR = 1e-3
 """Least entry of m, relative to the mean Fisher of its filter: F + b may be negative, and m may not."""
 _MOST_STEPS = 60
-_TINY = 1e-300
-"""Least denominator: a filter dead in both has r = 0."""
+_TINY = 1e-300  # least denominator: a filter dead in both has r = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,14 +78,15 @@ class Model2Vec(Selector):
         rows = measured[:, columns].any(1)
         if not columns.any():
             return self
-        names = [name for name, row in zip(errors.experts, rows.tolist(), strict=True) if row]
-        sources = [experts[name].embedding for name in names]
-        targets = self._embeddings(
-            [tasks[name] for name, column in zip(errors.tasks, columns.tolist(), strict=True) if column]
+        known = errors.select(
+            experts=[name for name, row in zip(errors.experts, rows.tolist(), strict=True) if row],
+            tasks=[name for name, column in zip(errors.tasks, columns.tolist(), strict=True) if column],
         )
+        sources = [experts[name].embedding for name in known.experts]
+        targets = self._embeddings([tasks[name] for name in known.tasks])
         check_comparable([*targets, *(source for source in sources if source is not None)])
-        learned = _learn(errors.errors[rows][:, columns], targets, sources, self)
-        return replace(self, models=dict(zip(names, learned, strict=True)))
+        learned = _learn(known.errors, targets, sources, self)
+        return replace(self, models=dict(zip(known.experts, learned, strict=True)))
 
 
 def _learn(errors: Tensor, targets: list[Embedding], sources: list[Embedding | None], how: Model2Vec) -> Tensor:
@@ -95,29 +94,27 @@ def _learn(errors: Tensor, targets: list[Embedding], sources: list[Embedding | N
     fisher, prior = torch.stack([target.fisher for target in targets]), targets[0].prior
     unit = fisher.mean(0)
     start = torch.stack([unit if source is None else source.fisher for source in sources])
-    bias = _Bias(how.form, len(sources), targets[0])
+    parameters, bias = _bias(how.form, len(sources), targets[0])
     measured = ~errors.isnan()
     spread = torch.stack([column[known].std(correction=0) for column, known in zip(errors.T, measured.T, strict=True)])
     q = (-errors / (_SOFTNESS * spread.clamp(min=1e-6))).masked_fill(~measured, -torch.inf).softmax(0)
 
-    def models(parameters: Sequence[Tensor]) -> Tensor:
+    def models(parameters: list[Tensor]) -> Tensor:
         return torch.maximum(start + bias(parameters) * unit, _FLOOR * unit)
 
-    def distances(m: Tensor) -> Tensor:
-        return _asym(m, fisher, prior, how.alpha)
-
     with torch.no_grad():
-        initial = distances(models(bias.parameters)).masked_fill(~measured, torch.nan)
+        initial = _asym(models(parameters), fisher, prior, how.alpha).masked_fill(~measured, torch.nan)
         spreads = (initial - initial.nanmean(0)).square().nanmean(0).sqrt()
     log_kappa = -spreads.mean().clamp(min=1e-6).log()  # at the start, one standard deviation of distance is one logit
-    free = [*bias.parameters, log_kappa]
+    free = [*parameters, log_kappa]
     for parameter in free:
         parameter.requires_grad_()
     optimizer = torch.optim.LBFGS(free, max_iter=_MOST_STEPS, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
 
     def objective() -> Tensor:
         optimizer.zero_grad()
-        logits = (-free[-1].exp() * distances(models(free[:-1]))).masked_fill(~measured, -torch.inf)
+        distances = _asym(models(free[:-1]), fisher, prior, how.alpha)
+        logits = (-free[-1].exp() * distances).masked_fill(~measured, -torch.inf)
         log_p = logits.log_softmax(0).masked_fill(~measured, 0)
         loss = -(q * log_p).sum(0).mean() + how.l2 / 2 * bias(free[:-1]).square().mean(1).sum()
         loss.backward()
@@ -129,25 +126,18 @@ def _learn(errors: Tensor, targets: list[Embedding], sources: list[Embedding | N
         return models(free[:-1])
 
 
-class _Bias:
-    """b of every expert in units of the tasks' mean Fisher, as a function of its parameters."""
-
-    def __init__(self, form: Literal["layers", "filters"] | int, num_experts: int, like: Embedding) -> None:
-        """Start where b is 0."""
-        sizes = torch.tensor([layer.stop - layer.start for layer in like.layers])
-        self._layer = torch.repeat_interleave(torch.arange(len(sizes)), sizes) if form == "layers" else None
-        columns = len(sizes) if form == "layers" else len(like)
-        if isinstance(form, int):
-            # One factor is zero, and b with it; were both zero, so would be their gradients.
-            mixed = torch.randn(num_experts, form, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-            self.parameters = [mixed, torch.zeros(form, columns, dtype=torch.float64)]
-        else:
-            self.parameters = [torch.zeros(num_experts, columns, dtype=torch.float64)]
-
-    def __call__(self, parameters: Sequence[Tensor]) -> Tensor:
-        """Return b/unit, ``[E, K]``."""
-        entries = parameters[0] @ parameters[1] if len(parameters) > 1 else parameters[0]
-        return entries if self._layer is None else entries[:, self._layer]
+def _bias(form: str | int, num_experts: int, like: Embedding) -> tuple[list[Tensor], Callable[[list[Tensor]], Tensor]]:
+    """Return parameters with which b is 0, and the function from parameters to b/unit, ``[E, K]``."""
+    zeros = partial(torch.zeros, dtype=torch.float64)
+    if isinstance(form, int):
+        # One factor is zero, and b with it; were both zero, so would be their gradients.
+        mixed = torch.randn(num_experts, form, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        return [mixed, zeros(form, len(like))], lambda factors: factors[0] @ factors[1]
+    if form == "filters":
+        return [zeros(num_experts, len(like))], lambda entries: entries[0]
+    sizes = torch.tensor([layer.stop - layer.start for layer in like.layers])
+    layer_of = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    return [zeros(num_experts, len(sizes))], lambda entries: entries[0][:, layer_of]
 
 
 def _asym(models: Tensor, fisher: Tensor, prior: Tensor, alpha: float) -> Tensor:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..embedding import Embedding
+from ..experts import ErrorMatrix, ExpertFeatures
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     from typing_extensions import Self
-
-    from ..embedding import Embedding
-    from ..experts.errors import ErrorMatrix
-    from ..experts.features import ExpertFeatures
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +70,11 @@ class Selector(ABC):
 
     @abstractmethod
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:
-        """Return a score for every expert: higher is better.
+        """Return a score for every expert, ``[E]`` float64: higher is better, NaN where too little is known.
 
         Args:
             task: The task to solve.
             experts: E experts to choose from.
-
-        Returns:
-            ``[E]`` float64; NaN for an expert of which too little is known.
 
         Raises:
             ValueError: If too little is known of the task, or of every expert.

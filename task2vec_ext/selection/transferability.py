@@ -33,16 +33,9 @@ _MOST_PRECISION = 1e12
 
 
 def leep(probabilities: Tensor, labels: Tensor) -> float:
-    """Return LEEP, the log expected empirical prediction: mean of ``log Σ_z p(y_n|z)·θ_n[z]``.
+    """Return LEEP, the log expected empirical prediction: mean of ``log Σ_z p(y_n|z)·θ_n[z]``, nats, at most 0.
 
-    θ is the expert's softmax over its own classes z, ``p(y|z) = Σ_n 1[y_n = y]·θ_n[z] / Σ_n θ_n[z]``.
-
-    Args:
-        probabilities: θ, ``[N, C_s]``, rows that sum to 1.
-        labels: The task's labels.
-
-    Returns:
-        Nats an image, at most 0.
+    θ ``[N, C_s]`` is the expert's softmax over its own classes z, ``p(y|z) = Σ_n 1[y_n = y]·θ_n[z] / Σ_n θ_n[z]``.
     """
     probabilities, labels = _checked("leep", probabilities, labels)
     joint = F.one_hot(labels).double().T @ probabilities  # [C, C_s]
@@ -51,14 +44,9 @@ def leep(probabilities: Tensor, labels: Tensor) -> float:
 
 
 def nce(source_labels: Tensor, labels: Tensor) -> float:
-    """Return NCE, the negative conditional entropy ``−H(Y|Z)`` of the labels given the expert's own labels.
+    """Return NCE, the negative conditional entropy ``−H(Y|Z)`` of the labels given the expert's own, nats, at most 0.
 
-    Args:
-        source_labels: Z, ``[N]`` int64: the expert's most probable class for each image.
-        labels: Y, the task's labels.
-
-    Returns:
-        Nats, at most 0.
+    Z, ``[N]`` int64, is the expert's most probable class for each image.
     """
     one_hot, labels = _checked("nce", F.one_hot(source_labels), labels)
     joint = F.one_hot(labels).double().T @ one_hot / len(labels)  # [C, C_s]
@@ -106,23 +94,11 @@ def logme(features: Tensor, labels: Tensor) -> float:
 def h_score(features: Tensor, labels: Tensor, *, shrinkage: float | None = None) -> float:
     """Return the H-score ``tr(Σ⁻¹·(1 − s)·Σ_between)``, shrunk: ``Σ = (1 − s)·cov(z) + s·tr(cov(z))/D·I``.
 
-    Σ_between is the covariance of the class means. s = 0 is the original score, which is mostly noise unless N is many
-    times D.
-
-    Args:
-        features: Z, ``[N, D]``.
-        labels: The task's labels.
-        shrinkage: The weight s in [0, 1]; default: Ledoit and Wolf's, estimated from the features.
-
-    Returns:
-        In [0, min(C − 1, D)].
-
-    Raises:
-        ValueError: If s is not in [0, 1].
+    In [0, min(C − 1, D)]. Σ_between is the covariance of the class means. s in [0, 1] is the shrinkage; None: that of
+    Ledoit and Wolf, from the features. s = 0 is the original score, mostly noise unless N is many times D.
 
     Source:
-        Bao et al., An information-theoretic approach to transferability in task transfer learning, ICIP 2019; shrunk:
-        Ibrahim et al., 2110.06893; s: Ledoit and Wolf, J. Multivariate Analysis 88 (2004).
+        Bao et al., ICIP 2019; shrunk: Ibrahim et al., 2110.06893; s: Ledoit and Wolf, J. Multivar. Anal. 88 (2004).
     """
     if shrinkage is not None and not 0 <= shrinkage <= 1:
         raise ValueError(f"h_score: expected shrinkage from 0 to 1, got {shrinkage}; None estimates it.")
@@ -147,16 +123,7 @@ def h_score(features: Tensor, labels: Tensor, *, shrinkage: float | None = None)
 
 
 def knn_accuracy(features: Tensor, labels: Tensor, *, k: int = 5) -> float:
-    """Return the leave-one-out accuracy of k nearest neighbours (Euclidean).
-
-    Args:
-        features: Z, ``[N, D]``.
-        labels: The task's labels.
-        k: Number of neighbours that vote; of classes with equally many votes the nearer wins.
-
-    Raises:
-        ValueError: If k < 1, or there is only one image.
-    """
+    """Return the leave-one-out accuracy of k nearest neighbours (Euclidean); of equal votes the nearer class wins."""
     z, labels = _checked("knn_accuracy", features, labels, least=2)
     if k < 1:
         raise ValueError(f"knn_accuracy: expected k >= 1, got {k}.")
@@ -170,17 +137,7 @@ def knn_accuracy(features: Tensor, labels: Tensor, *, k: int = 5) -> float:
 
 
 def probe_accuracy(features: Tensor, labels: Tensor, *, folds: int = 3, seed: int = 0) -> float:
-    """Return the cross-validated accuracy of a linear classifier (`fit_head`, convex) on the features.
-
-    Args:
-        features: Z, ``[N, D]``.
-        labels: The task's labels.
-        folds: Number of folds, ≥ 2, stratified by class.
-        seed: Seed of the folds.
-
-    Raises:
-        ValueError: If there are fewer than two folds, or fewer images than folds.
-    """
+    """Return the cross-validated accuracy of a linear classifier (`fit_head`, convex), in folds stratified by class."""
     z, labels = _checked("probe_accuracy", features, labels, least=max(folds, 2))
     if folds < 2:
         raise ValueError(f"probe_accuracy: expected 2 folds or more, got {folds}.")

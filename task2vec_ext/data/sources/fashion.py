@@ -9,6 +9,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,11 @@ from ..targets import LabelSet
 from ..task import Task
 from .lazy import Tasks, expect, read_json
 
-Indices = np.ndarray[Any, np.dtype[np.int32]]
-
 _IMATERIALIST = "https://github.com/visipedia/imat_fashion_comp"
 _DEEPFASHION = "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/AttributePrediction.html"
 _HEADER = 2  # lines before the first entry of DeepFashion's lists: their number, and the columns' names
-_Found = defaultdict[int, "array[int]"]
-"""Attribute -> images."""
+_Found = defaultdict[int, "array[int]"]  # attribute -> images
+_indices = partial(array, "i")  # 4 bytes per image; a list would take 36
 
 _SHOWS, _UNKNOWN = 1, 0  # in list_attr_img.txt; −1: does not show
 
@@ -38,6 +37,9 @@ def imaterialist(
 ) -> Tasks:
     """Return the tasks of iMaterialist-Fashion 2018: for each of 228 attributes, whether an image shows it.
 
+    Class 1 shows the attribute, class 0 does not. Each task has all images that are on disk; a warning gives the number
+    of those that are not. Metadata: domain, attribute.
+
     Args:
         root: Folder with ``train.json``, the images as ``train/IMAGE_ID.jpg`` (published as links), and the label map
             as CSV (``*label*.csv`` with columns ``labelId``, ``labelName``, ``taskName``). Without the label map,
@@ -45,10 +47,6 @@ def imaterialist(
         split: ``train`` or ``validation``.
         min_images: Attributes that fewer images show, or fewer do not show, are left out.
         multilabel: Whether to return one task with all attributes, for ``loss="multilabel"``.
-
-    Returns:
-        The tasks: class 1 shows the attribute, class 0 does not. Each has all images that are on disk; a warning gives
-        the number of those that are not. Metadata: domain, attribute.
 
     Raises:
         ValueError: If a file is missing, or no attribute is left.
@@ -84,15 +82,14 @@ def imaterialist(
             found[int(label)].append(index)
     names = {label: str(label) for label in found} | _label_names(where)
     images = Files.below(where, [f"{split}/{on_disk[image]}" for image in present], ())
-    attributes = _Attributes("imat2018", "iMaterialist-Fashion 2018", names, images, _as_arrays(found), {})
+    attributes = _Attributes("imat2018", "iMaterialist-Fashion 2018", names, images, found, {})
     return attributes.as_one(min_images) if multilabel else attributes.tasks(min_images)
 
 
 def _annotation(entry: Mapping[str, Any]) -> tuple[str, list[Any]]:
     """Return an image and its labels, under the keys of the published files or of their description."""
-    if "imageId" in entry:
-        return str(entry["imageId"]), entry["labelId"]
-    return str(entry["image_id"]), entry["label_id"]
+    image, labels = ("imageId", "labelId") if "imageId" in entry else ("image_id", "label_id")
+    return str(entry[image]), entry[labels]
 
 
 def _label_names(root: Path) -> dict[int, str]:
@@ -107,15 +104,13 @@ def _label_names(root: Path) -> dict[int, str]:
 def deepfashion(root: str | os.PathLike[str], *, split: str = "all", min_images: int = 1) -> Tasks:
     """Return the tasks of DeepFashion's attribute prediction: for each of 1,000 attributes, whether an image shows it.
 
+    Class 1 shows the attribute, class 0 does not; images marked unknown are left out. Metadata: domain, attribute.
+
     Args:
         root: Folder of the benchmark as published: ``Anno`` or ``Anno_coarse`` with ``list_attr_cloth.txt`` and
             ``list_attr_img.txt``, ``Eval/list_eval_partition.txt``, and the images in ``img`` or ``Img/img``.
         split: ``train``, ``val``, ``test`` or ``all``.
         min_images: Attributes that fewer images show, or fewer do not show, are left out.
-
-    Returns:
-        The tasks: class 1 shows the attribute, class 0 does not; images marked unknown are left out. Metadata: domain,
-        attribute.
 
     Raises:
         ValueError: If a file is missing or damaged, or no attribute is left.
@@ -128,10 +123,10 @@ def deepfashion(root: str | os.PathLike[str], *, split: str = "all", min_images:
     """
     where = Path(os.path.abspath(root))
     folder = next((name for name in ("Anno", "Anno_coarse") if (where / name / "list_attr_img.txt").is_file()), "Anno")
-    attributes, images = f"{folder}/list_attr_cloth.txt", f"{folder}/list_attr_img.txt"
+    listed, images = f"{folder}/list_attr_cloth.txt", f"{folder}/list_attr_img.txt"
     partition = [] if split == "all" else ["Eval/list_eval_partition.txt"]
-    expect("deepfashion", where, [attributes, images, *partition], _DEEPFASHION)
-    names = [line.rsplit(None, 1)[0].strip() for line in _entries(where / attributes)]
+    expect("deepfashion", where, [listed, images, *partition], _DEEPFASHION)
+    names = [line.rsplit(None, 1)[0].strip() for line in _entries(where / listed)]
     part = dict(line.split() for file in partition for line in _entries(where / file))
     chosen = None if split == "all" else {image for image, name in part.items() if name == split}
     files, shows, unknown = _marks(where / images, len(names), chosen)
@@ -139,15 +134,12 @@ def deepfashion(root: str | os.PathLike[str], *, split: str = "all", min_images:
         raise ValueError(f"deepfashion: expected split to be train, val, test or all, got {split!r}, with no images.")
     base = where if (where / "img").is_dir() else where / "Img"
     expect("deepfashion", base, [files[0]], _DEEPFASHION)
-    titles = dict(enumerate(names))
-    return _Attributes(
-        "deepfashion", "DeepFashion", titles, Files.below(base, files, ()), _as_arrays(shows), _as_arrays(unknown)
-    ).tasks(min_images)
+    found, titles = Files.below(base, files, ()), dict(enumerate(names))
+    return _Attributes("deepfashion", "DeepFashion", titles, found, shows, unknown).tasks(min_images)
 
 
 def _entries(file: Path) -> list[str]:
-    with file.open(encoding="utf-8") as lines:
-        return [line for line in list(lines)[_HEADER:] if line.strip()]
+    return [line for line in file.read_text(encoding="utf-8").split("\n")[_HEADER:] if line.strip()]
 
 
 def _marks(file: Path, attributes: int, chosen: set[str] | None) -> tuple[list[str], _Found, _Found]:
@@ -175,14 +167,6 @@ def _marks(file: Path, attributes: int, chosen: set[str] | None) -> tuple[list[s
     return files, shows, unknown
 
 
-def _indices() -> array[int]:
-    return array("i")  # 4 bytes per image; a list would take 36
-
-
-def _as_arrays(found: Mapping[int, array[int]]) -> dict[int, Indices]:
-    return {attribute: np.frombuffer(indices, dtype=np.int32) for attribute, indices in found.items()}
-
-
 @dataclass(frozen=True)
 class _Attributes:
     """Images, and which of them show which attribute."""
@@ -190,12 +174,9 @@ class _Attributes:
     who: str
     domain: str
     names: Mapping[int, str]
-    images: Files
-    """Without labels."""
-    shows: Mapping[int, Indices]
-    """Attribute -> the images that show it."""
-    unknown: Mapping[int, Indices]
-    """Attribute -> the images that may or may not."""
+    images: Files  # without labels
+    shows: Mapping[int, array[int]]  # attribute -> the images that show it
+    unknown: Mapping[int, array[int]]  # attribute -> the images that may or may not
 
     def tasks(self, min_images: int) -> Tasks:
         """Return one task for each attribute that enough images show, and enough do not."""
@@ -205,7 +186,7 @@ class _Attributes:
     def as_one(self, min_images: int) -> Tasks:
         """Return one task of the same attributes, any number of them per image."""
         kept = self._kept(min_images)
-        labels = _MultiHot.of([self.shows[attribute] for attribute in kept], len(self.images))
+        labels = _MultiHot([self.shows[attribute] for attribute in kept], len(self.images))
         task = Task(
             Files(self.images.paths, labels, self.images.names),
             name=self.who,
@@ -246,27 +227,21 @@ class _Attributes:
         )
 
 
-@dataclass(frozen=True)
 class _MultiHot(Sequence[Tensor]):
     """Which attributes each image shows, float32 ``[C]`` when asked for: for a million images they would take 1 GB."""
 
-    columns: Indices
-    """The attributes of the first image, then of the second, …"""
-    starts: np.ndarray[Any, np.dtype[np.int64]]
-    num_classes: int
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def __getitem__(self, index: Any) -> Any:
-        hot = torch.zeros(self.num_classes)
-        hot[self.columns[self.starts[index] : self.starts[index + 1]].tolist()] = 1
-        return hot
-
-    @classmethod
-    def of(cls, shows: Sequence[Indices], images: int) -> _MultiHot:
-        """Return the attributes of each image, given the images of each attribute."""
+    def __init__(self, shows: Sequence[array[int]], images: int) -> None:
+        """Turn the images of each attribute into the attributes of each image."""
         columns = np.repeat(np.arange(len(shows), dtype=np.int32), [len(found) for found in shows])
         rows = np.concatenate(shows)
-        starts = np.concatenate([[0], np.bincount(rows, minlength=images).cumsum()])
-        return cls(columns[rows.argsort(kind="stable")], starts, len(shows))
+        self._columns = columns[rows.argsort(kind="stable")]  # the attributes of the first image, of the second, …
+        self._starts = np.concatenate([[0], np.bincount(rows, minlength=images).cumsum()])
+        self._num_classes = len(shows)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        hot = torch.zeros(self._num_classes)
+        hot[self._columns[self._starts[index] : self._starts[index + 1]].tolist()] = 1
+        return hot

@@ -14,8 +14,7 @@ from .taxonomy import RANKS, Category, Collection, Groups
 
 _ORIGIN = "https://github.com/visipedia/inat_comp"
 
-_Index = tuple[dict[int, Category], dict[int, list[str]]]
-"""Category -> what it is, and category -> its images."""
+_Index = tuple[dict[int, Category], dict[int, list[str]]]  # category -> what it is, category -> its images
 
 
 def inaturalist(
@@ -28,7 +27,9 @@ def inaturalist(
     min_images: int = 1,
     tasks: str = "",
 ) -> Tasks:
-    """Return the tasks of one year's competition: each tells the species of one taxon apart.
+    """Return the tasks of one year's competition: each tells the species of one taxon apart, in the order of their ids.
+
+    Metadata: domain, rank, taxonomy.
 
     Args:
         year: 2017, 2018, 2019 or 2021.
@@ -42,9 +43,6 @@ def inaturalist(
         min_images: Species with fewer images are left out.
         tasks: JSON file of ``[{"name": taxon, "species_ids": [category, …]}, …]``: the tasks in this order, as in the
             authors' ``support_files/inat2018/tasks.json``.
-
-    Returns:
-        The tasks, with classes in the order of the categories' ids. Metadata: domain, rank, taxonomy.
 
     Raises:
         ValueError: If a file is missing or damaged, or no taxon is large enough.
@@ -67,7 +65,7 @@ def inaturalist(
                 f"{who}: expected split=all for torchvision's layout in {folder}, which does not tell train from val, "
                 f"got {split!r}; pass it, or put {annotations.name} ({_ORIGIN}) into {where}."
             )
-        base, (categories, files) = folder, (_torchvision_2021 if year == 2021 else _torchvision)(who, folder, year)
+        base, (categories, files) = folder, _torchvision(who, folder, year)
     else:
         expect(who, where, [annotations.name], f"{_ORIGIN}, or with torchvision.datasets.INaturalist")
     published = [file for file in (where / "categories.json", folder / "categories.json") if file.is_file()]
@@ -97,45 +95,37 @@ def _competition(who: str, file: Path) -> _Index:
 
 
 def _torchvision(who: str, folder: Path, year: int) -> _Index:
-    """Read the folders of 2017 (``SUPERCATEGORY/NAME``), 2018 and 2019 (``SUPERCATEGORY/NUMBER``)."""
+    """Read the folders of 2017 (``SUPERCATEGORY/NAME``), 2018 and 2019 (``SUPERCATEGORY/NUMBER``), or 2021.
+
+    The last are such as ``00000_Animalia_…_Lumbricus_terrestris``: number, six ranks, epithet.
+    """
     categories: dict[int, Category] = {}
     files: dict[int, list[str]] = {}
-    for above in _folders(folder):
-        for name in _folders(folder / above):
-            if year != 2017 and not name.isdecimal():
-                raise _unexpected(who, folder, "SUPERCATEGORY/NUMBER", os.path.join(above, name))
-            number = len(categories) if year == 2017 else int(name)
-            categories[number] = Category(name, {"supercategory": above})
-            files[number] = _images(folder, os.path.join(above, name))
-    return categories, files
-
-
-def _torchvision_2021(who: str, folder: Path, year: int) -> _Index:
-    """Read the folders of 2021, such as ``00000_Animalia_…_Lumbricus_terrestris``: number, six ranks, epithet."""
-    categories: dict[int, Category] = {}
-    files: dict[int, list[str]] = {}
-    for name in _folders(folder):
-        number, *taxa = name.split("_")
-        if not number.isdecimal() or len(taxa) != len(RANKS) + 1:
-            raise _unexpected(who, folder, "NUMBER_KINGDOM_…_GENUS_EPITHET", name)
-        categories[int(number)] = Category(" ".join(taxa[-2:]), dict(zip(RANKS, taxa, strict=False)))
-        files[int(number)] = _images(folder, name)
+    names = _folders(folder)
+    if year != 2021:
+        names = [os.path.join(above, name) for above in names for name in _folders(folder / above)]
+    for name in names:
+        above, own = os.path.split(name)
+        number, *taxa = own.split("_")
+        if year == 2021:
+            layout, fits = "NUMBER_KINGDOM_…_GENUS_EPITHET", number.isdecimal() and len(taxa) == len(RANKS) + 1
+            category = Category(" ".join(taxa[-2:]), dict(zip(RANKS, taxa, strict=False)))
+        else:
+            layout, fits = "SUPERCATEGORY/NUMBER", year == 2017 or own.isdecimal()
+            category = Category(own, {"supercategory": above})
+        if not fits:
+            raise ValueError(
+                f"{who}: expected folders {layout} in {folder}, got {name}; lay them out as torchvision does, or get "
+                f"the annotations from {_ORIGIN}."
+            )
+        key = len(categories) if year == 2017 else int(number)
+        categories[key] = category
+        files[key] = [os.path.join(name, file) for file in sorted(os.listdir(folder / name)) if is_image(file)]
     return categories, files
 
 
 def _folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _images(folder: Path, name: str) -> list[str]:
-    return [os.path.join(name, file) for file in sorted(os.listdir(folder / name)) if is_image(file)]
-
-
-def _unexpected(who: str, folder: Path, layout: str, got: str) -> ValueError:
-    return ValueError(
-        f"{who}: expected folders {layout} in {folder}, got {got}; lay them out as torchvision does, or get the "
-        f"annotations from {_ORIGIN}."
-    )
 
 
 def _listed(who: str, file: Path, level: str, groups: Groups) -> Groups:

@@ -72,11 +72,7 @@ class Tasks(Sequence[Task]):
 
 
 def expect(who: str, root: Path, files: Sequence[str], origin: str) -> None:
-    """Check that files exist, relative to a data set's folder; `origin` is where to get them.
-
-    Raises:
-        ValueError: If one is missing.
-    """
+    """Check that files exist, relative to a data set's folder; `origin` is where to get them."""
     missing = [name for name in files if not os.path.exists(root / name)]
     if missing:
         what = ", ".join(missing) if root.is_dir() else "no such folder"
@@ -87,11 +83,7 @@ def expect(who: str, root: Path, files: Sequence[str], origin: str) -> None:
 
 
 def read_json(who: str, file: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        ValueError: If it is damaged.
-    """
+    """Return the content of a JSON file, or raise if it is damaged."""
     try:
         return json.loads(file.read_bytes())
     except ValueError as error:

@@ -16,14 +16,11 @@ _PARTS = ("split", "train", "version", "image_set")  # torchvision's arguments t
 
 
 def torchvision(name: str, **options: Any) -> Tasks:
-    """Return one of torchvision's data sets as a task.
+    """Return one of torchvision's data sets as one task, named ``torchvision CIFAR10`` and its split if any.
 
     Args:
         name: A class of ``torchvision.datasets``: ``CIFAR10``, ``Flowers102``, ….
         **options: Its arguments: ``root``, ``split``, ``train``, ``download``, ….
-
-    Returns:
-        One task, named ``torchvision CIFAR10`` and, where it has one, its split.
 
     Raises:
         ValueError: If there is no such data set, or it is not in its folder.
@@ -38,10 +35,10 @@ def torchvision(name: str, **options: Any) -> Tasks:
     try:
         dataset = make(**options)
     except (RuntimeError, OSError, TypeError, ImportError) as error:
-        can_download = "download" in inspect.signature(make).parameters
-        advice = "?root=DIR names its folder" + (", &download=true downloads it" if can_download else "")
+        download = ", &download=true downloads it" if "download" in inspect.signature(make).parameters else ""
         raise ValueError(
-            f"torchvision: expected {name} with {options or 'its defaults'}, got: {error}; {advice}."
+            f"torchvision: expected {name} with {options or 'its defaults'}, got: {error}; ?root=DIR names its "
+            f"folder{download}."
         ) from error
     part = {key: options[key] for key in _PARTS if key in options}
     if "train" in part:
@@ -52,7 +49,7 @@ def torchvision(name: str, **options: Any) -> Tasks:
 def hugging_face(
     name: str, *, split: str = "train", config: str = "", revision: str = "", image: str = "", label: str = ""
 ) -> Tasks:
-    """Return a data set of the Hugging Face hub, or one that ``save_to_disk`` wrote, as a task.
+    """Return a data set of the Hugging Face hub, or one that ``save_to_disk`` wrote, as one task, ``hf NAME SPLIT``.
 
     Args:
         name: ``OWNER/NAME`` on the hub, or the folder that ``save_to_disk`` wrote.
@@ -61,9 +58,6 @@ def hugging_face(
         revision: Branch, tag or commit; default: the newest.
         image: Column of the images; default: the first of type ``Image``.
         label: Column of the labels; default: the first of type ``ClassLabel``.
-
-    Returns:
-        One task, named ``hf NAME SPLIT``.
 
     Raises:
         ImportError: If ``datasets`` is not installed.
@@ -82,16 +76,14 @@ def hugging_face(
         else:
             rows = datasets.load_dataset(name, config or None, split=split, revision=revision or None)
     except Exception as error:  # whatever the network, the hub or a file format may raise
+        got = f"{type(error).__name__}: {error}"
+        raise ValueError(f"hf: expected the data set {name!r}, split {split!r}, got {got}") from error
+    image = image or next((key for key, kind in rows.features.items() if isinstance(kind, datasets.Image)), "")
+    label = label or next((key for key, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)), "")
+    if not {image, label} <= rows.features.keys():
+        got = ", ".join(f"{key} ({type(kind).__name__})" for key, kind in rows.features.items())
         raise ValueError(
-            f"hf: expected the data set {name!r}, split {split!r}, got {type(error).__name__}: {error}"
-        ) from error
-    features = rows.features
-    image = image or next((key for key, kind in features.items() if isinstance(kind, datasets.Image)), "")
-    label = label or next((key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)), "")
-    if image not in features or label not in features:
-        raise ValueError(
-            f"hf: expected a column of images and one of labels in {name!r}, got "
-            f"{', '.join(f'{key} ({type(kind).__name__})' for key, kind in features.items())}; "
+            f"hf: expected a column of images and one of labels in {name!r}, got {got}; "
             "name them: ?image=COLUMN&label=COLUMN."
         )
     title = " ".join(["hf", name, *([config] if config else []), split])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import importlib
 import inspect
 import os
 import re
@@ -21,13 +22,10 @@ from .table import table
 
 
 def folder(path: str) -> Tasks:
-    """Return the task of a folder of class folders, or the tasks of several: ``data/*``.
+    """Return the task of a folder of class folders, or the tasks of several, named after the folders.
 
     Args:
-        path: The folder, or a pattern with ``*``.
-
-    Returns:
-        A task for each folder, named after it.
+        path: The folder, or a pattern such as ``data/*``.
 
     Raises:
         ValueError: If there is no such folder, or it is not laid out as expected.
@@ -41,6 +39,7 @@ def folder(path: str) -> Tasks:
     return Tasks([task.name for task in tasks], tasks.__getitem__)
 
 
+# Name before the colon of a spec -> what returns its tasks.
 SOURCES: Mapping[str, Callable[..., Tasks]] = {
     "folder": folder,
     "table": table,
@@ -51,23 +50,19 @@ SOURCES: Mapping[str, Callable[..., Tasks]] = {
     "torchvision": torchvision,
     "hf": hugging_face,
 }
-"""Name before the colon of a spec -> what returns its tasks."""
 
 _SPEC = re.compile(r"(?:(?P<source>\w+):)?(?P<what>.*?)(?:\?(?P<options>\w+=[^&?]*(?:&\w+=[^&?]*)*))?", re.DOTALL)
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def tasks_from(*specs: str) -> Tasks:
-    """Return the tasks that specs name, one spec after the other. No image is read.
+    """Return the tasks that specs name, one spec after the other, each made when it is asked for. No image is read.
 
     Args:
         *specs: ``SOURCE:WHAT?OPTION=VALUE&OPTION=VALUE``, such as ``cub:CUB_200_2011``,
             ``inat2018:inat?level=family&min_images=20``, ``table:images.csv?label=species``,
             ``torchvision:CIFAR10?root=data&train=false``. Options are the arguments of the source's function. Without a
             source, the spec is the path of a folder of class folders.
-
-    Returns:
-        The tasks, each made when it is asked for.
 
     Raises:
         ValueError: If a source or an option is unknown, data are missing, or two tasks have the same name.
@@ -83,13 +78,15 @@ def _tasks(spec: str) -> Tasks:
     assert match is not None  # the only group that is not optional matches anything
     source, what = match["source"] or "folder", match["what"]
     if source not in SOURCES:
-        raise ValueError(
-            f"tasks_from: expected one of {', '.join(SOURCES)} before the colon of {spec!r}, got {source!r}."
-        )
+        known_sources = ", ".join(SOURCES)
+        raise ValueError(f"tasks_from: expected one of {known_sources} before the colon of {spec!r}, got {source!r}.")
     if not what:
         raise ValueError(f"tasks_from: expected a path or name after {source}:, got nothing.")
     make = SOURCES[source]
-    known = _options(make if source != "torchvision" else _constructor(what))
+    known = _options(make)
+    if source == "torchvision":  # its classes take the options; of one that does not exist, `torchvision` says so
+        datasets = importlib.import_module("torchvision.datasets")
+        known = _options(getattr(datasets, what, datasets.VisionDataset))
     options: dict[str, Any] = {}
     for pair in match["options"].split("&") if match["options"] else []:
         key, value = pair.split("=", 1)
@@ -111,13 +108,6 @@ def _options(function: Callable[..., Any]) -> dict[str, Any]:
     if not inspect.isclass(function):
         parameters = parameters[1:]
     return {p.name: p.default for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-
-
-def _constructor(name: str) -> Callable[..., Any]:
-    """Return torchvision's class of this name, or its base class: `torchvision` then says that there is none."""
-    import torchvision.datasets
-
-    return getattr(torchvision.datasets, name, torchvision.datasets.VisionDataset)
 
 
 def _value(key: str, text: str, default: Any, spec: str) -> Any:

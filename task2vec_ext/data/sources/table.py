@@ -25,7 +25,9 @@ def table(
     split: str = "",
     root: str = "",
 ) -> Tasks:
-    """Return the task of a table, or one task for each value of a column.
+    """Return the task of a table, or one task for each value of a column, in the order of their first rows.
+
+    Metadata: domain, the table's name.
 
     Args:
         file: ``.csv``, ``.tsv`` or, with the extra ``parquet``, ``.parquet``.
@@ -34,9 +36,6 @@ def table(
         task: Column of the tasks' names; default: the table is one task, named after the file.
         split: ``COLUMN:VALUE``: only the rows with this value; default: all.
         root: Folder of the images; default: the table's own.
-
-    Returns:
-        The tasks, in the order of their first rows. Metadata: domain, the table's name.
 
     Raises:
         ValueError: If the file or a column is missing, a row is incomplete, or no row is left.
@@ -55,8 +54,7 @@ def table(
     if not rows:
         of = f" with {column} = {value}" if split else ""
         raise ValueError(f"table: expected rows{of} in {where}, got none.")
-    base = Path(os.path.abspath(root or where.parent))
-    names = list(rows)
+    base, names = Path(os.path.abspath(root or where.parent)), list(rows)
 
     def make(index: int) -> Task:
         files, titles = zip(*rows[names[index]], strict=True)

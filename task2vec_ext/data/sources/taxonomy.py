@@ -15,8 +15,7 @@ from .lazy import Tasks, expect, files_task
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus")
 _UNPLACED = "NA"  # iNaturalist's entry for a species without order or family: not a taxon
 
-Groups = Mapping[tuple[str, str], Sequence[int]]
-"""(rank, taxon) -> categories."""
+Groups = Mapping[tuple[str, str], Sequence[int]]  # (rank, taxon) -> categories
 
 
 @dataclass(frozen=True)
@@ -29,22 +28,13 @@ class Category:
 
 @dataclass(frozen=True)
 class Collection:
-    """A data set of images whose categories have a place in a taxonomy.
+    """A data set of images whose categories have a place in a taxonomy."""
 
-    Args:
-        who: The source, in names and messages: ``inat2018``.
-        domain: The data set's name, in the tasks' metadata.
-        origin: Where to get it, for messages.
-        root: The images' folder, absolute.
-        files: Category -> its images, relative to `root`.
-        categories: Category -> what it is.
-    """
-
-    who: str
-    domain: str
-    origin: str
-    root: Path
-    files: Mapping[int, Sequence[str]]
+    who: str  # the source, in names and messages: inat2018
+    domain: str  # the data set's name, in the tasks' metadata
+    origin: str  # where to get it, for messages
+    root: Path  # the images' folder, absolute
+    files: Mapping[int, Sequence[str]]  # category -> its images, relative to the root
     categories: Mapping[int, Category]
 
     def groups(self, rank: str, *, min_classes: int, min_images: int) -> Groups:
@@ -52,9 +42,6 @@ class Collection:
 
         Left out are categories with fewer than `min_images` images or no such taxon ("NA"), and then taxa with fewer
         than `min_classes` categories. Taxa that share a name get the taxon above in parentheses.
-
-        Raises:
-            ValueError: If no category has this rank.
         """
         ranks = {known for category in self.categories.values() for known in category.taxa}
         if rank not in ranks:
@@ -73,11 +60,7 @@ class Collection:
         }
 
     def tasks(self, groups: Groups) -> Tasks:
-        """Return one task for each group, named ``inat2018 order Odonata``; its categories are the classes 0…C−1.
-
-        Raises:
-            ValueError: If there are no groups, or the first image is missing.
-        """
+        """Return one task for each group, named ``inat2018 order Odonata``; its categories are the classes 0…C−1."""
         chosen = list(groups.items())
         if not chosen:
             raise ValueError(
@@ -90,17 +73,14 @@ class Collection:
 
     def _task(self, name: str, rank: str, numbers: Sequence[int]) -> Task:
         sizes = torch.tensor([len(self.files[number]) for number in numbers])
+        lineage = _lineage(self.categories[numbers[0]].taxa, rank)
         return files_task(
             self.root,
             [file for number in numbers for file in self.files[number]],
             torch.arange(len(numbers)).repeat_interleave(sizes),
             name=name,
             classes=[self.categories[number].name for number in numbers],
-            metadata={
-                "domain": self.domain,
-                "rank": rank,
-                "taxonomy": _lineage(self.categories[numbers[0]].taxa, rank),
-            },
+            metadata={"domain": self.domain, "rank": rank, "taxonomy": lineage},
         )
 
 
