@@ -61,10 +61,7 @@ class HeadSettings:
             )
 
     def check(self, loss: Loss) -> None:
-        """Raise unless a head can be fitted so to this loss.
-
-        Args:
-            loss: Of the targets.
+        """Raise unless a head can be fitted so to targets of this loss.
 
         Raises:
             ValueError: If classes are to be balanced where the loss has none, or has weights for them already.

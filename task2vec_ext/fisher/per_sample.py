@@ -86,13 +86,8 @@ def cotangents(
 def check_per_sample(probe: Probe, layers: Sequence[Layer], images: Tensor) -> None:
     """Raise unless every layer has a gradient for each image, before the work begins.
 
-    One image goes through the network twice in one batch. With a gradient at the features of the first copy only, the
-    second copy must have none in any layer.
-
-    Args:
-        probe: In eval mode; untouched.
-        layers: As ``probe.layers()`` returns them.
-        images: One or more preprocessed images, ``[B, 3, H, W]``, on the probe's device.
+    The first of `images` ``[B, 3, H, W]`` goes through the network twice in one batch. With a gradient at the features
+    of the first copy only, the second copy must have none in any layer.
 
     Raises:
         NotImplementedError: If a layer's weight is reused or used in an unknown way, or mixes images.

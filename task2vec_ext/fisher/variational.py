@@ -109,9 +109,7 @@ class VariationalSettings:
     def epochs_of(self, labels: Tensor, seed: int) -> Iterator[Tensor]:
         """Yield which images to take, ``[epoch_samples]`` int64 an epoch: with replacement, classes equally often.
 
-        Args:
-            labels: ``[N]`` int64 in 0…C−1, each of them at least once.
-            seed: Of the draws.
+        `labels` are ``[N]`` int64 in 0…C−1, each of them at least once.
         """
         counts = torch.bincount(labels)
         by_class, start = labels.argsort(stable=True), counts.cumsum(0) - counts
@@ -130,21 +128,13 @@ class VariationalSettings:
 
 @dataclass(frozen=True)
 class RobustFisher:
-    """What `variational_epochs` has found.
+    """What `variational_epochs` has found; tensors are ``[K]`` float64, a number a filter."""
 
-    Args:
-        fisher: F of every filter, ``[K]`` float64, nats² per weight²; 0 where the noise grew beyond the prior's.
-        log_variance: Log σ² of every filter, ``[K]`` float64.
-        prior_precision: λ² of every filter, ``[K]`` float64.
-        kappa: κ, nats.
-        nll: Mean cross-entropy under noise of each epoch, nats.
-    """
-
-    fisher: Tensor
-    log_variance: Tensor
-    prior_precision: Tensor
-    kappa: float
-    nll: tuple[float, ...]
+    fisher: Tensor  # F, nats² per weight²; 0 where the noise grew beyond the prior's
+    log_variance: Tensor  # log σ²
+    prior_precision: Tensor  # λ²
+    kappa: float  # κ, nats
+    nll: tuple[float, ...]  # mean cross-entropy under noise of each epoch, nats
 
     @property
     def prior(self) -> Tensor:
@@ -176,19 +166,10 @@ def variational_epochs(
     options: VariationalSettings,
     seed: int = 0,
 ) -> Iterator[RobustFisher]:
-    """Minimise the robust objective over the noise's variances and the head (module docstring), epoch by epoch.
+    """Yield what minimises the robust objective (module docstring), over the noise's variances and the head, by epoch.
 
-    Args:
-        probe: In eval mode; untouched. `folding.fold` gives a faster one.
-        layers: Convolutions and Linear layers, as ``probe.layers()`` returns them.
-        head: Where the head starts; untouched.
-        epochs: Batches on the probe's device, epoch after epoch, drawn as wanted.
-        images: N, of the task.
-        options: Objective and rates.
-        seed: Of the noise.
-
-    Yields:
-        Fisher, variances and prior after each epoch.
+    `epochs` are batches on the probe's device, epoch after epoch, drawn as wanted; `images` is N, of the task. Probe
+    and head, from which the minimisation starts, are untouched; `folding.fold` gives a faster probe.
 
     Raises:
         ValueError: If a layer has filters of one weight, or is a BatchNorm.

@@ -92,17 +92,7 @@ def same_as_before(batches: Iterator[Batch], seen: Batch | None) -> Iterator[Bat
 def choose_device(module: nn.Module, device: str | torch.device | None, *, owned: bool) -> torch.device:
     """Return where to run: `device` if given, else where a caller's module is, else a GPU if there is one.
 
-    Args:
-        module: The probe's network.
-        device: What the caller asked for.
-        owned: Whether the package made the module; its device then does not count.
-
-    Returns:
-        The device, with an index if it has one.
-
-    Raises:
-        RuntimeError: If the machine does not have the device.
-        ValueError: If it is ``"meta"``.
+    The device has an index if its kind has them. That of a module which the package made (`owned`) does not count.
     """
     parameter = next(module.parameters(), None)
     if device is None:

@@ -7,7 +7,7 @@ and ``∂L/∂w_o = s_o·∂L/∂w̃_o``: the Fisher of the original weights is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -43,15 +43,10 @@ class FoldedProbe(Probe):
 
 
 def fold(probe: Probe, layers: Sequence[Layer], images: Tensor) -> Probe:
-    """Return a faster probe that computes the same features.
+    """Return a faster probe that computes the same features, or `probe` itself, which is left as it is.
 
-    Args:
-        probe: In eval mode; left as it is. The result shares its modules, with copies of the convolutions' weights.
-        layers: The embedding's layers; a BatchNorm among them is not folded.
-        images: One preprocessed image or more, ``[B, 3, H, W]``, on the probe's device, to compare both networks on.
-
-    Returns:
-        A `FoldedProbe`; `probe` itself if torch.fx cannot trace its network or the two do not agree.
+    The result shares its modules, with copies of the convolutions' weights; a BatchNorm among `layers` is not folded.
+    It is `probe` itself where torch.fx cannot trace the network, or the two do not agree on `images` ``[B, 3, H, W]``.
     """
     if isinstance(probe, FoldedProbe):
         return probe
@@ -132,20 +127,10 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 def _like(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     """Return a convolution of `conv`'s kind with other, channels-last weights."""
-    other = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]  # a tuple of any length, in Conv2d of two
-        conv.stride,  # type: ignore[arg-type]
-        conv.padding,  # type: ignore[arg-type]
-        conv.dilation,  # type: ignore[arg-type]
-        conv.groups,
-        bias is not None,
-        conv.padding_mode,
-        device="meta",
-    ).eval()
-    weight = weight.to(memory_format=torch.channels_last, copy=True)
-    other.weight = nn.Parameter(weight, requires_grad=False)
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    options: dict[str, Any] = {name: getattr(conv, name) for name in names}
+    other = nn.Conv2d(**options, bias=bias is not None, device="meta").eval()
+    other.weight = nn.Parameter(weight.to(memory_format=torch.channels_last, copy=True), requires_grad=False)
     if bias is not None:
         other.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return other

@@ -81,17 +81,17 @@ class Probe:
         digest = hashlib.sha256()
         for name, module in self.module.named_modules():
             attention = isinstance(module, nn.MultiheadAttention)  # has a child; its extra_repr omits num_heads
-            if not self._in_head(name) and (attention or not any(module.children())):
+            if not _within(name, self.head) and (attention or not any(module.children())):
                 options = f"num_heads={module.num_heads}" if attention else module.extra_repr()
                 digest.update(f"{name}:{type(module).__qualname__}({options})\n".encode())
         for name, value in self.module.state_dict().items():
-            if not self._in_head(name) and not name.endswith("num_batches_tracked"):  # no part of the function
+            if not _within(name, self.head) and not name.endswith("num_batches_tracked"):  # no part of the function
                 digest.update(f"{name}:{value.dtype}{list(value.shape)}\n".encode())
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the head's input for preprocessed images ``[B, 3, H, W]``; gradients flow if enabled.
+        """Return the head's input; gradients flow if enabled.
 
         Args:
             images: ``[B, 3, H, W]``, preprocessed, on the module's device.
@@ -150,7 +150,9 @@ class Probe:
             raise TypeError(f"Probe: expected layers as a list of names, got {only!r}; pass for instance ['layer4'].")
         if only is not None and not only:
             raise ValueError("Probe: expected layers to name at least one module, got none; pass None for all of them.")
-        named = {name: kind for name, kind in named_filters(self.module, include_batchnorm) if not self._in_head(name)}
+        named = {
+            name: kind for name, kind in named_filters(self.module, include_batchnorm) if not _within(name, self.head)
+        }
         for wanted in only or ():
             if not any(_within(name, wanted) for name in named):
                 raise ValueError(
@@ -184,17 +186,7 @@ class Probe:
         return found
 
     def weight(self, layer: str) -> nn.Parameter:
-        """Return the parameter whose rows are a layer's filters.
-
-        Args:
-            layer: Name of one of `layers`.
-
-        Returns:
-            The parameter, ``[C_out, …]``.
-
-        Raises:
-            NotImplementedError: If the weight is computed from other parameters (``weight_norm``, …).
-        """
+        """Return the parameter ``[C_out, …]`` whose rows are the filters of one of the `layers`, by its name."""
         return filter_weight(self.module, layer)
 
     def prior(self, layers: Sequence[Layer], scale: float) -> Tensor:
@@ -215,9 +207,6 @@ class Probe:
             mean_square = self.weight(layer.name).detach().double().square().mean().item()
             prior[layer.start : layer.stop] = scale / max(mean_square, torch.finfo(torch.float32).tiny)
         return prior
-
-    def _in_head(self, name: str) -> bool:
-        return _within(name, self.head)
 
 
 @torch.inference_mode(mode=False)  # or its parameters could have no gradients
@@ -320,15 +309,7 @@ def _within(name: str, prefix: str) -> bool:
 
 
 def check_eval(module: nn.Module) -> None:
-    """Raise unless every submodule is in eval mode.
-
-    Args:
-        module: The probe's network.
-
-    Raises:
-        ValueError: If one is in train mode (batch statistics couple the samples, dropout adds noise) or a BatchNorm
-            lacks running statistics.
-    """
+    """Raise ValueError unless every submodule is in eval mode, and every BatchNorm has running statistics."""
     for name, child in module.named_modules():
         if child.training:
             where = f" (its submodule {name!r} is)" if name else ""
@@ -346,9 +327,7 @@ def check_eval(module: nn.Module) -> None:
 def _unwrapped(module: nn.Module) -> nn.Module:
     """Return the network inside DataParallel and torch.compile wrappers: they change its names and fingerprint."""
     while isinstance(module, nn.DataParallel) or hasattr(module, "_orig_mod"):
-        inner = module.module if isinstance(module, nn.DataParallel) else module._orig_mod
-        assert isinstance(inner, nn.Module)
-        module = inner
+        module = module.get_submodule("module" if isinstance(module, nn.DataParallel) else "_orig_mod")
     return module
 
 
