@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal, NamedTuple
 
 import torch
@@ -95,10 +96,6 @@ def _normalised(values: Tensor) -> Vectors:
 
 def _fisher(tasks: Tasks) -> Vectors:
     return _normalised(tasks.fisher)
-
-
-def _plain(tasks: Tasks) -> Tensor:
-    return tasks.fisher
 
 
 def _unit_mean(tasks: Tasks) -> Tensor:
@@ -240,9 +237,9 @@ def _half_mean(sums: Tensor, K: int) -> Tensor:
 
 
 RULES: dict[DistanceName, Rule] = {
-    "sym": Rule(_fisher, _sym_sums, _sym_finish, sym_of=_plain),
+    "sym": Rule(_fisher, _sym_sums, _sym_finish, sym_of=attrgetter("fisher")),
     "sym_scaled": Rule(_unit_mean_fisher, _sym_sums, _sym_finish, sym_of=_unit_mean),
-    "asym": Rule(_fisher, _sym_sums, _sym_finish, needs_prior=True, minus_trivial=True, sym_of=_plain),
+    "asym": Rule(_fisher, _sym_sums, _sym_finish, needs_prior=True, minus_trivial=True, sym_of=attrgetter("fisher")),
     "asym_scaled": Rule(
         _unit_mean_fisher, _sym_sums, _sym_finish, needs_prior=True, minus_trivial=True, sym_of=_unit_mean
     ),

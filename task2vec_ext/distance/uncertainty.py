@@ -118,7 +118,6 @@ def neighbour_ranks(
 
     Raises:
         ValueError: If one has no error bars, or there is no such target.
-
     """
     who, T = "neighbour_ranks", len(embeddings)
     if not 0 <= target < T:

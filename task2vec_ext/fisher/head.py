@@ -61,7 +61,10 @@ class HeadSettings:
             )
 
     def check(self, loss: Loss) -> None:
-        """Raise unless a head can be fitted so to targets of this loss.
+        """Raise unless a head can be fitted so.
+
+        Args:
+            loss: Of the targets.
 
         Raises:
             ValueError: If classes are to be balanced where the loss has none, or has weights for them already.

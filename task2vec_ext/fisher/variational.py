@@ -109,7 +109,9 @@ class VariationalSettings:
     def epochs_of(self, labels: Tensor, seed: int) -> Iterator[Tensor]:
         """Yield which images to take, ``[epoch_samples]`` int64 an epoch: with replacement, classes equally often.
 
-        `labels` are ``[N]`` int64 in 0…C−1, each of them at least once.
+        Args:
+            labels: ``[N]`` int64 in 0…C−1, each of them at least once.
+            seed: Of the draws.
         """
         counts = torch.bincount(labels)
         by_class, start = labels.argsort(stable=True), counts.cumsum(0) - counts

@@ -7,7 +7,7 @@ and ``∂L/∂w_o = s_o·∂L/∂w̃_o``: the Fisher of the original weights is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import fx, nn
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from .layers import Layer
 
+
+_M = TypeVar("_M", nn.Conv2d, nn.BatchNorm2d)
 
 AGREEMENT = 1e-2
 """Largest difference between the two networks' features, relative to the largest feature. Rounding in TF32 stays well
@@ -77,35 +79,33 @@ def _folded(probe: Probe, graph: fx.Graph, kept: set[str]) -> FoldedProbe:
     modules, calls = dict(probe.module.named_modules()), [node.target for node in graph.nodes]
     network = fx.GraphModule(probe.module, graph)
     scale: dict[str, Tensor] = {}
+
+    def called(node: fx.Node) -> nn.Module | None:  # if no other node calls it
+        once = node.op == "call_module" and calls.count(node.target) == 1
+        return modules.get(str(node.target)) if once else None
+
     for node in list(graph.nodes):
-        conv = modules.get(str(node.target)) if node.op == "call_module" else None
-        if not _is_plain(conv, nn.Conv2d) or calls.count(node.target) > 1:
+        conv, name = called(node), str(node.target)
+        if not _is_plain(conv, nn.Conv2d):
             continue
-        assert isinstance(conv, nn.Conv2d)
-        name, after = str(node.target), next(iter(node.users)) if len(node.users) == 1 else None
-        norm = modules.get(str(after.target)) if after is not None and after.op == "call_module" else None
-        if (
-            after is not None
-            and _is_plain(norm, nn.BatchNorm2d)
-            and after.target not in kept
-            and calls.count(after.target) == 1
-        ):
-            assert isinstance(norm, nn.BatchNorm2d)
+        weight, bias = conv.weight.detach(), conv.bias
+        after = next(iter(node.users)) if len(node.users) == 1 else None
+        norm = called(after) if after is not None and after.target not in kept else None
+        if after is not None and _is_plain(norm, nn.BatchNorm2d):
             factor, shift = _affine(norm)
-            bias = shift if conv.bias is None else shift + factor * conv.bias.detach()
-            network.set_submodule(name, _like(conv, conv.weight.detach() * factor[:, None, None, None], bias))
             scale[name] = factor
+            weight = weight * factor[:, None, None, None]
+            bias = shift if conv.bias is None else shift + factor * conv.bias.detach()
             after.replace_all_uses_with(node)
             graph.erase_node(after)
-        else:
-            network.set_submodule(name, _like(conv, conv.weight.detach(), conv.bias))
+        network.set_submodule(name, _like(conv, weight, bias))
     network.delete_all_unused_submodules()
     network.recompile()
     network.eval()  # the containers that GraphModule makes; what it shares is in eval mode already
     return FoldedProbe(network, probe.head, probe.name, probe.weights, probe.preprocess, scale, pool=probe.pool)
 
 
-def _is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+def _is_plain(module: nn.Module | None, kind: type[_M]) -> TypeGuard[_M]:
     """Whether the module is of exactly this type (a subclass may compute something else) and has no hooks."""
     if type(module) is not kind:
         return False

@@ -186,7 +186,17 @@ class Probe:
         return found
 
     def weight(self, layer: str) -> nn.Parameter:
-        """Return the parameter ``[C_out, …]`` whose rows are the filters of one of the `layers`, by its name."""
+        """Return the parameter whose rows are a layer's filters.
+
+        Args:
+            layer: Name of one of `layers`.
+
+        Returns:
+            The parameter, ``[C_out, …]``.
+
+        Raises:
+            NotImplementedError: If the weight is computed from other parameters (``weight_norm``, …).
+        """
         return filter_weight(self.module, layer)
 
     def prior(self, layers: Sequence[Layer], scale: float) -> Tensor:

@@ -127,6 +127,8 @@ def torchvision_weights(name: str, weights: Any) -> tuple[nn.Module, str, Prepro
     known = ", ".join(option.name for option in options)
     if weights is None:
         weights = next(iter(options))
+    elif isinstance(weights, str) and weights in (*options.__members__, "DEFAULT"):
+        weights = options[weights]
     if isinstance(weights, WeightsEnum):
         if weights not in list(options):
             raise ValueError(f"load_probe: expected weights of {name} ({known}), got {weights}.")
@@ -135,16 +137,11 @@ def torchvision_weights(name: str, weights: Any) -> tuple[nn.Module, str, Prepro
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return get_model(name, weights=None), "random", Preprocess()
-    if isinstance(weights, str) and weights in (*options.__members__, "DEFAULT"):
-        return _from_enum(name, options[weights])
-    if not isinstance(weights, (str, os.PathLike)):
+    is_name = isinstance(weights, str) and not os.path.exists(weights) and not Path(weights).suffix
+    if is_name or not isinstance(weights, (str, os.PathLike)):
         raise ValueError(
-            f"load_probe: expected weights of {name} as an enum, one of {known}, or a path; got {weights!r}."
-        )
-    if isinstance(weights, str) and not os.path.exists(weights) and not Path(weights).suffix:
-        raise ValueError(
-            f"load_probe: expected weights of {name} as one of {known}, DEFAULT, random, or the path of a checkpoint; "
-            f"got {weights!r}."
+            f"load_probe: expected weights of {name} as an enum, one of {known}, DEFAULT, random, or the path of a "
+            f"checkpoint; got {weights!r}."
         )
     return _with_checkpoint(get_model(name, weights=None), weights, name), Path(weights).name, Preprocess()
 
