@@ -108,12 +108,7 @@ def group_sizes(samples: int, groups: int) -> Tensor:
 
 
 def checked_group_means(value: Tensor, mean: Tensor, samples: int) -> Tensor:
-    """Return a private copy of the group means ``[G, K]`` of an embedding `mean`, once they are known to fit it.
-
-    Raises:
-        TypeError: If they are not a float32 tensor.
-        ValueError: If their shape is wrong or their mean over the images is not `mean`.
-    """
+    """Return a private copy of the group means ``[G, K]`` of an embedding `mean`, once they are known to fit it."""
     if not isinstance(value, Tensor) or value.dtype != torch.float32:
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"Embedding: expected group_means to be a torch.float32 tensor, got {got}.")

@@ -172,10 +172,6 @@ def variational_epochs(
 
     `epochs` are batches on the probe's device, epoch after epoch, drawn as wanted; `images` is N, of the task. Probe
     and head, from which the minimisation starts, are untouched; `folding.fold` gives a faster probe.
-
-    Raises:
-        ValueError: If a layer has filters of one weight, or is a BatchNorm.
-        RuntimeError: If the loss is not finite: names step and layer.
     """
     check_eval(probe.module)
     check_layers(layers)

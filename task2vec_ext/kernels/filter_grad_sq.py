@@ -46,15 +46,14 @@ def _run(input: Tensor, grad_output: Tensor, *arguments: Any) -> Tensor:
     *layer, route = arguments
     device_type = input.device.type
     conv = _checked(input, grad_output, *layer, route=route)
-    if route != "auto" and route not in available_routes(conv, device_type):
+    if route == "auto":
+        route = choose_route(conv, device_type)
+    elif route not in (available := available_routes(conv, device_type)):
         raise ValueError(
-            f"filter_grad_sq: expected a route this layer can take on {device_type}, one of "
-            f"{available_routes(conv, device_type)}; got {route!r}."
+            f"filter_grad_sq: expected a route this layer can take on {device_type}, one of {available}; got {route!r}."
         )
     if conv.samples == 0:
         return _empty(input, conv)
-    if route == "auto":
-        route = choose_route(conv, device_type)
     with torch.autocast(device_type, enabled=False):  # it would narrow the Gram matrices
         return _IMPLEMENTATIONS[device_type](input, grad_output, conv, route)
 
@@ -92,8 +91,8 @@ def filter_grad_sq(
 ) -> Tensor:
     """Return the squared norm of every sample's weight gradient, for every filter of a Conv2d or Linear layer.
 
-    ``out[n, o] = ‖g_n[o,·]‖²`` with ``g_n[o, p] = Σ_q grad_output[n, o, q] · patch(input_n)[p, q]``: what a backward
-    pass would leave in ``weight.grad[o]`` for sample n alone, squared and summed. No gradient is kept.
+    ``out[n, o] = ‖g_n[o,·]‖²`` with ``g_n[o, p] = Σ_q grad_output[n, o, q] · patch(input_n)[p, q]``, which a backward
+    pass of sample n alone would leave in ``weight.grad[o]``. No gradient is kept.
 
     Args:
         input: The layer's input, ``[N, C_in, H, W]``; for a Linear layer ``[N, D_in]`` or ``[N, …, D_in]``. float32 or
@@ -103,14 +102,12 @@ def filter_grad_sq(
             D_out]``; dtype and device of `input`.
         weight_shape: ``(C_out, C_in / groups, kH, kW)``, or ``(D_out, D_in)`` for a Linear layer.
         stride: As in Conv2d.
-        padding: As in Conv2d: zeros on both sides, ``"same"`` or ``"valid"``. For other padding modes pad the input
-            first (`torch.nn.functional.pad`) and give 0.
+        padding: As in Conv2d, with zeros; for other padding modes pad the input first and give 0.
         dilation: As in Conv2d.
         groups: As in Conv2d.
         route: ``"direct"`` (form the gradient piece by piece), ``"winograd"`` (the same in the Winograd domain; on the
             CPU, 3×3, stride and dilation 1), ``"gram"`` (on CUDA) or ``"shifted_gram"`` (quadratic form of the patches'
-            or the pixels' Gram matrix); ``"auto"`` takes the cheapest by `task2vec_ext.kernels.routes.route_cost`.
-            All give the same numbers to rounding (Note).
+            or the pixels' Gram matrix); ``"auto"`` takes the cheapest. All give the same numbers to rounding (Note).
 
     Returns:
         ``[N, C_out]``, on the device of `input`, float64 for float64 inputs and float32 otherwise (16-bit inputs are

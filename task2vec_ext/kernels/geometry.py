@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-
 CPU_DTYPES = torch.float32, torch.float64
 CUDA_DTYPES = torch.float32, torch.float16, torch.bfloat16
 
@@ -102,10 +101,6 @@ def conv_geometry(
     """Return the sizes of a Conv2d, after checking that the arguments belong to one.
 
     `who` is the operator that asks, and `second` what it calls its `grad_output`, for messages.
-
-    Raises:
-        ValueError: If shapes, parameters or devices do not belong together.
-        TypeError: If the dtypes differ.
     """
     if input.dim() != 4 or grad_output.dim() != 4 or len(weight_shape) != 4:
         raise ValueError(
@@ -114,8 +109,7 @@ def conv_geometry(
         )
     if input.dtype != grad_output.dtype:
         raise TypeError(
-            f"{who}: expected input and {second} of one dtype, got {input.dtype} and {grad_output.dtype}; "
-            "convert one of them."
+            f"{who}: expected input and {second} of one dtype, got {input.dtype} and {grad_output.dtype}; convert one."
         )
     if input.device != grad_output.device:
         raise ValueError(

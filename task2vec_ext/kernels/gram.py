@@ -29,10 +29,8 @@ class Window(NamedTuple):
     kernel: tuple[int, int]
     stride: tuple[int, int]
     dilation: tuple[int, int]
-    gram_width: int
-    """Gram columns in one row of a strip."""
-    out_width: int
-    """Output locations in one row of a strip."""
+    gram_width: int  # Gram columns in one row of a strip
+    out_width: int  # output locations in one row of a strip
 
 
 QuadraticForm: TypeAlias = "Callable[[Tensor, Tensor, Tensor, Window], Tensor]"

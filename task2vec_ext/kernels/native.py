@@ -61,8 +61,7 @@ class Runtime(NamedTuple):
     device: int
     stream: int
     multiprocessors: int
-    tensor_cores: bool
-    """True on compute capability 8.0 and later."""
+    tensor_cores: bool  # on compute capability 8.0 and later
 
     @classmethod
     def of(cls, tensor: Tensor) -> Runtime:
@@ -125,17 +124,14 @@ def compile_kernels(capability: tuple[int, int]) -> Any:
         stacklevel=2,
     )
     source = source_folder()
+    defines = [f'-DTASK2VEC_ARCHITECTURES=\\"{digits}-real\\"', f'-DTASK2VEC_CUDA_VERSION=\\"{torch.version.cuda}\\"']
     with _environment(TORCH_CUDA_ARCH_LIST=name):
         try:
             return cpp_extension.load(
                 name=f"task2vec_ext_sm{digits}",
                 sources=[str(source / "python" / "module.cpp"), *map(str, sorted(source.glob("csrc/cuda/*.cu")))],
                 extra_include_paths=[str(source / "csrc")],
-                extra_cflags=[
-                    *("-O3", "-std=c++17", "-fopenmp", "-DTASK2VEC_CUDA"),
-                    f'-DTASK2VEC_ARCHITECTURES=\\"{digits}-real\\"',
-                    f'-DTASK2VEC_CUDA_VERSION=\\"{torch.version.cuda}\\"',
-                ],
+                extra_cflags=["-O3", "-std=c++17", "-fopenmp", "-DTASK2VEC_CUDA", *defines],
                 extra_cuda_cflags=["-O3", "-std=c++17", "-lineinfo"],
                 extra_ldflags=["-fopenmp", *(f"-L{folder}" for folder in _cudart_folders(cpp_extension.CUDA_HOME))],
                 with_cuda=True,

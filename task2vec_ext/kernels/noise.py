@@ -92,8 +92,7 @@ def local_noise(
     _check_log_variance("local_noise", log_variance, output, input)
     if log_variance.shape != (conv.filters,):
         raise ValueError(
-            f"local_noise: expected log_variance of shape [{conv.filters}], one number a filter; got "
-            f"{list(log_variance.shape)}."
+            f"local_noise: expected log_variance [{conv.filters}], one number a filter; got {list(log_variance.shape)}."
         )
     # Autocast would narrow what is squared.
     with torch.autocast(output.device.type, enabled=False):
@@ -176,14 +175,13 @@ _impl("weight_noise_backward", noise_kernels.weight_noise_backward)
 
 
 @torch.library.register_fake("task2vec_ext::add_noise")
-def _add_noise_fake(output: Tensor, norm: Tensor, sigma: Tensor, seed: int, layer: int, step: int) -> Tensor:
+def _add_noise_fake(output: Tensor, norm: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(dense(output, norm)[0])
 
 
 @torch.library.register_fake("task2vec_ext::add_noise_backward")
-def _add_noise_backward_fake(
-    grad: Tensor, norm: Tensor, sigma: Tensor, seed: int, layer: int, step: int, norm_too: bool
-) -> tuple[Tensor, Tensor]:
+def _add_noise_backward_fake(grad: Tensor, norm: Tensor, sigma: Tensor, *key: Any) -> tuple[Tensor, Tensor]:
+    *_, norm_too = key
     return torch.empty_like(sigma), torch.empty_like(dense(grad, norm)[1]) if norm_too else norm.new_empty(0)
 
 

@@ -18,9 +18,6 @@ def self_attention(name: str, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor
 
     That function mixes samples with positions (``[T·B, D]``) in its out-projection. Here both projections are
     ``F.linear`` on ``[B, T, D]``. `name` is that of one of the attention's layers, for the message.
-
-    Raises:
-        NotImplementedError: If it is not unmasked self-attention of a batch through one packed in-projection.
     """
     bound = _SIGNATURE.bind(*args, **kwargs)
     bound.apply_defaults()

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from .layers import Layer
 
-
 _M = TypeVar("_M", nn.Conv2d, nn.BatchNorm2d)
 
 AGREEMENT = 1e-2

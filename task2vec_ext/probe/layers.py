@@ -10,7 +10,6 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-
 LayerKind = Literal["conv", "linear", "batchnorm"]
 
 _HEAD_NAMES = ("fc", "head", "classifier")  # common names come first: the last Linear layer may be another

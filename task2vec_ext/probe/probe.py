@@ -150,9 +150,8 @@ class Probe:
             raise TypeError(f"Probe: expected layers as a list of names, got {only!r}; pass for instance ['layer4'].")
         if only is not None and not only:
             raise ValueError("Probe: expected layers to name at least one module, got none; pass None for all of them.")
-        named = {
-            name: kind for name, kind in named_filters(self.module, include_batchnorm) if not _within(name, self.head)
-        }
+        named = dict(named_filters(self.module, include_batchnorm))
+        named = {name: kind for name, kind in named.items() if not _within(name, self.head)}
         for wanted in only or ():
             if not any(_within(name, wanted) for name in named):
                 raise ValueError(
@@ -161,9 +160,8 @@ class Probe:
                 )
         found, owners, stop = [], dict[int, str](), 0
         for name, kind in named.items():
-            if only is not None and not any(_within(name, wanted) for wanted in only):
-                continue
-            if self.pool is not None and _within(name, self.pool):
+            unwanted = only is not None and not any(_within(name, wanted) for wanted in only)
+            if unwanted or (self.pool is not None and _within(name, self.pool)):
                 continue
             weight = self.weight(name)
             if id(weight) in owners:
@@ -233,13 +231,12 @@ def load_probe(
     Args:
         probe: A torchvision name (`TORCHVISION_PROBES`), a model of timm by ``"timm:NAME"`` (the extra ``timm``),
             ``"tiny"`` (ships with the package, no download), a module in eval mode, or a `Probe`, returned as it is.
-        weights: For a name: a torchvision weights enum or the name of one (default ``"IMAGENET1K_V1"``, as in the
-            paper), the path of a ``.safetensors`` or ``.pth`` checkpoint (loaded with ``weights_only=True``; its head
-            may have any number of classes), ``"offline"`` (the weights of ``"tiny"``), or ``"random"`` (seed 0, as a
-            baseline). For a module: a path, loaded into that module, or None to keep its weights.
-        head: Name of the ``nn.Linear`` to refit; default: ``fc``, ``head`` or ``classifier`` if it is one, else the
-            module's last one. The result has it as ``Probe.head``.
-        preprocess: ``"weights"``: what the weights were trained with (for modules, checkpoints and random weights
+        weights: For a name: a torchvision weights enum or its name (default ``"IMAGENET1K_V1"``, as in the paper), the
+            path of a ``.safetensors`` or ``.pth`` checkpoint (read without running code; its head may have any number
+            of classes), ``"offline"`` (the weights of ``"tiny"``), or ``"random"`` (seed 0, as a baseline). For a
+            module: a path, loaded into that module, or None to keep its weights.
+        head: Name of the ``nn.Linear`` to refit; default: ``fc``, ``head`` or ``classifier``, else the last one.
+        preprocess: Default: what the weights were trained with (for modules, checkpoints and random weights
             torchvision's ImageNet preset, 256 → 224 px). None where tasks give preprocessed tensors.
         image_size: Side of another crop in pixels; the resize changes in proportion.
 

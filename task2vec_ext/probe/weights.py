@@ -32,9 +32,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Return name → weight of a ``.safetensors`` or ``.pth`` file, on the CPU, without running any of its code.
 
     Wrappers such as ``{"state_dict": …}`` and prefixes such as ``module.`` are taken off.
-
-    Raises:
-        ValueError: If the file is missing, cannot be read, or holds no weights.
     """
     file = Path(path)
     if not file.is_file():
@@ -65,11 +62,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], who: str) -> None:
-    """Load `state` into `module`, once it is known to fit and to be finite; `who` names the network in messages.
-
-    Raises:
-        ValueError: If names or shapes differ, or a weight is NaN or infinite.
-    """
+    """Load `state` into `module`, once it is known to fit and to be finite; `who` names the network in messages."""
     own = module.state_dict()
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
@@ -117,9 +110,6 @@ def torchvision_weights(name: str, weights: Any) -> tuple[nn.Module, str, Prepro
 
     `weights` are an enum, the name of one's member, a path, ``"random"``, or None for the model's first ones
     (``"IMAGENET1K_V1"`` except for ViT-H).
-
-    Raises:
-        ValueError: If the weights are not of this model, or a checkpoint does not fit.
     """
     from torchvision.models import WeightsEnum, get_model, get_model_weights
 
@@ -169,10 +159,6 @@ def timm_weights(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
 
     The name may carry the tag of its weights (``"resnet34.a1_in1k"``). `weights` are None for those that the name
     stands for, a path, or ``"random"``.
-
-    Raises:
-        ValueError: If there is no such model, or a checkpoint does not fit.
-        RuntimeError: If timm is not installed, or the weights are not on this machine and cannot be downloaded.
     """
     try:
         import timm
