@@ -168,10 +168,10 @@ def variational_epochs(
     options: VariationalSettings,
     seed: int = 0,
 ) -> Iterator[RobustFisher]:
-    """Yield what minimises the robust objective (module docstring), over the noise's variances and the head, by epoch.
+    """Minimise the robust objective (module docstring) over variances and head, and yield the Fisher after each epoch.
 
-    `epochs` are batches on the probe's device, epoch after epoch, drawn as wanted; `images` is N, of the task. Probe
-    and head, from which the minimisation starts, are untouched; `folding.fold` gives a faster probe.
+    `epochs` are batches on the probe's device, epoch after epoch, drawn as wanted; `images` is N, of the task. The
+    probe (`folding.fold` gives a faster one) and the head, from which it starts, are untouched.
     """
     check_eval(probe.module)
     check_layers(layers)

@@ -92,7 +92,7 @@ def same_as_before(batches: Iterator[Batch], seen: Batch | None) -> Iterator[Bat
 def choose_device(module: nn.Module, device: str | torch.device | None, *, owned: bool) -> torch.device:
     """Return where to run: `device` if given, else where a caller's module is, else a GPU if there is one.
 
-    The device has an index if its kind has them. That of a module which the package made (`owned`) does not count.
+    It has an index if its kind has them. The device of a module that the package made (`owned`) does not count.
     """
     parameter = next(module.parameters(), None)
     if device is None:

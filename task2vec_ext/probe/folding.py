@@ -44,10 +44,10 @@ class FoldedProbe(Probe):
 
 
 def fold(probe: Probe, layers: Sequence[Layer], images: Tensor) -> Probe:
-    """Return a faster probe that computes the same features, or `probe` itself, which is left as it is.
+    """Return a faster probe that computes the same features; `probe` is left as it is.
 
     The result shares its modules, with copies of the convolutions' weights; a BatchNorm among `layers` is not folded.
-    It is `probe` itself where torch.fx cannot trace the network, or the two do not agree on `images` ``[B, 3, H, W]``.
+    It is `probe` itself if torch.fx cannot trace the network, or the two do not agree on `images` ``[B, 3, H, W]``.
     """
     if isinstance(probe, FoldedProbe):
         return probe
