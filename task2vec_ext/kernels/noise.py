@@ -92,7 +92,8 @@ def local_noise(
     _check_log_variance("local_noise", log_variance, output, input)
     if log_variance.shape != (conv.filters,):
         raise ValueError(
-            f"local_noise: expected log_variance [{conv.filters}], one number a filter; got {list(log_variance.shape)}."
+            f"local_noise: expected log_variance of shape [{conv.filters}], one number a filter; got "
+            f"{list(log_variance.shape)}."
         )
     # Autocast would narrow what is squared.
     with torch.autocast(output.device.type, enabled=False):
