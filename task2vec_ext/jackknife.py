@@ -82,12 +82,6 @@ def half_samples(groups: int) -> Tensor:
     The signs of a Hadamard matrix: over these halves every two groups are together equally often, so that h = s exactly
     for a statistic that is quadratic in the mean.
 
-    Args:
-        groups: G.
-
-    Returns:
-        Which groups are in each half.
-
     Source:
         McCarthy, Pseudo-replication: half samples, Review of the International Statistical Institute 37 (1969).
     """
@@ -114,20 +108,7 @@ def group_sizes(samples: int, groups: int) -> Tensor:
 
 
 def checked_group_means(value: Tensor, mean: Tensor, samples: int) -> Tensor:
-    """Return a private copy of an embedding's group means, once they are known to fit it.
-
-    Args:
-        value: ``[G, K]`` float32 on the CPU.
-        mean: The embedding, ``[K]``.
-        samples: N.
-
-    Returns:
-        ``[G, K]``.
-
-    Raises:
-        TypeError: If it is not a float32 tensor.
-        ValueError: If its shape is wrong or its mean over the images is not `mean`.
-    """
+    """Return a private copy of the group means ``[G, K]`` of an embedding `mean`, once they are known to fit it."""
     if not isinstance(value, Tensor) or value.dtype != torch.float32:
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"Embedding: expected group_means to be a torch.float32 tensor, got {got}.")
@@ -200,32 +181,14 @@ class Side(NamedTuple):
 
 
 def side(value: Tensor, without: Tensor, sizes: Tensor) -> Side:
-    """Return the contribution of one task to the error of a statistic.
-
-    Args:
-        value: The statistic, of any shape.
-        without: The statistic without each of the task's groups, ``[G, *value.shape]``.
-        sizes: Of the groups, ``[G]``.
-
-    Returns:
-        Slope, variance and degrees of freedom, each of `value`'s shape.
-    """
+    """Return the contribution of one task, given a statistic without each of its groups, ``[G, *value.shape]``."""
     deviation, weight, slope = _deviations(value, without, sizes)
     variance = (deviation.square() * weight).sum(0)
     return Side(slope, variance, torch.full_like(variance, len(sizes) - 1))
 
 
 def covariance(value: Tensor, without: Tensor, sizes: Tensor) -> Tensor:
-    """Return the covariance of several statistics that one task's images cause.
-
-    Args:
-        value: The statistics, ``[S]``.
-        without: The same without each of the task's groups, ``[G, S]``.
-        sizes: Of the groups, ``[G]``.
-
-    Returns:
-        ``[S, S]``; its diagonal is `side`'s variance.
-    """
+    """Return the covariance ``[S, S]`` of statistics ``[S]`` that one task's images cause; see `side`."""
     deviation, weight, _ = _deviations(value, without, sizes)
     return (deviation * weight).T @ deviation
 
@@ -239,16 +202,9 @@ def _deviations(value: Tensor, without: Tensor, sizes: Tensor) -> tuple[Tensor, 
 
 
 def estimate(value: Tensor, sides: Sequence[Side], of_halves: Tensor, *, log: bool = False) -> Estimate:
-    """Return a statistic of one or several tasks with its jackknife error.
+    """Return a statistic of one or several tasks with its jackknife error, from every task's part.
 
-    Args:
-        value: The statistic of all images, of any shape.
-        sides: Every task's part.
-        of_halves: The statistic of half as many images, mean over `half_samples`; same shape.
-        log: See `Estimate`.
-
-    Returns:
-        The statistic with its error.
+    `of_halves` is the statistic of half as many images, mean over `half_samples`; `log` is that of `Estimate`.
     """
     slope, variance = (torch.stack(parts).sum(0) for parts in zip(*((s.slope, s.variance) for s in sides), strict=True))
     ratio = (slope / (of_halves - value)).nan_to_num(1.0).clamp(max=_STEEPEST)
@@ -261,13 +217,6 @@ def estimate(value: Tensor, sides: Sequence[Side], of_halves: Tensor, *, log: bo
 
 def t_quantile(probability: float, freedom: Tensor) -> Tensor:
     """Return quantiles of Student's t by its expansion around the normal: to 1e-4 at 7 degrees of freedom.
-
-    Args:
-        probability: In (0, 1).
-        freedom: Degrees of freedom, of any shape.
-
-    Returns:
-        Of the same shape.
 
     Source:
         Abramowitz and Stegun, 26.7.5.

@@ -29,20 +29,15 @@ def check_comparable(embeddings: Sequence[Embedding]) -> None:
         an image are observations, sets scales that d_sym sees. Pseudo-labels answer another question than labels do.
     """
     for index, other in enumerate(embeddings):
-        differences = _differences(embeddings[0], other)
-        if differences:
+        first = embeddings[0]
+        layers = [] if first.layers == other.layers else [f"layers: {_describe_layers(first, other)}"]
+        found = first.probe.differences(other.probe) + layers + first.settings.differences(other.settings)
+        if found:
             raise ValueError(
-                "check_comparable: expected embeddings made in the same way, got "
-                f"{embeddings[0].name!r} (number 0) and {other.name!r} (number {index}) that differ in "
-                f"{'; '.join(differences)}. Embed both tasks with the same probe and settings."
+                f"check_comparable: expected embeddings made in the same way, got {first.name!r} (number 0) and "
+                f"{other.name!r} (number {index}) that differ in {'; '.join(found)}. Embed both tasks with the same "
+                "probe and settings."
             )
-
-
-def _differences(a: Embedding, b: Embedding) -> list[str]:
-    found = a.probe.differences(b.probe)
-    if a.layers != b.layers:
-        found.append(f"layers: {_describe_layers(a, b)}")
-    return found + a.settings.differences(b.settings)
 
 
 def _describe_layers(a: Embedding, b: Embedding) -> str:

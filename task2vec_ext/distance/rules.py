@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal, NamedTuple
 
 import torch
@@ -93,21 +94,9 @@ def _normalised(values: Tensor) -> Vectors:
     return Vectors(scaled, exponent)
 
 
-def _fisher(tasks: Tasks) -> Vectors:
-    return _normalised(tasks.fisher)
-
-
-def _plain(tasks: Tasks) -> Tensor:
-    return tasks.fisher
-
-
 def _unit_mean(tasks: Tasks) -> Tensor:
     values = _normalised(tasks.fisher).values
     return values.div_(values.mean(dim=1, keepdim=True))
-
-
-def _unit_mean_fisher(tasks: Tasks) -> Vectors:
-    return _normalised(_unit_mean(tasks))
 
 
 def _log_precision(tasks: Tasks) -> Vectors:
@@ -239,17 +228,20 @@ def _half_mean(sums: Tensor, K: int) -> Tensor:
     return sums[0].clamp(min=0) / (2 * K)
 
 
+def _sym(values: Callable[[Tasks], Tensor], **options: bool) -> Rule:
+    """Return the rule of d_sym of the rows that `values` gives."""
+    return Rule(lambda tasks: _normalised(values(tasks)), _sym_sums, _sym_finish, sym_of=values, **options)
+
+
 RULES: dict[DistanceName, Rule] = {
-    "sym": Rule(_fisher, _sym_sums, _sym_finish, sym_of=_plain),
-    "sym_scaled": Rule(_unit_mean_fisher, _sym_sums, _sym_finish, sym_of=_unit_mean),
-    "asym": Rule(_fisher, _sym_sums, _sym_finish, needs_prior=True, minus_trivial=True, sym_of=_plain),
-    "asym_scaled": Rule(
-        _unit_mean_fisher, _sym_sums, _sym_finish, needs_prior=True, minus_trivial=True, sym_of=_unit_mean
-    ),
+    "sym": _sym(attrgetter("fisher")),
+    "sym_scaled": _sym(_unit_mean),
+    "asym": _sym(attrgetter("fisher"), needs_prior=True, minus_trivial=True),
+    "asym_scaled": _sym(_unit_mean, needs_prior=True, minus_trivial=True),
     "cosine": Rule(_unit_fisher, _squared_difference, _half_sum),
     "normalized_cosine": Rule(_unit_relative_variance, _squared_difference, _half_sum, needs_prior=True),
     "correlation": Rule(_unit_centred_variance, _squared_difference, _half_sum, needs_prior=True),
-    "entropy": Rule(_fisher, _entropy_sums, _entropy_finish),
+    "entropy": Rule(lambda tasks: _normalised(tasks.fisher), _entropy_sums, _entropy_finish),
     "kl": Rule(_log_precision, _larger_kl_sums, _half_sum, needs_prior=True),
     "asymmetric_kl": Rule(_log_precision, _kl_sums, _half_sum, symmetric=False, needs_prior=True),
     "jsd": Rule(_log_precision, _log_cosh_sums, _half_mean, needs_prior=True),

@@ -66,30 +66,27 @@ def with_error(statistic: Callable[..., Tensor], *embeddings: Embedding, log: bo
     Raises:
         ValueError: If one has no error bars.
     """
+
+    def of(*fishers: Tensor) -> Tensor:
+        return torch.as_tensor(statistic(*fishers), dtype=torch.float64)
+
     groups = [embedding.groups for embedding in embeddings]
     means = [group.mean for group in groups]
-    value = _float64(statistic(*means))
+    value = of(*means)
     sides = []
     for i, group in enumerate(groups):
-        without = [_float64(statistic(*means[:i], left, *means[i + 1 :])) for left in group.without()]
+        without = [of(*means[:i], left, *means[i + 1 :]) for left in group.without()]
         sides.append(side(value, torch.stack(without), group.sizes))
-    of_halves = [_float64(statistic(*halves)) for halves in halved(groups)]
-    return estimate(value, sides, torch.stack(of_halves).mean(0), log=log)
-
-
-def _float64(value: Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float64)
+    of_halves = torch.stack([of(*halves) for halves in halved(groups)])
+    return estimate(value, sides, of_halves.mean(0), log=log)
 
 
 class Ranks(NamedTuple):
     """Who is the nearest, and between which places each may truly be."""
 
-    rank: Tensor
-    """``[T]`` int64: 1 for the nearest; 0 for the target itself."""
-    low: Tensor
-    """``[T]`` int64, best place the images allow."""
-    high: Tensor
-    """``[T]`` int64, worst."""
+    rank: Tensor  # [T] int64: 1 for the nearest; 0 for the target itself
+    low: Tensor  # [T] int64, best place the images allow
+    high: Tensor  # [T] int64, worst
 
 
 def neighbour_ranks(
@@ -118,7 +115,6 @@ def neighbour_ranks(
 
     Raises:
         ValueError: If one has no error bars, or there is no such target.
-
     """
     who, T = "neighbour_ranks", len(embeddings)
     if not 0 <= target < T:

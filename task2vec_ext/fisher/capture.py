@@ -38,31 +38,20 @@ class Captured:
     """Per-sample squared gradients of every layer, filled by each backward pass inside `capture`."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:
-        """Hold nothing yet."""
+        """Hold nothing yet: `rows` are ``[B, C_out]`` by layer."""
         self._layers = layers
-        self._rows: dict[str, Tensor] = {}
-
-    def put(self, name: str, value: Tensor) -> None:
-        """Store ``[B, C_out]`` of one layer."""
-        self._rows[name] = value
+        self.rows: dict[str, Tensor] = {}
 
     def take(self) -> Tensor:
-        """Return ``‖g_n[o,·]‖²`` of the last backward pass, all layers side by side, and forget it.
-
-        Returns:
-            ``[B, K]``, float32 or float64 like the layers.
-
-        Raises:
-            RuntimeError: If no gradient reached a layer.
-        """
-        silent = [layer.name for layer in self._layers if layer.name not in self._rows]
+        """Return ``‖g_n[o,·]‖²`` of the last backward pass, all layers side by side ``[B, K]``, and forget it."""
+        silent = [layer.name for layer in self._layers if layer.name not in self.rows]
         if silent:
             raise RuntimeError(
                 f"capture: no gradient reached {', '.join(silent[:3])}{' …' if len(silent) > 3 else ''}: the head's "
                 "input does not depend on it; pass layers=[…] with the others."
             )
-        row = torch.cat([self._rows[layer.name] for layer in self._layers], 1)
-        self._rows.clear()
+        row = torch.cat([self.rows[layer.name] for layer in self._layers], 1)
+        self.rows.clear()
         return row
 
 
@@ -70,17 +59,9 @@ class Captured:
 def capture(module: nn.Module, layers: Sequence[Layer], samples: int) -> Iterator[Captured]:
     """Yield a `Captured` that holds the layers' per-sample squared gradients after each backward pass.
 
-    For one forward pass of `module` and any number of backward passes through it. Every parameter must be frozen
-    (`frozen` in probe.py): autograd then runs no weight gradient, and the graph starts at the first layer's output. A
-    loss summed over samples gives true per-sample values.
-
-    Args:
-        module: The probe's network, in eval mode.
-        layers: As `Probe.layers` returns them.
-        samples: B, of the forward pass.
-
-    Yields:
-        The values' holder.
+    For one forward pass of `module`, in eval mode, on B = `samples` images, and any number of backward passes through
+    it. Every parameter must be `frozen`: autograd then runs no weight gradient, and the graph starts at the first
+    layer's output. A loss summed over samples gives true per-sample values.
     """
     captured = Captured(layers)
     weights = {layer.name: filter_weight(module, layer.name) for layer in layers}
@@ -107,7 +88,7 @@ def _follow(name: str, use: Use, output: Tensor, captured: Captured, samples: in
                 f"capture: the input of layer {name!r} was changed in place after the layer had read it; make the "
                 "operation that follows it out-of-place."
             )
-        captured.put(name, _grad_sq(use, input, grad_output, samples))
+        captured.rows[name] = _grad_sq(use, input, grad_output, samples)
 
     # On the tensor, not on the module: module backward hooks break on the in-place ReLU that may follow.
     output.register_hook(backward_hook)

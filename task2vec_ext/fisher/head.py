@@ -61,7 +61,7 @@ class HeadSettings:
             )
 
     def check(self, loss: Loss) -> None:
-        """Raise unless a head can be fitted so to this loss.
+        """Raise unless a head can be fitted so.
 
         Args:
             loss: Of the targets.
@@ -133,7 +133,7 @@ def fit_head(
         loss: Of the targets.
         method: ``"lbfgs"`` solves the convex problem to convergence in float64 (deterministic, no seed);
             ``"adam"`` is the authors' recipe (10 epochs, learning rate 4e-4, batches of 64, L2 inside the gradient).
-        l2: Strength of the penalty, > 0; default: `DEFAULT_L2` of the method.
+        l2: See `HeadSettings`.
         class_balanced: Every class weighs the same (``"adam"``: images drawn with replacement, classes equally often).
         seed: Of ``"adam"``'s initialisation and order.
 
@@ -141,8 +141,7 @@ def fit_head(
         The head on the device of `features`; score and NLL are over `features`, unweighted.
 
     Raises:
-        ValueError: If features are not finite, `l2` is not positive, the method is unknown, or options exclude each
-            other.
+        ValueError: If features are not finite, or options are out of range or exclude each other.
         NotImplementedError: If ``"adam"`` is to fit anything but plain cross-entropy.
     """
     settings = HeadSettings(method, l2, class_balanced)

@@ -84,19 +84,10 @@ def cotangents(
 
 
 def check_per_sample(probe: Probe, layers: Sequence[Layer], images: Tensor) -> None:
-    """Raise unless every layer has a gradient for each image, before the work begins.
+    """Raise NotImplementedError unless every layer has a gradient for each image, before the work begins.
 
-    One image goes through the network twice in one batch. With a gradient at the features of the first copy only, the
-    second copy must have none in any layer.
-
-    Args:
-        probe: In eval mode; untouched.
-        layers: As ``probe.layers()`` returns them.
-        images: One or more preprocessed images, ``[B, 3, H, W]``, on the probe's device.
-
-    Raises:
-        NotImplementedError: If a layer's weight is reused or used in an unknown way, or mixes images.
-        RuntimeError: If a layer takes no part in the features, or its input is changed in place.
+    The first of `images` ``[B, 3, H, W]`` goes through the network twice in one batch. With a gradient at the features
+    of the first copy only, the second copy must have none in any layer. `capture` raises for what it cannot follow.
     """
     with torch.enable_grad(), frozen(probe.module), capture(probe.module, layers, 2) as captured:
         features = probe.features(images[:1].repeat(2, 1, 1, 1))
@@ -150,17 +141,12 @@ def per_sample_fisher(
             row = captured.take().double()
             total = row if total is None else total.add_(row)
     assert total is not None
-    return total * _unit(probe, layers, total)
-
-
-def _unit(probe: Probe, layers: Sequence[Layer], like: Tensor) -> Tensor:
-    """Return the factor of each filter's squared gradient, ``[K]``: 1/P, times s² where BatchNorm was folded in."""
-    unit = like.new_empty(layers[-1].stop)
+    unit = total.new_empty(layers[-1].stop)  # [K]: 1/P, times s² where BatchNorm was folded in
     scale = probe.scale if isinstance(probe, FoldedProbe) else {}
     for layer in layers:
         factor = scale[layer.name].double().square() if layer.name in scale else 1.0
         unit[layer.start : layer.stop] = factor / layer.fan_in
-    return unit
+    return total * unit
 
 
 class FisherSum(NamedTuple):

@@ -130,21 +130,13 @@ class VariationalSettings:
 
 @dataclass(frozen=True)
 class RobustFisher:
-    """What `variational_epochs` has found.
+    """What `variational_epochs` has found; tensors are ``[K]`` float64, a number a filter."""
 
-    Args:
-        fisher: F of every filter, ``[K]`` float64, nats² per weight²; 0 where the noise grew beyond the prior's.
-        log_variance: Log σ² of every filter, ``[K]`` float64.
-        prior_precision: λ² of every filter, ``[K]`` float64.
-        kappa: κ, nats.
-        nll: Mean cross-entropy under noise of each epoch, nats.
-    """
-
-    fisher: Tensor
-    log_variance: Tensor
-    prior_precision: Tensor
-    kappa: float
-    nll: tuple[float, ...]
+    fisher: Tensor  # F, nats² per weight²; 0 where the noise grew beyond the prior's
+    log_variance: Tensor  # log σ²
+    prior_precision: Tensor  # λ²
+    kappa: float  # κ, nats
+    nll: tuple[float, ...]  # mean cross-entropy under noise of each epoch, nats
 
     @property
     def prior(self) -> Tensor:
@@ -176,23 +168,10 @@ def variational_epochs(
     options: VariationalSettings,
     seed: int = 0,
 ) -> Iterator[RobustFisher]:
-    """Minimise the robust objective over the noise's variances and the head (module docstring), epoch by epoch.
+    """Minimise the robust objective (module docstring) over variances and head, and yield the Fisher after each epoch.
 
-    Args:
-        probe: In eval mode; untouched. `folding.fold` gives a faster one.
-        layers: Convolutions and Linear layers, as ``probe.layers()`` returns them.
-        head: Where the head starts; untouched.
-        epochs: Batches on the probe's device, epoch after epoch, drawn as wanted.
-        images: N, of the task.
-        options: Objective and rates.
-        seed: Of the noise.
-
-    Yields:
-        Fisher, variances and prior after each epoch.
-
-    Raises:
-        ValueError: If a layer has filters of one weight, or is a BatchNorm.
-        RuntimeError: If the loss is not finite: names step and layer.
+    `epochs` are batches on the probe's device, epoch after epoch, drawn as wanted; `images` is N, of the task. The
+    probe (`folding.fold` gives a faster one) and the head, from which it starts, are untouched.
     """
     check_eval(probe.module)
     check_layers(layers)

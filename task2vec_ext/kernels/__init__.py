@@ -5,11 +5,4 @@ from .native import BuildInfo, build_info
 from .noise import local_noise, weight_noise
 from .pairwise import sym_distances
 
-__all__ = [
-    "BuildInfo",
-    "build_info",
-    "filter_grad_sq",
-    "local_noise",
-    "sym_distances",
-    "weight_noise",
-]
+__all__ = ["BuildInfo", "build_info", "filter_grad_sq", "local_noise", "sym_distances", "weight_noise"]

@@ -31,15 +31,8 @@ def filter_grad_sq_cpu(input: Tensor, grad_output: Tensor, conv: ConvGeometry, r
     if route == "direct" and conv.group_filters < NARROW_GROUP_FILTERS:
         return _narrow(input, grad_output, conv)
     out = input.new_empty((conv.samples, conv.filters))
-    _ROUTES[route](
-        input.data_ptr(),
-        input.stride(),
-        grad_output.data_ptr(),
-        grad_output.stride(),
-        SCALARS[input.dtype],
-        conv.for_kernels(),
-        out.data_ptr(),
-    )
+    arrays = input.data_ptr(), input.stride(), grad_output.data_ptr(), grad_output.stride(), SCALARS[input.dtype]
+    _ROUTES[route](*arrays, conv.for_kernels(), out.data_ptr())
     return out
 
 
@@ -53,20 +46,11 @@ def _narrow(input: Tensor, grad_output: Tensor, conv: ConvGeometry) -> Tensor:
             groups = min(step, conv.groups - first)
             channels = slice(first * conv.group_channels, (first + groups) * conv.group_channels)
             filters = slice(first * conv.group_filters, (first + groups) * conv.group_filters)
-            gradient = torch.ops.aten.convolution_backward(
-                grad_output[n : n + 1, filters],
-                input[n : n + 1, channels],
-                # Only its shape is read: one number, expanded.
-                input.new_empty(1).expand(groups * conv.group_filters, conv.group_channels, *conv.kernel),
-                None,
-                conv.stride,
-                conv.padding,
-                conv.dilation,
-                False,
-                (0, 0),
-                groups,
-                (False, True, False),
-            )[1]
+            delta, pixels = grad_output[n : n + 1, filters], input[n : n + 1, channels]
+            # Only the shape of the weight is read: one number, expanded.
+            weight = input.new_empty(1).expand(groups * conv.group_filters, conv.group_channels, *conv.kernel)
+            options = conv.stride, conv.padding, conv.dilation, False, (0, 0), groups, (False, True, False)
+            gradient = torch.ops.aten.convolution_backward(delta, pixels, weight, None, *options)[1]
             # Not torch.linalg.vector_norm: its square root would cost a rounding and be squared again.
             out[n, filters] = gradient.flatten(1).square_().sum(1)
     return out

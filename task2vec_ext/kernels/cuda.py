@@ -60,24 +60,11 @@ def filter_grad_sq_cuda(
     def quadratic_form(gram: Tensor, rows: Tensor, columns: Tensor, window: Window) -> Tensor:
         n, groups, row_pixels, column_pixels = gram.shape
         out = gram.new_empty((n, conv.filters))
-        runtime.kernels.filter_grad_sq_gram(
-            gram.data_ptr(),
-            rows.data_ptr(),
-            rows.stride(),
-            columns.data_ptr(),
-            columns.stride(),
-            SCALARS[rows.dtype],
-            n,
-            groups,
-            conv.group_filters,
-            (rows[0, 0].numel(), columns[0, 0].numel()),
-            (row_pixels, column_pixels),
-            window,
-            tensor_cores,
-            out.data_ptr(),
-            runtime.device,
-            runtime.stream,
-        )
+        arrays = rows.data_ptr(), rows.stride(), columns.data_ptr(), columns.stride(), SCALARS[rows.dtype]
+        sizes = (rows[0, 0].numel(), columns[0, 0].numel()), (row_pixels, column_pixels)
+        counts, place = (n, groups, conv.group_filters), (runtime.device, runtime.stream)
+        launch = runtime.kernels.filter_grad_sq_gram
+        launch(gram.data_ptr(), *arrays, *counts, *sizes, window, tensor_cores, out.data_ptr(), *place)
         return out
 
     return gram_route(

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from .geometry import ConvGeometry
+
 _DTYPES = {"cpu": CPU_DTYPES, "cuda": CUDA_DTYPES}
+_IMPLEMENTATIONS = {"cpu": filter_grad_sq_cpu, "cuda": filter_grad_sq_cuda}
 
 _library = torch.library.Library("task2vec_ext", "DEF")
 _library.define(
@@ -25,65 +28,44 @@ _library.define(
 )
 
 
-def _check_route(route: str) -> None:
+def _checked(input: Tensor, grad_output: Tensor, *layer: Any, route: str) -> ConvGeometry:
+    """Return the sizes of the layer, once the arguments are known to fit."""
+    if input.device.type in _DTYPES:
+        check_dtype("filter_grad_sq", input, _DTYPES[input.device.type])
     if route != "auto" and route not in ROUTES:
         raise ValueError(f"filter_grad_sq: expected route 'auto' or one of {ROUTES}, got {route!r}.")
+    return conv_geometry(input, grad_output, *layer)
 
 
-def _dispatch(device_type: str, implementation: Any) -> Any:
-    def run(
-        input: Tensor,
-        grad_output: Tensor,
-        weight_shape: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        groups: int,
-        route: str,
-    ) -> Tensor:
-        check_dtype("filter_grad_sq", input, _DTYPES[device_type])
-        _check_route(route)
-        conv = conv_geometry(input, grad_output, weight_shape, stride, padding, dilation, groups)
-        if route != "auto" and route not in available_routes(conv, device_type):
-            raise ValueError(
-                f"filter_grad_sq: expected a route this layer can take on {device_type}, one of "
-                f"{available_routes(conv, device_type)}; got {route!r}."
-            )
-        if conv.samples == 0:
-            return _empty(input, 0, conv.filters)
-        if route == "auto":
-            route = choose_route(conv, device_type)
-        with torch.autocast(device_type, enabled=False):  # it would narrow the Gram matrices
-            return implementation(input, grad_output, conv, route)
-
-    return run
-
-
-def _empty(input: Tensor, samples: int, filters: int) -> Tensor:
+def _empty(input: Tensor, conv: ConvGeometry) -> Tensor:
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    return input.new_empty((samples, filters), dtype=dtype)
+    return input.new_empty((conv.samples, conv.filters), dtype=dtype)
 
 
-_library.impl("filter_grad_sq", _dispatch("cpu", filter_grad_sq_cpu), "CPU")
-_library.impl("filter_grad_sq", _dispatch("cuda", filter_grad_sq_cuda), "CUDA")
+def _run(input: Tensor, grad_output: Tensor, *arguments: Any) -> Tensor:
+    *layer, route = arguments
+    device_type = input.device.type
+    conv = _checked(input, grad_output, *layer, route=route)
+    if route == "auto":
+        route = choose_route(conv, device_type)
+    elif route not in (available := available_routes(conv, device_type)):
+        raise ValueError(
+            f"filter_grad_sq: expected a route this layer can take on {device_type}, one of {available}; got {route!r}."
+        )
+    if conv.samples == 0:
+        return _empty(input, conv)
+    with torch.autocast(device_type, enabled=False):  # it would narrow the Gram matrices
+        return _IMPLEMENTATIONS[device_type](input, grad_output, conv, route)
+
+
+_library.impl("filter_grad_sq", _run, "CPU")
+_library.impl("filter_grad_sq", _run, "CUDA")
 
 
 @torch.library.register_fake("task2vec_ext::filter_grad_sq")
-def _filter_grad_sq_fake(
-    input: Tensor,
-    grad_output: Tensor,
-    weight_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    route: str,
-) -> Tensor:
-    if input.device.type in _DTYPES:
-        check_dtype("filter_grad_sq", input, _DTYPES[input.device.type])
-    _check_route(route)
-    conv = conv_geometry(input, grad_output, weight_shape, stride, padding, dilation, groups)
-    return _empty(input, conv.samples, conv.filters)
+def _fake(input: Tensor, grad_output: Tensor, *arguments: Any) -> Tensor:
+    *layer, route = arguments
+    return _empty(input, _checked(input, grad_output, *layer, route=route))
 
 
 def _refuse_derivative(ctx: Any, grad: Tensor) -> Any:
@@ -109,8 +91,8 @@ def filter_grad_sq(
 ) -> Tensor:
     """Return the squared norm of every sample's weight gradient, for every filter of a Conv2d or Linear layer.
 
-    ``out[n, o] = ‖g_n[o,·]‖²`` with ``g_n[o, p] = Σ_q grad_output[n, o, q] · patch(input_n)[p, q]``: what a backward
-    pass would leave in ``weight.grad[o]`` for sample n alone, squared and summed. No gradient is kept.
+    ``out[n, o] = ‖g_n[o,·]‖²`` with ``g_n[o, p] = Σ_q grad_output[n, o, q] · patch(input_n)[p, q]``, which a backward
+    pass of sample n alone would leave in ``weight.grad[o]``. No gradient is kept.
 
     Args:
         input: The layer's input, ``[N, C_in, H, W]``; for a Linear layer ``[N, D_in]`` or ``[N, …, D_in]``. float32 or
@@ -120,14 +102,12 @@ def filter_grad_sq(
             D_out]``; dtype and device of `input`.
         weight_shape: ``(C_out, C_in / groups, kH, kW)``, or ``(D_out, D_in)`` for a Linear layer.
         stride: As in Conv2d.
-        padding: As in Conv2d: zeros on both sides, ``"same"`` or ``"valid"``. For other padding modes pad the input
-            first (`torch.nn.functional.pad`) and give 0.
+        padding: As in Conv2d, with zeros; for other padding modes pad the input first and give 0.
         dilation: As in Conv2d.
         groups: As in Conv2d.
         route: ``"direct"`` (form the gradient piece by piece), ``"winograd"`` (the same in the Winograd domain; on the
             CPU, 3×3, stride and dilation 1), ``"gram"`` (on CUDA) or ``"shifted_gram"`` (quadratic form of the patches'
-            or the pixels' Gram matrix); ``"auto"`` takes the cheapest by `task2vec_ext.kernels.routes.route_cost`.
-            All give the same numbers to rounding (Note).
+            or the pixels' Gram matrix); ``"auto"`` takes the cheapest. All give the same numbers to rounding (Note).
 
     Returns:
         ``[N, C_out]``, on the device of `input`, float64 for float64 inputs and float32 otherwise (16-bit inputs are

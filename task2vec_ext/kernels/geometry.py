@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-
 CPU_DTYPES = torch.float32, torch.float64
 CUDA_DTYPES = torch.float32, torch.float16, torch.bfloat16
 
@@ -101,23 +100,7 @@ def conv_geometry(
 ) -> ConvGeometry:
     """Return the sizes of a Conv2d, after checking that the arguments belong to one.
 
-    Args:
-        input: ``[N, C_in, H, W]``.
-        grad_output: ``[N, C_out, H_out, W_out]``.
-        weight_shape: ``(C_out, C_in / groups, kH, kW)``.
-        stride: Two integers.
-        padding: Two integers, zeros on both sides.
-        dilation: Two integers.
-        groups: Number of groups.
-        who: The operator that asks, for messages.
-        second: What it calls its `grad_output`.
-
-    Returns:
-        Sizes that are consistent with each other.
-
-    Raises:
-        ValueError: If shapes or parameters do not belong together.
-        TypeError: If the dtypes differ.
+    `who` is the operator that asks, and `second` what it calls its `grad_output`, for messages.
     """
     if input.dim() != 4 or grad_output.dim() != 4 or len(weight_shape) != 4:
         raise ValueError(
@@ -126,8 +109,7 @@ def conv_geometry(
         )
     if input.dtype != grad_output.dtype:
         raise TypeError(
-            f"{who}: expected input and {second} of one dtype, got {input.dtype} and {grad_output.dtype}; "
-            "convert one of them."
+            f"{who}: expected input and {second} of one dtype, got {input.dtype} and {grad_output.dtype}; convert one."
         )
     if input.device != grad_output.device:
         raise ValueError(
@@ -135,12 +117,8 @@ def conv_geometry(
         )
     samples, channels, height, width = input.shape
     filters, group_channels, *kernel_size = weight_shape
-    kernel = _pair(who, "kernel size", kernel_size, 1)
-    step, pad, gap = (
-        _pair(who, "stride", stride, 1),
-        _pair(who, "padding", padding, 0),
-        _pair(who, "dilation", dilation, 1),
-    )
+    kernel, step = _pair(who, "kernel size", kernel_size, 1), _pair(who, "stride", stride, 1)
+    pad, gap = _pair(who, "padding", padding, 0), _pair(who, "dilation", dilation, 1)
     if groups < 1 or filters < 1 or filters % groups or channels < 1 or channels != group_channels * groups:
         raise ValueError(
             f"{who}: expected a weight of shape [C_out, {channels} / groups, kH, kW] with C_out a multiple of "
@@ -172,14 +150,19 @@ def as_convolution(
     who: str = "filter_grad_sq",
     second: str = "grad_output",
 ) -> tuple[Tensor, Tensor, list[int], list[int], list[int], list[int]]:
-    """Return the first six arguments as those of a Conv2d with numeric padding; a Linear layer becomes a 1×1 one.
-
-    Raises:
-        ValueError: If a Linear layer's shapes do not belong together, or the padding is unknown.
-        TypeError: If stride, padding or dilation is not an integer or two.
-    """
-    if len(weight_shape) == 2:
-        input, grad_output, weight_shape = _as_pointwise_conv(input, grad_output, weight_shape, who, second)
+    """Return the first six arguments as those of a Conv2d with numeric padding; a Linear layer becomes a 1×1 one."""
+    if len(weight_shape) == 2:  # over the positions between the first and the last axis
+        features_out, features_in = weight_shape
+        if (
+            input.dim() < 2
+            or input.shape[:-1] != grad_output.shape[:-1]
+            or (input.shape[-1], grad_output.shape[-1]) != (features_in, features_out)
+        ):
+            raise ValueError(
+                f"{who}: expected input [N, …, {features_in}] and {second} [N, …, {features_out}] for a Linear "
+                f"layer of weight_shape {list(weight_shape)}; got {list(input.shape)} and {list(grad_output.shape)}."
+            )
+        input, grad_output, weight_shape = _as_image(input), _as_image(grad_output), (*weight_shape, 1, 1)
     strides, dilations = _two(who, "stride", stride), _two(who, "dilation", dilation)
     if isinstance(padding, str):
         input, paddings = string_padding(input, padding, weight_shape, strides, dilations, who)
@@ -198,24 +181,7 @@ def _two(who: str, name: str, value: int | Sequence[int]) -> list[int]:
     return numbers
 
 
-def _as_pointwise_conv(
-    input: Tensor, grad_output: Tensor, weight_shape: Sequence[int], who: str, second: str
-) -> tuple[Tensor, Tensor, Sequence[int]]:
-    """Return a Linear layer as a 1×1 convolution over the positions between the first and the last axis."""
-    features_out, features_in = weight_shape
-    if (
-        input.dim() < 2
-        or input.shape[:-1] != grad_output.shape[:-1]
-        or (input.shape[-1], grad_output.shape[-1]) != (features_in, features_out)
-    ):
-        raise ValueError(
-            f"{who}: expected input [N, …, {features_in}] and {second} [N, …, {features_out}] for a Linear "
-            f"layer of weight_shape {list(weight_shape)}; got {list(input.shape)} and {list(grad_output.shape)}."
-        )
-    return as_image(input), as_image(grad_output), (features_out, features_in, 1, 1)
-
-
-def as_image(tensor: Tensor) -> Tensor:
+def _as_image(tensor: Tensor) -> Tensor:
     """Return a Linear layer's ``[N, …, D]`` as the image ``[N, D, T, 1]`` of a pointwise convolution."""
     positions = tensor.flatten(1, -2) if tensor.dim() > 2 else tensor.unsqueeze(1)  # [N, T, D]
     return positions.transpose(1, 2).unsqueeze(-1)
@@ -230,10 +196,8 @@ def string_padding(
     who: str = "filter_grad_sq",
 ) -> tuple[Tensor, list[int]]:
     """Return the input and ``"same"`` or ``"valid"`` as two integers; an odd total of padding is added to the input."""
-    if padding == "valid":
+    if padding == "valid" or len(weight_shape) != 4:  # other shapes are refused together
         return input, [0, 0]
-    if len(weight_shape) != 4:
-        return input, [0, 0]  # refused with the other shapes
     if padding != "same" or any(step != 1 for step in stride):
         raise ValueError(
             f"{who}: expected padding as integers, 'valid', or 'same' with stride 1; got {padding!r} with "

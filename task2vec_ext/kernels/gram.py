@@ -29,10 +29,8 @@ class Window(NamedTuple):
     kernel: tuple[int, int]
     stride: tuple[int, int]
     dilation: tuple[int, int]
-    gram_width: int
-    """Gram columns in one row of a strip."""
-    out_width: int
-    """Output locations in one row of a strip."""
+    gram_width: int  # Gram columns in one row of a strip
+    out_width: int  # output locations in one row of a strip
 
 
 QuadraticForm: TypeAlias = "Callable[[Tensor, Tensor, Tensor, Window], Tensor]"
@@ -54,11 +52,10 @@ def gram_route(
     workspace_bytes: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Return ``[N, C_out]`` float32 by the Gram route or, if `shifted`, by the shifted one.
-
-    `dtype` is that of the matrices whose product is the Gram matrix.
-    """
-    window = _window(conv, shifted)
+    """Return ``[N, C_out]`` float32 by the Gram route or, if `shifted`, by the shifted one, of matrices in `dtype`."""
+    window = Window((1, 1), (1, 1), (1, 1), conv.out_size[1], conv.out_size[1])
+    if shifted:
+        window = Window(conv.kernel, conv.stride, conv.dilation, conv.span(1, conv.out_size[1]), conv.out_size[1])
     samples, height = _largest_block(conv, shifted, workspace_bytes // torch.float32.itemsize)
     out = input.new_zeros((conv.samples, conv.filters), dtype=torch.float32)
 
@@ -78,12 +75,6 @@ def gram_route(
             del left
     # A is positive semi-definite, but rounding may leave a form of zero slightly negative.
     return out.clamp_(min=0)
-
-
-def _window(conv: ConvGeometry, shifted: bool) -> Window:
-    if not shifted:
-        return Window((1, 1), (1, 1), (1, 1), conv.out_size[1], conv.out_size[1])
-    return Window(conv.kernel, conv.stride, conv.dilation, conv.span(1, conv.out_size[1]), conv.out_size[1])
 
 
 def _strips(rows: int, height: int, start: int) -> Iterator[slice]:

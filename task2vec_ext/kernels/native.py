@@ -61,8 +61,7 @@ class Runtime(NamedTuple):
     device: int
     stream: int
     multiprocessors: int
-    tensor_cores: bool
-    """True on compute capability 8.0 and later."""
+    tensor_cores: bool  # on compute capability 8.0 and later
 
     @classmethod
     def of(cls, tensor: Tensor) -> Runtime:
@@ -107,13 +106,10 @@ def compile_kernels(capability: tuple[int, int]) -> Any:
 
     The module has the submodule `cuda` alone. torch caches it (``TORCH_EXTENSIONS_DIR``): only the first process on a
     machine waits for the compiler.
-
-    Raises:
-        RuntimeError: If nvcc is not found, or the compiler fails.
     """
     from torch.utils import cpp_extension
 
-    name = "{}.{}".format(*capability)
+    name, digits = "{}.{}".format(*capability), "{}{}".format(*capability)
     built = _C.cuda_architectures or "none: nvcc was not found when it was installed"
     if cpp_extension.CUDA_HOME is None or not shutil.which(str(Path(cpp_extension.CUDA_HOME, "bin", "nvcc"))):
         raise RuntimeError(
@@ -128,13 +124,14 @@ def compile_kernels(capability: tuple[int, int]) -> Any:
         stacklevel=2,
     )
     source = source_folder()
+    defines = [f'-DTASK2VEC_ARCHITECTURES=\\"{digits}-real\\"', f'-DTASK2VEC_CUDA_VERSION=\\"{torch.version.cuda}\\"']
     with _environment(TORCH_CUDA_ARCH_LIST=name):
         try:
             return cpp_extension.load(
-                name=f"task2vec_ext_sm{capability[0]}{capability[1]}",
+                name=f"task2vec_ext_sm{digits}",
                 sources=[str(source / "python" / "module.cpp"), *map(str, sorted(source.glob("csrc/cuda/*.cu")))],
                 extra_include_paths=[str(source / "csrc")],
-                extra_cflags=["-O3", "-std=c++17", "-fopenmp", *_defines(name)],
+                extra_cflags=["-O3", "-std=c++17", "-fopenmp", "-DTASK2VEC_CUDA", *defines],
                 extra_cuda_cflags=["-O3", "-std=c++17", "-lineinfo"],
                 extra_ldflags=["-fopenmp", *(f"-L{folder}" for folder in _cudart_folders(cpp_extension.CUDA_HOME))],
                 with_cuda=True,
@@ -155,23 +152,13 @@ def _cudart_folders(cuda_home: str) -> list[Path]:
     return [folder for folder in folders if (folder / "libcudart.so").exists()]
 
 
-def _defines(architecture: str) -> list[str]:
-    return [
-        "-DTASK2VEC_CUDA",
-        f'-DTASK2VEC_ARCHITECTURES=\\"{architecture.replace(".", "")}-real\\"',
-        f'-DTASK2VEC_CUDA_VERSION=\\"{torch.version.cuda}\\"',
-    ]
-
-
 @contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    before = {key: os.environ.get(key) for key in values}
+    before = {key: os.environ[key] for key in values if key in os.environ}
     os.environ.update(values)
     try:
         yield
     finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
+        for key in values:
+            del os.environ[key]
+        os.environ.update(before)

@@ -13,17 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 
+from . import noise_kernels
 from .geometry import as_convolution, conv_geometry, has_tangent
 from .native import Runtime
-from .noise_kernels import (
-    WEIGHT_STREAM,
-    add_noise,
-    add_noise_backward,
-    add_weight_noise,
-    dense,
-    patch_norm,
-    weight_noise_backward,
-)
+from .noise_kernels import WEIGHT_STREAM, dense, patch_norm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -171,29 +164,25 @@ def _refuse_derivative(who: str, *_: Any) -> NoReturn:
     )
 
 
-# ---- implementations, fakes and gradients ---------------------------------------------------------------------------
-
-
 def _impl(name: str, function: Callable[..., Any]) -> None:
     _library.impl(name, function, "CPU")
     _library.impl(name, lambda first, *rest: function(first, *rest, runtime=Runtime.of(first)), "CUDA")
 
 
-_impl("add_noise", add_noise)
-_impl("add_noise_backward", add_noise_backward)
-_impl("weight_noise", add_weight_noise)
-_impl("weight_noise_backward", weight_noise_backward)
+_impl("add_noise", noise_kernels.add_noise)
+_impl("add_noise_backward", noise_kernels.add_noise_backward)
+_impl("weight_noise", noise_kernels.add_weight_noise)
+_impl("weight_noise_backward", noise_kernels.weight_noise_backward)
 
 
 @torch.library.register_fake("task2vec_ext::add_noise")
-def _add_noise_fake(output: Tensor, norm: Tensor, sigma: Tensor, seed: int, layer: int, step: int) -> Tensor:
+def _add_noise_fake(output: Tensor, norm: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(dense(output, norm)[0])
 
 
 @torch.library.register_fake("task2vec_ext::add_noise_backward")
-def _add_noise_backward_fake(
-    grad: Tensor, norm: Tensor, sigma: Tensor, seed: int, layer: int, step: int, norm_too: bool
-) -> tuple[Tensor, Tensor]:
+def _add_noise_backward_fake(grad: Tensor, norm: Tensor, sigma: Tensor, *key: Any) -> tuple[Tensor, Tensor]:
+    *_, norm_too = key
     return torch.empty_like(sigma), torch.empty_like(dense(grad, norm)[1]) if norm_too else norm.new_empty(0)
 
 
@@ -231,11 +220,9 @@ def _save_weights(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _weight_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    (starts,) = ctx.saved_tensors
-    of_sigma = None
-    if ctx.needs_input_grad[1]:
-        of_sigma = torch.ops.task2vec_ext.weight_noise_backward(grad, starts, *ctx.key)
-    return grad, of_sigma, None, None, None
+    if not ctx.needs_input_grad[1]:
+        return grad, *[None] * 4
+    return grad, torch.ops.task2vec_ext.weight_noise_backward(grad, *ctx.saved_tensors, *ctx.key), None, None, None
 
 
 torch.library.register_autograd("task2vec_ext::weight_noise", _weight_gradients, setup_context=_save_weights)

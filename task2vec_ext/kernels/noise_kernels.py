@@ -25,22 +25,15 @@ WEIGHT_STREAM = 2**32 - 1
 
 
 def patch_norm(input: Tensor, conv: ConvGeometry, epsilon: float) -> Tensor:
-    """Return √B (see `local_noise`), ``[N, groups, H_out, W_out]``, float64 for float64 and float32 otherwise.
-
-    Args:
-        input: ``[N, C_in, H, W]``.
-        conv: Sizes of the layer.
-        epsilon: Added to every square.
-    """
+    """Return √B (see `local_noise`), ``[N, groups, H_out, W_out]``, float64 for float64 and float32 otherwise."""
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     squares = _SumOfSquares.apply(input.unflatten(1, (conv.groups, conv.group_channels)), wide)
     squares = squares + conv.group_channels * epsilon
     if conv.dilation == (1, 1):
-        if any(2 * pad > size for pad, size in zip(conv.padding, conv.kernel, strict=True)):  # more than a pool takes
-            rows, columns = conv.padding
+        padding = conv.padding
+        if any(2 * pad > size for pad, size in zip(padding, conv.kernel, strict=True)):  # more than a pool takes
+            rows, columns = padding
             squares, padding = F.pad(squares, (columns, columns, rows, rows)), (0, 0)
-        else:
-            padding = conv.padding
         box = F.avg_pool2d(squares, conv.kernel, conv.stride, padding, divisor_override=1)
     else:  # in float64, which no GPU rounds to TF32
         ones = squares.new_ones((conv.groups, 1, *conv.kernel), dtype=torch.float64)

@@ -92,17 +92,9 @@ def _fast_cuda(a: Tensor, b: Tensor, shift: int, symmetric: bool, out: Tensor, r
         dead = left.dead[:, columns].float() @ right.dead[:, columns].float().T
         live = (a.shape[1] - dead).contiguous()
     by_mean = out[left.order][:, right.order].contiguous()
-    runtime.kernels.sym_distances_fast(
-        left.addresses(),
-        right.addresses(),
-        (len(a), len(b)),
-        a.shape[1],
-        symmetric,
-        0 if live is None else live.data_ptr(),
-        by_mean.data_ptr(),
-        runtime.device,
-        runtime.stream,
-    )
+    sizes, place = ((len(a), len(b)), a.shape[1], symmetric), (runtime.device, runtime.stream)
+    arrays = (0 if live is None else live.data_ptr()), by_mean.data_ptr()
+    runtime.kernels.sym_distances_fast(left.addresses(), right.addresses(), *sizes, *arrays, *place)
     by_mean.masked_fill_(~(left.sure[:, None] & right.sure), -1.0)
     if symmetric:
         by_mean.fill_diagonal_(0)

@@ -25,17 +25,7 @@ def filter_grad_sq(
 ) -> Tensor:
     """Return ``[N, C_out]`` squared per-sample filter gradients, by unfolding the input and one einsum.
 
-    Args:
-        input: ``[N, C_in, H, W]``.
-        grad_output: ``[N, C_out, H_out, W_out]``.
-        weight_shape: ``(C_out, C_in / groups, kH, kW)``.
-        stride: As in Conv2d.
-        padding: As in Conv2d.
-        dilation: As in Conv2d.
-        groups: As in Conv2d.
-
-    Returns:
-        ``[N, C_out]`` in the dtype of `input`. Memory: the unfolded input and every sample's weight gradient.
+    Arguments as in Conv2d. Memory: the unfolded input and every sample's weight gradient.
     """
     n, filters = input.shape[0], weight_shape[0]
     unfolded = F.unfold(input, tuple(weight_shape[2:]), dilation, padding, stride)  # [N, C_in·kH·kW, Q]
@@ -48,16 +38,9 @@ def filter_grad_sq(
 def per_sample_grad_sq(
     module: nn.Module, images: Tensor, cotangent: Tensor, weights: Sequence[nn.Parameter]
 ) -> list[Tensor]:
-    """Return each weight's squared gradient per sample and filter, by autograd at batch size one.
+    """Return ``‖∂(cotangent_n · module(image_n))/∂w_o‖²``, ``[N, C_out]`` a weight, by autograd at batch size one.
 
-    Args:
-        module: Maps ``[1, 3, H, W]`` to ``[1, D]``; in eval mode.
-        images: ``[N, 3, H, W]``.
-        cotangent: ``[N, D]``, gradient of the summed loss at the module's output.
-        weights: Parameters of `module`, filters along the first axis.
-
-    Returns:
-        For each weight ``[N, C_out]``: ``‖∂(cotangent_n · module(image_n))/∂w_o‖²``.
+    The module is in eval mode and maps ``[1, 3, H, W]`` to ``[1, D]``; `cotangent` is ``[N, D]``.
     """
     rows = []
     for image, v in zip(images, cotangent, strict=True):
@@ -75,20 +58,11 @@ def softmax_covariance(logits: Tensor) -> Tensor:
 def authors_monte_carlo(
     module: nn.Module, images: Tensor, labels: Tensor, weights: Sequence[nn.Parameter], batch_size: int = 64
 ) -> list[Tensor]:
-    """Return the authors' Monte-Carlo Fisher per filter: squared gradients of the **batch mean** of the loss.
+    """Return the authors' Monte-Carlo Fisher, ``[C_out]`` a weight: squared gradients of the loss's **batch mean**.
 
     Their released code does this with batches of 64, which estimates the Fisher divided by 64, from one squared
-    gradient a batch. At batch size one it is the per-sample estimator ``"sampled"``.
-
-    Args:
-        module: Maps ``[B, 3, H, W]`` to logits ``[B, C]``; in eval mode (theirs is in train mode by mistake).
-        images: ``[N, 3, H, W]``.
-        labels: ``[N]`` int64, sampled from the model.
-        weights: Parameters of `module`, filters along the first axis.
-        batch_size: Images in one mean.
-
-    Returns:
-        For each weight ``[C_out]``.
+    gradient a batch. At batch size one it is the per-sample estimator ``"sampled"``. `labels` ``[N]`` are sampled from
+    the model, which is in eval mode (theirs is in train mode by mistake).
     """
     totals = [weight.new_zeros(len(weight)) for weight in weights]
     batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
@@ -100,17 +74,10 @@ def authors_monte_carlo(
 
 
 def two_layer_fisher(first: Tensor, second: Tensor, inputs: Tensor) -> Tensor:
-    """Return the exact Fisher of ``p = σ(w·σ(Ux))`` in U, the closed form of the paper (§2, two-layer example).
+    """Return the exact Fisher of ``p = σ(w·σ(Ux))`` in U, ``[Z·X, Z·X]``, by the paper (§2, two-layer example).
 
-    ``F = E_x[p(1 − p) · S ⊗ xxᵀ]`` with ``S = wwᵀ ⊙ zzᵀ ⊙ (1−z)(1−z)ᵀ``, row-major ``vec(U)``.
-
-    Args:
-        first: U, ``[Z, X]``.
-        second: W, ``[Z]``.
-        inputs: X, ``[N, X]``.
-
-    Returns:
-        ``[Z·X, Z·X]``.
+    ``F = E_x[p(1 − p) · S ⊗ xxᵀ]`` with ``S = wwᵀ ⊙ zzᵀ ⊙ (1−z)(1−z)ᵀ``, row-major ``vec(U)``; U ``[Z, X]`` is
+    `first`, w ``[Z]`` is `second`, x are the rows of `inputs` ``[N, X]``.
     """
     z = torch.sigmoid(inputs @ first.T)  # [N, Z]
     p = torch.sigmoid(z @ second)  # [N]
@@ -131,13 +98,8 @@ def philox(seed: int, counter: Sequence[Any]) -> np.ndarray[Any, Any]:
     k0, k1 = seed & 0xFFFFFFFF, seed >> 32
     for _ in range(10):
         left, right = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (
-            right >> np.uint64(32) ^ c1 ^ np.uint64(k0),
-            right & mask,
-            left >> np.uint64(32) ^ c3,
-            left & mask,
-        )
-        c2 = c2 ^ np.uint64(k1)
+        c0, c1 = right >> np.uint64(32) ^ c1 ^ np.uint64(k0), right & mask
+        c2, c3 = left >> np.uint64(32) ^ c3 ^ np.uint64(k1), left & mask
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     return np.stack([c0, c1, c2, c3], -1)
 
@@ -184,17 +146,7 @@ def local_noise(
 ) -> Tensor:
     """Return `output` plus √conv2d(x² + epsilon, σ²)·ε: the authors' second convolution, written plainly.
 
-    Args:
-        output: Of the convolution, ``[N, C_out, H_out, W_out]``.
-        input: Of the convolution, ``[N, C_in, H, W]``.
-        log_variance: Log σ², ``[C_out]``.
-        weight_shape: ``(C_out, C_in / groups, kH, kW)``.
-        stride: As in Conv2d.
-        padding: As in Conv2d.
-        dilation: As in Conv2d.
-        groups: As in Conv2d.
-        noise: ε, like `output`.
-        epsilon: Added to every square.
+    σ² of each filter and x, the input, are as `kernels.local_noise` takes them; `noise` is ε, like `output`.
     """
     variance = log_variance.exp()[:, None, None, None].expand(*weight_shape)
     return output + F.conv2d(input**2 + epsilon, variance, None, stride, padding, dilation, groups).sqrt() * noise

@@ -18,15 +18,7 @@ the CPU and a kernel of their own on CUDA."""
 
 
 def available_routes(conv: ConvGeometry, device_type: str) -> tuple[Route, ...]:
-    """Return the routes that `conv` can take on a device type.
-
-    Args:
-        conv: Sizes of the layer.
-        device_type: ``"cpu"`` or ``"cuda"``.
-
-    Returns:
-        Some of `ROUTES`, in their order.
-    """
+    """Return the `ROUTES` that `conv` can take on ``"cpu"`` or ``"cuda"``, in their order."""
     if device_type == "cuda":
         return CUDA_ROUTES
     plain = conv.kernel == (3, 3) and conv.stride == (1, 1) and conv.dilation == (1, 1)
@@ -36,31 +28,21 @@ def available_routes(conv: ConvGeometry, device_type: str) -> tuple[Route, ...]:
 class CpuRates(NamedTuple):
     """Cost of each kind of work on a CPU, in multiply-adds of the native loops."""
 
-    call: float
-    """One call of torch's convolution (narrow groups), of any size."""
-    narrow: float
-    """One multiply-add of that convolution."""
-    tile: float
-    """One number of a tile transformed into the Winograd domain."""
-    back: float
-    """One number of the weight gradient transformed back from the Winograd domain."""
-    pack: float
-    """One number of the pixels transposed for the Gram matrix."""
-    shift: float
-    """One number of the Gram matrix added to A."""
+    call: float  # one call of torch's convolution (narrow groups), of any size
+    narrow: float  # one multiply-add of that convolution
+    tile: float  # one number of a tile transformed into the Winograd domain
+    back: float  # one number of the weight gradient transformed back from it
+    pack: float  # one number of the pixels transposed for the Gram matrix
+    shift: float  # one number of the Gram matrix added to A
 
 
 class CudaRates(NamedTuple):
     """Cost of each kind of work on CUDA, in multiply-adds of the direct route."""
 
-    gram: float
-    """One multiply-add of the Gram matrix (a batched matrix product)."""
-    form: float
-    """One multiply-add of the quadratic form δAδᵀ."""
-    unfold: float
-    """One number of the unfolded input, written and read again."""
-    shift: float
-    """One number of the pixels' Gram matrix added to A."""
+    gram: float  # one multiply-add of the Gram matrix (a batched matrix product)
+    form: float  # one multiply-add of the quadratic form δAδᵀ
+    unfold: float  # one number of the unfolded input, written and read again
+    shift: float  # one number of the pixels' Gram matrix added to A
 
 
 # Fitted to 32 conv shapes of ResNet-18/34/50, ResNeXt-50 and the tiny probe (batch 8, channels-last, 2 cores with
@@ -73,7 +55,7 @@ CUDA_RATES = CudaRates(gram=1, form=2, unfold=200, shift=100)
 
 
 def route_cost(route: Route, conv: ConvGeometry, device_type: str) -> float:
-    """Return the cost of one sample by `route`, in multiply-adds of the direct route.
+    """Return the cost of one sample by one of `available_routes`, in multiply-adds of the direct route.
 
     With Q output locations, P weights a filter, M padded pixels, G groups, K = kH·kW, and S phases of the stride:
 
@@ -82,14 +64,6 @@ def route_cost(route: Route, conv: ConvGeometry, device_type: str) -> float:
     - gram: G·Q²·P for UᵀU, Q²·C_out for the form, G·P·Q numbers unfolded
     - shifted_gram, CPU: half of S·Q²·C_in for the pixels and of Q²·C_out for the form, G·K·Q²/2 numbers added
     - shifted_gram, CUDA: M²·C_in for the pixels, Q²·C_out for the form, G·K·Q² numbers added
-
-    Args:
-        route: One of `available_routes`.
-        conv: Sizes of the layer.
-        device_type: ``"cpu"`` or ``"cuda"``.
-
-    Returns:
-        A positive number; only its order among the routes matters.
     """
     return _cuda_cost(route, conv) if device_type == "cuda" else _cpu_cost(route, conv)
 

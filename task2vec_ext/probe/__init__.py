@@ -3,8 +3,4 @@
 from .layers import Layer
 from .probe import Probe, load_probe
 
-__all__ = [
-    "Layer",
-    "Probe",
-    "load_probe",
-]
+__all__ = ["Layer", "Probe", "load_probe"]

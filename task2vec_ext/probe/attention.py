@@ -14,32 +14,18 @@ _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
 
 def self_attention(name: str, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """Return what ``torch.nn.functional.multi_head_attention_forward`` does, to rounding.
+    """Return what ``torch.nn.functional.multi_head_attention_forward`` does with these arguments, to rounding.
 
     That function mixes samples with positions (``[T·B, D]``) in its out-projection. Here both projections are
-    ``F.linear`` on ``[B, T, D]``.
-
-    Args:
-        name: One of the attention's layers, for the message.
-        *args: Arguments of that function.
-        **kwargs: Arguments of that function.
-
-    Returns:
-        Output ``[T, B, D]`` and, with ``need_weights``, the attention's weights.
-
-    Raises:
-        NotImplementedError: If it is not unmasked self-attention of a batch through one packed in-projection.
+    ``F.linear`` on ``[B, T, D]``. `name` is that of one of the attention's layers, for the message.
     """
     bound = _SIGNATURE.bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
     x, heads = given["query"], given["num_heads"]
+    tensors = ("attn_mask", "key_padding_mask", "bias_k", "static_k", "static_v")
     foreign = [
-        *(
-            what
-            for what in ("attn_mask", "key_padding_mask", "bias_k", "static_k", "static_v")
-            if given[what] is not None
-        ),
+        *(what for what in tensors if given[what] is not None),
         *(what for what in ("add_zero_attn", "is_causal", "use_separate_proj_weight") if given[what]),
         *(["a query that is not key and value"] if not x is given["key"] is given["value"] else []),
         *(["dropout"] if given["training"] and given["dropout_p"] > 0 else []),

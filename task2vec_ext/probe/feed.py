@@ -75,10 +75,9 @@ def with_targets(batches: Iterator[Batch], targets: Tensor) -> Iterator[Batch]:
 
 def same_as_before(batches: Iterator[Batch], seen: Batch | None) -> Iterator[Batch]:
     """Yield the batches; warn if the first image differs from the one that was `seen` in an earlier pass."""
-    for number, batch in enumerate(batches):
+    for batch in batches:
         # Ranks that share a task may begin with another image if some were left out.
-        checked = number == 0 and seen is not None and batch.index[0] == seen.index[0]
-        if checked and seen is not None and not torch.equal(batch.images[0], seen.images[0]):
+        if seen and batch.index[0] == seen.index[0] and not torch.equal(batch.images[0], seen.images[0]):
             warnings.warn(
                 "the task gives another image each time it is read (a random transform?): the head is fitted on "
                 "other images than the Fisher is taken of, and the same seed gives another embedding; use a fixed "
@@ -86,23 +85,14 @@ def same_as_before(batches: Iterator[Batch], seen: Batch | None) -> Iterator[Bat
                 Task2VecWarning,
                 stacklevel=4,
             )
+        seen = None
         yield batch
 
 
 def choose_device(module: nn.Module, device: str | torch.device | None, *, owned: bool) -> torch.device:
     """Return where to run: `device` if given, else where a caller's module is, else a GPU if there is one.
 
-    Args:
-        module: The probe's network.
-        device: What the caller asked for.
-        owned: Whether the package made the module; its device then does not count.
-
-    Returns:
-        The device, with an index if it has one.
-
-    Raises:
-        RuntimeError: If the machine does not have the device.
-        ValueError: If it is ``"meta"``.
+    It has an index if its kind has them. The device of a module that the package made (`owned`) does not count.
     """
     parameter = next(module.parameters(), None)
     if device is None:

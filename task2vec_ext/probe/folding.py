@@ -7,7 +7,7 @@ and ``∂L/∂w_o = s_o·∂L/∂w̃_o``: the Fisher of the original weights is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import fx, nn
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .layers import Layer
 
+_M = TypeVar("_M", nn.Conv2d, nn.BatchNorm2d)
 
 AGREEMENT = 1e-2
 """Largest difference between the two networks' features, relative to the largest feature. Rounding in TF32 stays well
@@ -43,15 +44,10 @@ class FoldedProbe(Probe):
 
 
 def fold(probe: Probe, layers: Sequence[Layer], images: Tensor) -> Probe:
-    """Return a faster probe that computes the same features.
+    """Return a faster probe that computes the same features; `probe` is left as it is.
 
-    Args:
-        probe: In eval mode; left as it is. The result shares its modules, with copies of the convolutions' weights.
-        layers: The embedding's layers; a BatchNorm among them is not folded.
-        images: One preprocessed image or more, ``[B, 3, H, W]``, on the probe's device, to compare both networks on.
-
-    Returns:
-        A `FoldedProbe`; `probe` itself if torch.fx cannot trace its network or the two do not agree.
+    The result shares its modules, with copies of the convolutions' weights; a BatchNorm among `layers` is not folded.
+    It is `probe` itself if torch.fx cannot trace the network, or the two do not agree on `images` ``[B, 3, H, W]``.
     """
     if isinstance(probe, FoldedProbe):
         return probe
@@ -82,35 +78,33 @@ def _folded(probe: Probe, graph: fx.Graph, kept: set[str]) -> FoldedProbe:
     modules, calls = dict(probe.module.named_modules()), [node.target for node in graph.nodes]
     network = fx.GraphModule(probe.module, graph)
     scale: dict[str, Tensor] = {}
+
+    def called(node: fx.Node) -> nn.Module | None:  # if no other node calls it
+        once = node.op == "call_module" and calls.count(node.target) == 1
+        return modules.get(str(node.target)) if once else None
+
     for node in list(graph.nodes):
-        conv = modules.get(str(node.target)) if node.op == "call_module" else None
-        if not _is_plain(conv, nn.Conv2d) or calls.count(node.target) > 1:
+        conv, name = called(node), str(node.target)
+        if not _is_plain(conv, nn.Conv2d):
             continue
-        assert isinstance(conv, nn.Conv2d)
-        name, after = str(node.target), next(iter(node.users)) if len(node.users) == 1 else None
-        norm = modules.get(str(after.target)) if after is not None and after.op == "call_module" else None
-        if (
-            after is not None
-            and _is_plain(norm, nn.BatchNorm2d)
-            and after.target not in kept
-            and calls.count(after.target) == 1
-        ):
-            assert isinstance(norm, nn.BatchNorm2d)
+        weight, bias = conv.weight.detach(), conv.bias
+        after = next(iter(node.users)) if len(node.users) == 1 else None
+        norm = called(after) if after is not None and after.target not in kept else None
+        if after is not None and _is_plain(norm, nn.BatchNorm2d):
             factor, shift = _affine(norm)
-            bias = shift if conv.bias is None else shift + factor * conv.bias.detach()
-            network.set_submodule(name, _like(conv, conv.weight.detach() * factor[:, None, None, None], bias))
             scale[name] = factor
+            weight = weight * factor[:, None, None, None]
+            bias = shift if conv.bias is None else shift + factor * conv.bias.detach()
             after.replace_all_uses_with(node)
             graph.erase_node(after)
-        else:
-            network.set_submodule(name, _like(conv, conv.weight.detach(), conv.bias))
+        network.set_submodule(name, _like(conv, weight, bias))
     network.delete_all_unused_submodules()
     network.recompile()
     network.eval()  # the containers that GraphModule makes; what it shares is in eval mode already
     return FoldedProbe(network, probe.head, probe.name, probe.weights, probe.preprocess, scale, pool=probe.pool)
 
 
-def _is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+def _is_plain(module: nn.Module | None, kind: type[_M]) -> TypeGuard[_M]:
     """Whether the module is of exactly this type (a subclass may compute something else) and has no hooks."""
     if type(module) is not kind:
         return False
@@ -132,20 +126,10 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 def _like(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     """Return a convolution of `conv`'s kind with other, channels-last weights."""
-    other = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]  # a tuple of any length, in Conv2d of two
-        conv.stride,  # type: ignore[arg-type]
-        conv.padding,  # type: ignore[arg-type]
-        conv.dilation,  # type: ignore[arg-type]
-        conv.groups,
-        bias is not None,
-        conv.padding_mode,
-        device="meta",
-    ).eval()
-    weight = weight.to(memory_format=torch.channels_last, copy=True)
-    other.weight = nn.Parameter(weight, requires_grad=False)
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    options: dict[str, Any] = {name: getattr(conv, name) for name in names}
+    other = nn.Conv2d(**options, bias=bias is not None, device="meta").eval()
+    other.weight = nn.Parameter(weight.to(memory_format=torch.channels_last, copy=True), requires_grad=False)
     if bias is not None:
         other.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return other

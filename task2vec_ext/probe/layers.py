@@ -10,7 +10,6 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-
 LayerKind = Literal["conv", "linear", "batchnorm"]
 
 _HEAD_NAMES = ("fc", "head", "classifier")  # common names come first: the last Linear layer may be another
@@ -39,13 +38,8 @@ class Layer:
 def named_filters(module: nn.Module, include_batchnorm: bool = False) -> Iterator[tuple[str, LayerKind]]:
     """Yield (name, kind) of every layer whose weight has filters as rows, in the module's order.
 
-    Args:
-        module: The probe's network.
-        include_batchnorm: Also BatchNorm2d, with one weight a channel.
-
-    Yields:
-        Conv2d and Linear modules by name, and the packed in-projection of an ``nn.MultiheadAttention`` (the parameter
-        ``in_proj_weight``, ``[3·D, D]``: queries, keys, values) as ``"….in_proj"``.
+    The packed in-projection of an ``nn.MultiheadAttention`` (the parameter ``in_proj_weight``, ``[3·D, D]``: queries,
+    keys, values) is ``"….in_proj"``. A BatchNorm2d has one weight a channel.
     """
     for name, child in module.named_modules():
         if isinstance(child, nn.Conv2d):
@@ -59,12 +53,7 @@ def named_filters(module: nn.Module, include_batchnorm: bool = False) -> Iterato
 
 
 def filter_weight(module: nn.Module, name: str) -> nn.Parameter:
-    """Return the weight of a layer, ``[C_out, …]``, by its name in `named_filters`.
-
-    Raises:
-        NotImplementedError: If the weight is computed from other parameters, as under ``weight_norm`` and
-            ``spectral_norm``.
-    """
+    """Return the weight of a layer, ``[C_out, …]``, by its name in `named_filters`."""
     owner, _, last = name.rpartition(".")
     packed = last == "in_proj" and isinstance(module.get_submodule(owner), nn.MultiheadAttention)
     try:
@@ -96,9 +85,6 @@ def default_head(module: nn.Module) -> str:
 
     It is ``fc``, ``head`` or ``classifier`` if that is a Linear layer, else the last one registered (``classifier.6``
     of a VGG, ``heads.head`` of a ViT).
-
-    Raises:
-        ValueError: If the network has no Linear layer.
     """
     for name in _HEAD_NAMES:
         if isinstance(getattr(module, name, None), nn.Linear):
@@ -112,12 +98,7 @@ def default_head(module: nn.Module) -> str:
 
 
 def find_head(module: nn.Module, name: str) -> nn.Linear:
-    """Return the Linear layer of that name.
-
-    Raises:
-        ValueError: If there is no such module.
-        TypeError: If it is not a Linear layer.
-    """
+    """Return the Linear layer of that name."""
     try:
         head = module.get_submodule(name)
     except AttributeError:
@@ -133,8 +114,5 @@ def find_head(module: nn.Module, name: str) -> nn.Linear:
 def linear_layers(module: nn.Module) -> list[str]:
     """Return the names of all Linear layers except attention's out-projections, none of which is a head."""
     attention = nn.modules.linear.NonDynamicallyQuantizableLinear
-    return [
-        name
-        for name, child in module.named_modules()
-        if isinstance(child, nn.Linear) and not isinstance(child, attention)
-    ]
+    linear = {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear)}
+    return [name for name, child in linear.items() if not isinstance(child, attention)]

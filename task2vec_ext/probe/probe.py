@@ -81,17 +81,17 @@ class Probe:
         digest = hashlib.sha256()
         for name, module in self.module.named_modules():
             attention = isinstance(module, nn.MultiheadAttention)  # has a child; its extra_repr omits num_heads
-            if not self._in_head(name) and (attention or not any(module.children())):
+            if not _within(name, self.head) and (attention or not any(module.children())):
                 options = f"num_heads={module.num_heads}" if attention else module.extra_repr()
                 digest.update(f"{name}:{type(module).__qualname__}({options})\n".encode())
         for name, value in self.module.state_dict().items():
-            if not self._in_head(name) and not name.endswith("num_batches_tracked"):  # no part of the function
+            if not _within(name, self.head) and not name.endswith("num_batches_tracked"):  # no part of the function
                 digest.update(f"{name}:{value.dtype}{list(value.shape)}\n".encode())
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the head's input for preprocessed images ``[B, 3, H, W]``; gradients flow if enabled.
+        """Return the head's input; gradients flow if enabled.
 
         Args:
             images: ``[B, 3, H, W]``, preprocessed, on the module's device.
@@ -150,7 +150,8 @@ class Probe:
             raise TypeError(f"Probe: expected layers as a list of names, got {only!r}; pass for instance ['layer4'].")
         if only is not None and not only:
             raise ValueError("Probe: expected layers to name at least one module, got none; pass None for all of them.")
-        named = {name: kind for name, kind in named_filters(self.module, include_batchnorm) if not self._in_head(name)}
+        named = dict(named_filters(self.module, include_batchnorm))
+        named = {name: kind for name, kind in named.items() if not _within(name, self.head)}
         for wanted in only or ():
             if not any(_within(name, wanted) for name in named):
                 raise ValueError(
@@ -159,9 +160,8 @@ class Probe:
                 )
         found, owners, stop = [], dict[int, str](), 0
         for name, kind in named.items():
-            if only is not None and not any(_within(name, wanted) for wanted in only):
-                continue
-            if self.pool is not None and _within(name, self.pool):
+            unwanted = only is not None and not any(_within(name, wanted) for wanted in only)
+            if unwanted or (self.pool is not None and _within(name, self.pool)):
                 continue
             weight = self.weight(name)
             if id(weight) in owners:
@@ -216,9 +216,6 @@ class Probe:
             prior[layer.start : layer.stop] = scale / max(mean_square, torch.finfo(torch.float32).tiny)
         return prior
 
-    def _in_head(self, name: str) -> bool:
-        return _within(name, self.head)
-
 
 @torch.inference_mode(mode=False)  # or its parameters could have no gradients
 def load_probe(
@@ -234,13 +231,12 @@ def load_probe(
     Args:
         probe: A torchvision name (`TORCHVISION_PROBES`), a model of timm by ``"timm:NAME"`` (the extra ``timm``),
             ``"tiny"`` (ships with the package, no download), a module in eval mode, or a `Probe`, returned as it is.
-        weights: For a name: a torchvision weights enum or the name of one (default ``"IMAGENET1K_V1"``, as in the
-            paper), the path of a ``.safetensors`` or ``.pth`` checkpoint (loaded with ``weights_only=True``; its head
-            may have any number of classes), ``"offline"`` (the weights of ``"tiny"``), or ``"random"`` (seed 0, as a
-            baseline). For a module: a path, loaded into that module, or None to keep its weights.
-        head: Name of the ``nn.Linear`` to refit; default: ``fc``, ``head`` or ``classifier`` if it is one, else the
-            module's last one. The result has it as ``Probe.head``.
-        preprocess: ``"weights"``: what the weights were trained with (for modules, checkpoints and random weights
+        weights: For a name: a torchvision weights enum or its name (default ``"IMAGENET1K_V1"``, as in the paper), the
+            path of a ``.safetensors`` or ``.pth`` checkpoint (read without running code; its head may have any number
+            of classes), ``"offline"`` (the weights of ``"tiny"``), or ``"random"`` (seed 0, as a baseline). For a
+            module: a path, loaded into that module, or None to keep its weights.
+        head: Name of the ``nn.Linear`` to refit; default: ``fc``, ``head`` or ``classifier``, else the last one.
+        preprocess: Default: what the weights were trained with (for modules, checkpoints and random weights
             torchvision's ImageNet preset, 256 → 224 px). None where tasks give preprocessed tensors.
         image_size: Side of another crop in pixels; the resize changes in proportion.
 
@@ -320,15 +316,7 @@ def _within(name: str, prefix: str) -> bool:
 
 
 def check_eval(module: nn.Module) -> None:
-    """Raise unless every submodule is in eval mode.
-
-    Args:
-        module: The probe's network.
-
-    Raises:
-        ValueError: If one is in train mode (batch statistics couple the samples, dropout adds noise) or a BatchNorm
-            lacks running statistics.
-    """
+    """Raise ValueError unless every submodule is in eval mode, and every BatchNorm has running statistics."""
     for name, child in module.named_modules():
         if child.training:
             where = f" (its submodule {name!r} is)" if name else ""
@@ -346,9 +334,7 @@ def check_eval(module: nn.Module) -> None:
 def _unwrapped(module: nn.Module) -> nn.Module:
     """Return the network inside DataParallel and torch.compile wrappers: they change its names and fingerprint."""
     while isinstance(module, nn.DataParallel) or hasattr(module, "_orig_mod"):
-        inner = module.module if isinstance(module, nn.DataParallel) else module._orig_mod
-        assert isinstance(inner, nn.Module)
-        module = inner
+        module = module.get_submodule("module" if isinstance(module, nn.DataParallel) else "_orig_mod")
     return module
 
 

@@ -44,16 +44,10 @@ class _BasicBlock(nn.Module):
 class TinyResNet(nn.Module):
     """Logits of a four-stage residual network for 48x48 images; its head is ``fc``.
 
-    One basic block a stage; with the default widths 0.70 M weights in 12 convolutions, K = 1,080 filters.
-    Names (``conv1``, ``layer1`` … ``layer4``, ``fc``) and in-place ReLU are torchvision's, so that what works on this
-    probe works on its ResNets. Other image sizes are accepted, but not recommended.
-
-    Args:
-        num_classes: Outputs of the head. The default fits the shipped weights.
-        widths: Channels of the four stages; the stem has the first one's.
-
-    Raises:
-        ValueError: If `num_classes` or a width is not positive, or there are not four widths.
+    One basic block a stage; with the default widths (channels of the four stages, the stem has the first one's) 0.70 M
+    weights in 12 convolutions, K = 1,080 filters. Names (``conv1``, ``layer1`` … ``layer4``, ``fc``) and in-place ReLU
+    are torchvision's, so that what works on this probe works on its ResNets. Other image sizes are accepted, but not
+    recommended.
     """
 
     def __init__(  # noqa: D107 - the class says it
@@ -89,8 +83,5 @@ class TinyResNet(nn.Module):
 
 
 def tiny_weights_path() -> Path:
-    """Path of the shipped weights, a safetensors file that fits ``TinyResNet()`` strictly.
-
-    Its metadata state recipe, seed, data, classes trained and never seen, and accuracies.
-    """
+    """Return the path of the shipped weights; the file's metadata say how they were trained, and the accuracies."""
     return Path(__file__).with_name("tiny.safetensors")

@@ -29,16 +29,9 @@ _RENAMED = (  # torchvision's files of its DenseNets and ViTs are older than the
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the weights in a ``.safetensors`` or ``.pth`` file, on the CPU, without running any of its code.
+    """Return name → weight of a ``.safetensors`` or ``.pth`` file, on the CPU, without running any of its code.
 
-    Args:
-        path: The file; all but ``.safetensors`` are loaded with ``weights_only=True``.
-
-    Returns:
-        Name → tensor, without wrappers such as ``{"state_dict": …}`` and prefixes such as ``module.``.
-
-    Raises:
-        ValueError: If the file is missing, cannot be read, or holds no weights.
+    Wrappers such as ``{"state_dict": …}`` and prefixes such as ``module.`` are taken off.
     """
     file = Path(path)
     if not file.is_file():
@@ -69,16 +62,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], who: str) -> None:
-    """Load `state` into `module`, after checking that it fits and is finite.
-
-    Args:
-        module: Changed only if everything fits.
-        state: Name → tensor; 16-bit weights are widened.
-        who: Names the network in the message.
-
-    Raises:
-        ValueError: If names or shapes differ, or a weight is NaN or infinite.
-    """
+    """Load `state` into `module`, once it is known to fit and to be finite; `who` names the network in messages."""
     own = module.state_dict()
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
@@ -108,38 +92,24 @@ def _check_finite(state: dict[str, Tensor], who: str) -> None:
 
 def _with_checkpoint(module: nn.Module, path: str | os.PathLike[str], who: str) -> nn.Module:
     """Return the module with a checkpoint's weights. Its head may have other classes or be missing: it is refitted."""
-    state = {_renamed(name): value for name, value in read_checkpoint(path).items()}
+    state = read_checkpoint(path)
+    for old, new in _RENAMED:
+        state = {old.sub(new, name): value for name, value in state.items()}
     name = default_head(module)
     head = find_head(module, name)
-    own = {f"{name}.{key}": value for key, value in head.state_dict().items()}
     if f"{name}.weight" in state:
         module.set_submodule(name, nn.Linear(head.in_features, len(state[f"{name}.weight"]), head.bias is not None))
     else:
-        state |= own
+        state |= {f"{name}.{key}": value for key, value in head.state_dict().items()}
     load_state(module, state, f"{who} with {path}")
     return module
 
 
-def _renamed(name: str) -> str:
-    for old, new in _RENAMED:
-        name = old.sub(new, name)
-    return name
-
-
 def torchvision_weights(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
-    """Return (module, source, preprocessing) of a torchvision classification model.
+    """Return (module as torchvision builds it, name of the weights, preprocessing) of a classification model.
 
-    Args:
-        name: The model's name.
-        weights: Enum, name of an enum's member, path, ``"random"``, or None for the model's first ones
-            (``"IMAGENET1K_V1"`` except for ViT-H).
-
-    Returns:
-        The module in train mode as torchvision builds it, a name for the weights, and their preprocessing.
-
-    Raises:
-        ValueError: If the weights are not of this model, or a checkpoint does not fit.
-        RuntimeError: If the weights are not on this machine and cannot be downloaded.
+    `weights` are an enum, the name of one's member, a path, ``"random"``, or None for the model's first ones
+    (``"IMAGENET1K_V1"`` except for ViT-H).
     """
     from torchvision.models import WeightsEnum, get_model, get_model_weights
 
@@ -147,6 +117,8 @@ def torchvision_weights(name: str, weights: Any) -> tuple[nn.Module, str, Prepro
     known = ", ".join(option.name for option in options)
     if weights is None:
         weights = next(iter(options))
+    elif isinstance(weights, str) and weights in (*options.__members__, "DEFAULT"):
+        weights = options[weights]
     if isinstance(weights, WeightsEnum):
         if weights not in list(options):
             raise ValueError(f"load_probe: expected weights of {name} ({known}), got {weights}.")
@@ -155,16 +127,11 @@ def torchvision_weights(name: str, weights: Any) -> tuple[nn.Module, str, Prepro
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return get_model(name, weights=None), "random", Preprocess()
-    if isinstance(weights, str) and weights in (*options.__members__, "DEFAULT"):
-        return _from_enum(name, options[weights])
-    if not isinstance(weights, (str, os.PathLike)):
+    is_name = isinstance(weights, str) and not os.path.exists(weights) and not Path(weights).suffix
+    if is_name or not isinstance(weights, (str, os.PathLike)):
         raise ValueError(
-            f"load_probe: expected weights of {name} as an enum, one of {known}, or a path; got {weights!r}."
-        )
-    if isinstance(weights, str) and not os.path.exists(weights) and not Path(weights).suffix:
-        raise ValueError(
-            f"load_probe: expected weights of {name} as one of {known}, DEFAULT, random, or the path of a checkpoint; "
-            f"got {weights!r}."
+            f"load_probe: expected weights of {name} as an enum, one of {known}, DEFAULT, random, or the path of a "
+            f"checkpoint; got {weights!r}."
         )
     return _with_checkpoint(get_model(name, weights=None), weights, name), Path(weights).name, Preprocess()
 
@@ -188,19 +155,10 @@ def _from_enum(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
 
 
 def timm_weights(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
-    """Return (module, source, preprocessing) of a model of timm.
+    """Return (module as timm builds it, name of the weights, preprocessing) of a model of timm.
 
-    Args:
-        name: The model's name, with or without the tag of its weights (``"resnet34.a1_in1k"``).
-        weights: None for the weights that the name stands for, a path, or ``"random"``.
-
-    Returns:
-        The module in train mode as timm builds it, a name for the weights, and their preprocessing.
-
-    Raises:
-        ValueError: If there is no such model, or a checkpoint does not fit.
-        NotImplementedError: If `Preprocess` cannot express its preprocessing.
-        RuntimeError: If timm is not installed, or the weights are not on this machine and cannot be downloaded.
+    The name may carry the tag of its weights (``"resnet34.a1_in1k"``). `weights` are None for those that the name
+    stands for, a path, or ``"random"``.
     """
     try:
         import timm

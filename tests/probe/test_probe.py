@@ -237,7 +237,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
         ({"probe": "resnet18", "weights": "IMAGENET1K_V7"}, ValueError, "IMAGENET1K_V1, DEFAULT, random"),
         ({"probe": "resnet18", "weights": ResNet34_Weights.DEFAULT}, ValueError, "expected weights of resnet18"),
         ({"probe": "resnet18", "weights": "missing.pth"}, ValueError, "found no such file"),
-        ({"probe": "resnet18", "weights": 3}, ValueError, "or a path; got 3"),
+        ({"probe": "resnet18", "weights": 3}, ValueError, "or the path of a checkpoint; got 3"),
         ({"probe": "tiny", "weights": "DEFAULT"}, ValueError, "'offline' or 'random'"),
         ({"probe": "tiny", "head": "classifier"}, ValueError, "module named 'classifier' as head.*fc"),
         ({"probe": "tiny", "head": "layer1"}, TypeError, "an nn.Linear, got Sequential"),
