@@ -81,8 +81,10 @@ def embed(
     given: dict[str, Any] = {"beta": beta, "noise": noise, "epochs": epochs}
     variational = {name: value for name, value in given.items() if value is not None}
     if variational and estimator != "variational":
-        names = " and ".join(f"--{name}" for name in variational)
-        raise ValueError(f"embed: expected {names} with --estimator variational, got {estimator}; leave {names} out.")
+        given_as = " and ".join(f"--{name}" for name in variational)
+        raise ValueError(
+            f"embed: expected {given_as} with --estimator variational, got {estimator}; leave {given_as} out."
+        )
     settings = EmbedSettings(
         loss if pseudo_labels is None else PseudoLabels(num_clusters=pseudo_labels),
         estimator,
