@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from task2vec_ext._util.atomic import atomic_path
 from task2vec_ext.demo.studio import TRAINED, TRAINING_DIGITS, UNSEEN, Studio
 from task2vec_ext.probe.tiny import TINY_MEAN, TINY_SIZE, TINY_STD, TinyResNet, tiny_weights_path
 
@@ -193,9 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures = {"training images, augmented": round(accuracy, 4), **measure(probe, chosen.seed)}
     for name, figure in figures.items():
         print(f"{figure:6.3f}  {name}")
-    with atomic_path(chosen.out) as path:
-        weights = {name: tensor.contiguous() for name, tensor in probe.state_dict().items()}
-        save_file(weights, path, metadata=describe(chosen.seed, figures))
+    weights = {name: tensor.contiguous() for name, tensor in probe.state_dict().items()}
+    unfinished = chosen.out.with_suffix(".part")
+    save_file(weights, unfinished, metadata=describe(chosen.seed, figures))
+    unfinished.replace(chosen.out)
     print(f"wrote {chosen.out} ({chosen.out.stat().st_size / 1e6:.1f} MB)")
 
 
