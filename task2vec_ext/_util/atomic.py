@@ -60,4 +60,4 @@ def check_writable(who: str, folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
     except OSError as error:
-        raise OSError(f"{who}: cannot write into {folder} ({error.strerror}); choose another --output.") from error
+        raise OSError(f"{who}: cannot write into {folder} ({error.strerror}); choose another.") from error

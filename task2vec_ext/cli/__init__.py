@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from ..kernels.native import build_info
 from .compare import distances, nearest
 from .demo import demo
 from .embed import embed, info
@@ -65,14 +66,9 @@ def _run() -> NoReturn:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from ..kernels.native import build_info
-
         info = build_info()
-        cuda = (
-            f"CUDA {info.cuda_version} for {', '.join(info.cuda_architectures or ())}"
-            if info.cuda_version
-            else "no CUDA"
-        )
+        architectures = ", ".join(info.cuda_architectures or ())
+        cuda = f"CUDA {info.cuda_version} for {architectures}" if info.cuda_version else "no CUDA"
         print(f"task2vec_ext {info.version} ({info.compiler}, {cuda}, OpenMP {info.openmp or 'off'})")
         raise typer.Exit
 

@@ -2,59 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .._util.terminal import console, print_table
-from .options import (
-    BatchSize,
-    Beta,
-    Device,
-    Epochs,
-    Estimator,
-    ImageSize,
-    Loss,
-    NoiseOn,
-    NumSamples,
-    NumWorkers,
-    ProbeName,
-    Seed,
-    SkipUnreadable,
-    Specs,
-    Weights,
-)
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from ..library import Entry
+from ..data import Tasks, as_task, tasks_from
+from ..distance import norm_with_error, relative_error
+from ..embed import Team, launched_ranks
+from ..embedding import Embedding
+from ..fisher import VariationalSettings
+from ..library import Entry, build_library
+from ..losses import PseudoLabels
+from ..settings import EmbedSettings
+from . import options
 
 _TABLE_ROWS = 40  # tasks that are listed when they are done; task2vec library ls lists any number
 
 
 def embed(
-    specs: Specs,
+    specs: options.Specs,
     output: Annotated[Path, typer.Option("--output", "-o", help="The library's folder; made where there is none.")],
-    probe: ProbeName = "resnet34",
-    weights: Weights = None,
+    probe: options.ProbeName = "resnet34",
+    weights: options.Weights = None,
     pseudo_labels: Annotated[
         int | None,
         typer.Option(min=2, help="Folders of unlabelled images: take this many k-means clusters for classes."),
     ] = None,
-    loss: Loss = "cross_entropy",
-    estimator: Estimator = "signed",
-    beta: Beta = None,
-    noise: NoiseOn = None,
-    epochs: Epochs = None,
-    num_samples: NumSamples = None,
-    image_size: ImageSize = None,
-    device: Device = None,
-    batch_size: BatchSize = 32,
-    num_workers: NumWorkers = 0,
-    seed: Seed = 0,
-    skip_unreadable: SkipUnreadable = False,
+    loss: options.Loss = "cross_entropy",
+    estimator: options.Estimator = "signed",
+    beta: options.Beta = None,
+    noise: options.NoiseOn = None,
+    epochs: options.Epochs = None,
+    num_samples: options.NumSamples = None,
+    image_size: options.ImageSize = None,
+    device: options.Device = None,
+    batch_size: options.BatchSize = 32,
+    num_workers: options.NumWorkers = 0,
+    seed: options.Seed = 0,
+    skip_unreadable: options.SkipUnreadable = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try the tasks again that failed in an earlier run.")
     ] = False,
@@ -69,17 +57,10 @@ def embed(
 
     Several processes share the tasks: torchrun --nproc-per-node=4 -m task2vec_ext embed ...
     """
-    from ..data import Tasks, as_task, tasks_from
-    from ..embed import Team, launched_ranks
-    from ..fisher import VariationalSettings
-    from ..library import build_library
-    from ..losses import PseudoLabels
-    from ..settings import EmbedSettings
-
     if pseudo_labels is not None and loss != "cross_entropy":
         raise ValueError(f"embed: expected either --pseudo-labels or --loss {loss}, got both.")
-    given: dict[str, Any] = {"beta": beta, "noise": noise, "epochs": epochs}
-    variational = {name: value for name, value in given.items() if value is not None}
+    given = {"beta": beta, "noise": noise, "epochs": epochs}
+    variational: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if variational and estimator != "variational":
         names = " and ".join(f"--{name}" for name in variational)
         raise ValueError(f"embed: expected {names} with --estimator variational, got {estimator}; leave {names} out.")
@@ -147,9 +128,6 @@ def print_entries(entries: Iterable[Entry]) -> None:
 
 def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding (.safetensors).")]) -> None:
     """Print what an embedding is and how it was made."""
-    from ..distance.uncertainty import norm_with_error, relative_error
-    from ..embedding import Embedding
-
     embedding = Embedding.load(file)
     print(embedding)
     rows = {

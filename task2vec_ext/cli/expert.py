@@ -9,14 +9,13 @@ import typer
 
 from .._util.terminal import console, print_table
 from ..data import tasks_from
-from ..embed.fisher_embed import fisher_embed
+from ..embed import fisher_embed
 from ..embedding import Embedding
-from ..experts.errors import IMAGENET
-from ..experts.expert import AnyExpert, experts_in, save_expert, train_expert
+from ..experts import IMAGENET, experts_in, save_expert, train_expert, transfer_errors
+from ..experts.expert import AnyExpert
 from ..experts.recipe import RecipeName
-from ..experts.transfer import transfer_errors
 from ..fisher.head import HeadMethod
-from ..probe.probe import load_probe
+from ..probe import load_probe
 from .options import Device, ImageSize, NumSamples, NumWorkers, ProbeName, Seed, Specs, Weights
 
 expert = typer.Typer(help="Fine-tune networks, list them, and measure their errors on tasks.", no_args_is_help=True)

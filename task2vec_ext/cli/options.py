@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,10 +14,11 @@ from ..losses import LossName
 Specs = Annotated[
     list[str],
     typer.Argument(
-        metavar="SPEC...",
-        help="Folders of class folders, or SOURCE:WHAT, e.g. cub:DIR (docs/data_sources.md).",
+        metavar="SPEC...", help="Folders of class folders, or SOURCE:WHAT, e.g. cub:DIR (docs/data_sources.md)."
     ),
 ]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A library, or a folder of embeddings (.safetensors).")]
+Alpha = Annotated[float, typer.Option(help="Weight of the trivial task in asym and asym_scaled.")]
 ProbeName = Annotated[
     str,
     typer.Option(help="A torchvision network (resnet50, vit_b_16, …), timm:NAME, or tiny (needs no download)."),

@@ -15,8 +15,7 @@ from .._util.terminal import console, print_table, printable
 from ..data import tasks_from
 from ..embed import Work, embed_like
 from ..embedding import Embedding
-from ..experts.expert import Expert, experts_in
-from ..experts.features import Extractor
+from ..experts import Expert, Extractor, experts_in
 from ..library import load_embeddings
 from ..selection import SELECTORS, Choice, ErrorMatrix, ExpertFacts, Interval, Selector, Table, TaskFacts, choose
 from ..selection import evaluate as score
@@ -132,9 +131,8 @@ def evaluate(
     if len(lacking) == len(matrix.tasks):
         raise ValueError(f"select evaluate: expected embeddings of {errors}'s tasks in {library}, found none of them.")
     wanted = by or [name for name in SELECTORS if name not in get_args(FromOutputs)]
-    for name in wanted:
-        if name not in SELECTORS:
-            raise ValueError(f"select evaluate: expected --by to be one of {', '.join(SELECTORS)}; got {name!r}.")
+    if unknown := [name for name in wanted if name not in SELECTORS]:
+        raise ValueError(f"select evaluate: expected --by to be one of {', '.join(SELECTORS)}; got {unknown[0]!r}.")
     table = score(
         matrix.select(tasks=[name for name in matrix.tasks if name not in lacking]),
         [SELECTORS[name] for name in wanted],
@@ -177,12 +175,9 @@ def _print_evaluation(table: Table) -> None:
     rows = [
         (
             row.selector,
-            _with_interval(row.means["increase"], 100, "+.1f"),
-            _with_interval(row.means["points"], 100, "+.1f"),
-            _with_interval(row.means["top1"], 100, ".0f"),
-            _with_interval(row.means["top3"], 100, ".0f"),
-            _with_interval(row.means["spearman"], 1, ".2f"),
-            _with_interval(row.means["tau"], 1, ".2f"),
+            *(_with_interval(row.means[measure], 100, "+.1f") for measure in ("increase", "points")),
+            *(_with_interval(row.means[measure], 100, ".0f") for measure in ("top1", "top3")),
+            *(_with_interval(row.means[measure], 1, ".2f") for measure in ("spearman", "tau")),
             f"{row.passes:g}",
         )
         for row in table.rows
@@ -254,10 +249,8 @@ def _carded(folder: Path, known: dict[str, TaskFacts]) -> dict[str, ExpertFacts]
     facts = {}
     for one in experts_in(folder):
         task = known.get(one.name, TaskFacts(one.name))
-        task = replace(
-            task, embedding=task.embedding or one.embedding, num_images=one.card.num_images or task.num_images
-        )
-        facts[one.name] = ExpertFacts(one.name, task)
+        embedding, images = task.embedding or one.embedding, one.card.num_images or task.num_images
+        facts[one.name] = ExpertFacts(one.name, replace(task, embedding=embedding, num_images=images))
     return facts
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -33,7 +33,7 @@ class EmbeddingFiles(Sequence[Embedding]):
     def __init__(self, files: Sequence[Path], library: Library | None = None) -> None:
         """Keep the paths; reads nothing."""
         self.files, self.library = tuple(files), library
-        self._load = lru_cache(_KEPT)(Embedding.load)
+        self._load = lru_cache(_KEPT)(_load)
 
     @overload
     def __getitem__(self, index: int) -> Embedding: ...
@@ -45,7 +45,7 @@ class EmbeddingFiles(Sequence[Embedding]):
         """Read an embedding, or choose some."""
         if isinstance(index, slice):
             return EmbeddingFiles(self.files[index])
-        return named(self._load(self.files[index]), self.files[index])
+        return self._load(self.files[index])
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -91,17 +91,13 @@ class EmbeddingFiles(Sequence[Embedding]):
 
     def without_groups(self) -> list[Embedding]:
         """Read all, without their group means: a thousand of them fit into memory."""
-        return [named(without_groups(Embedding.load(file)), file) for file in self.files]
+        return [replace(_load(file), group_means=None) for file in self.files]
 
 
-def without_groups(embedding: Embedding) -> Embedding:
-    """Return an embedding without its error bars."""
-    return dataclasses.replace(embedding, group_means=None)
-
-
-def named(embedding: Embedding, file: Path) -> Embedding:
+def _load(file: Path) -> Embedding:
     """Return an embedding with a name: its file's where it has none."""
-    return embedding if embedding.name else dataclasses.replace(embedding, name=file.stem)
+    embedding = Embedding.load(file)
+    return embedding if embedding.name else replace(embedding, name=file.stem)
 
 
 def load_embeddings(path: str | os.PathLike[str]) -> EmbeddingFiles:

@@ -16,17 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LibrarySettings:
-    """What all embeddings of a library are made with.
-
-    Args:
-        probe: Which network.
-        settings: What decides the numbers.
-        filters: K, the length of every embedding.
-    """
+    """What all embeddings of a library are made with."""
 
     probe: ProbeInfo
     settings: EmbedSettings
-    filters: int
+    filters: int  # K, the length of every embedding
 
     @classmethod
     def of(cls, probe: Probe, settings: EmbedSettings) -> LibrarySettings:
@@ -39,11 +33,7 @@ class LibrarySettings:
         """Return what `to_json` wrote, or what version 0.1 did."""
         if "settings" in record:
             return cls(ProbeInfo(**record["probe"]), EmbedSettings.from_json(record["settings"]), record["filters"])
-        head = {
-            "method": record["head_method"],
-            "l2": record["head_l2"],
-            "class_balanced": record["class_balanced"],
-        }
+        head = {"method": record["head_method"], "l2": record["head_l2"], "class_balanced": record["class_balanced"]}
         probe = ProbeInfo(**record["probe"], preprocess=record["preprocess"])
         return cls(probe, EmbedSettings.from_json(settings_of_format_2(record, head)), record["filters"])
 
