@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from ..distance.rules import RULES, Pairs, Tasks, Vectors
+from ..distance.rules import RULES, Pairs, SymDistanceName, Tasks, Vectors
+from ..embedding import Embedding
 from ..jackknife import Estimate, estimate, halved, side
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..distance.rules import SymDistanceName
-    from ..embedding import Embedding
 
 _KEPT = 32
 """Tasks whose resampled Fishers stay in memory: 6.5 MB each at 8,512 filters."""
@@ -88,9 +84,7 @@ def distance_with_error(a: Resampled, b: Resampled, distance: SymDistanceName) -
         side(value, _distances(without_b, whole_a, distance), b.sizes),
     ]
     turns = torch.arange(max(len(halves_a.values), len(halves_b.values)))  # fewer halves are used again in turn
-    ours, theirs = (
-        Vectors(*(field[turns % len(halves.values)] for field in halves)) for halves in (halves_a, halves_b)
-    )
+    ours, theirs = (Vectors(*(field[turns % len(h.values)] for field in h)) for h in (halves_a, halves_b))
     return estimate(value, sides, _distances(ours, theirs, distance).mean())
 
 

@@ -8,6 +8,7 @@ import sys
 from typing import Annotated, NoReturn
 
 import typer
+from typer import Option
 
 from ..kernels.native import build_info
 from .compare import distances, nearest
@@ -79,8 +80,7 @@ def _print_version(wanted: bool) -> None:
 )
 def _options(
     version: Annotated[
-        bool,
-        typer.Option("--version", help="Print version and build, and exit.", callback=_print_version, is_eager=True),
+        bool, Option("--version", help="Print version and build, and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Hold the options of the program itself."""

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from .._util.tables import write_matrix
 from .._util.terminal import console, print_table
@@ -25,11 +25,11 @@ _MATRIX_COLUMNS = 12  # tasks whose whole matrix is still readable in a terminal
 def distances(
     folder: Folder,
     distance: Annotated[
-        DistanceName, typer.Option(help="Which distance; sym is the paper's d_sym, asym its d_asym.")
+        DistanceName, Option(help="Which distance; sym is the paper's d_sym, asym its d_asym.")
     ] = "sym",
     alpha: Alpha = 0.15,
-    csv: Annotated[Path | None, typer.Option(help="Write the matrix to this CSV file.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Plot the clustered matrix to this file (.png, .svg, .pdf).")] = None,
+    csv: Annotated[Path | None, Option(help="Write the matrix to this CSV file.")] = None,
+    png: Annotated[Path | None, Option(help="Plot the clustered matrix to this file (.png, .svg, .pdf).")] = None,
 ) -> None:
     """Compare embeddings: each task's nearest one, the matrix as CSV, the clustered matrix as a plot."""
     embeddings = load_embeddings(folder)
@@ -59,18 +59,17 @@ def distances(
 
 def nearest(
     task: Annotated[
-        str,
-        typer.Argument(metavar="TASK", help="A task of DIR, an embedding's file, or images: a folder or SPEC."),
+        str, Argument(metavar="TASK", help="A task of DIR, an embedding's file, or images: a folder or SPEC.")
     ],
     folder: Annotated[
-        Path, typer.Option("--library", metavar="DIR", help="A library, or a folder of embeddings (.safetensors).")
+        Path, Option("--library", metavar="DIR", help="A library, or a folder of embeddings (.safetensors).")
     ],
     weights: Annotated[
-        str | None, typer.Option(help="For images: the probe's checkpoint, where the library was built with one.")
+        str | None, Option(help="For images: the probe's checkpoint, where the library was built with one.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
+    k: Annotated[int, Option("-k", min=1, help="How many.")] = 10,
     distance: Annotated[
-        SymDistanceName, typer.Option(help="sym is the paper's d_sym; sym_scaled: scaled to unit mean.")
+        SymDistanceName, Option(help="sym is the paper's d_sym; sym_scaled: scaled to unit mean.")
     ] = "sym",
 ) -> None:
     """Find the tasks of a library that are nearest to a task."""

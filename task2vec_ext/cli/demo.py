@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from .._util.atomic import check_writable
 from .._util.terminal import console, print_table
@@ -15,8 +15,8 @@ from ..plot import check_installed
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("task2vec-demo"),
-    seed: Annotated[int, typer.Option(help="Seed of images and embeddings.")] = 0,
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the results.")] = Path("task2vec-demo"),
+    seed: Annotated[int, Option(help="Seed of images and embeddings.")] = 0,
 ) -> None:
     """Embed and compare 25 small tasks of handwriting, photographs, drawings and textures, in a minute.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from .._util.terminal import console, print_table
 from ..data import Tasks, as_task, tasks_from
@@ -24,12 +25,11 @@ _TABLE_ROWS = 40  # tasks that are listed when they are done; task2vec library l
 
 def embed(
     specs: options.Specs,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The library's folder; made where there is none.")],
+    output: Annotated[Path, Option("--output", "-o", help="The library's folder; made where there is none.")],
     probe: options.ProbeName = "resnet34",
     weights: options.Weights = None,
     pseudo_labels: Annotated[
-        int | None,
-        typer.Option(min=2, help="Folders of unlabelled images: take this many k-means clusters for classes."),
+        int | None, Option(min=2, help="Folders of unlabelled images: take this many k-means clusters for classes.")
     ] = None,
     loss: options.Loss = "cross_entropy",
     estimator: options.Estimator = "signed",
@@ -44,10 +44,10 @@ def embed(
     seed: options.Seed = 0,
     skip_unreadable: options.SkipUnreadable = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try the tasks again that failed in an earlier run.")
+        bool, Option("--retry-failed", help="Try the tasks again that failed in an earlier run.")
     ] = False,
     shard_images: Annotated[
-        bool, typer.Option("--shard-images", help="Several processes share the images of one task, not the tasks.")
+        bool, Option("--shard-images", help="Several processes share the images of one task, not the tasks.")
     ] = False,
 ) -> None:
     """Embed tasks into a library: one vector for each task, in a folder.
@@ -126,7 +126,7 @@ def print_entries(entries: Iterable[Entry]) -> None:
     print_table(console(), columns, rows)
 
 
-def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding (.safetensors).")]) -> None:
+def info(file: Annotated[Path, Argument(metavar="FILE", help="An embedding (.safetensors).")]) -> None:
     """Print what an embedding is and how it was made."""
     embedding = Embedding.load(file)
     print(embedding)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from .._util.terminal import console, print_table
 from ..data import tasks_from
@@ -20,7 +21,7 @@ from .options import Device, ImageSize, NumSamples, NumWorkers, ProbeName, Seed,
 
 expert = typer.Typer(help="Fine-tune networks, list them, and measure their errors on tasks.", no_args_is_help=True)
 
-_Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of experts.")]
+_Output = Annotated[Path, Option("--output", "-o", metavar="DIR", help="Folder of experts.")]
 
 
 @expert.command()
@@ -30,10 +31,10 @@ def train(
     probe: ProbeName = "resnet34",
     weights: Weights = None,
     image_size: ImageSize = None,
-    recipe: Annotated[RecipeName, typer.Option(help="paper: 60 epochs; quick: 5, for a few hundred images.")] = "paper",
+    recipe: Annotated[RecipeName, Option(help="paper: 60 epochs; quick: 5, for a few hundred images.")] = "paper",
     num_samples: NumSamples = None,
     embed: Annotated[
-        bool, typer.Option(help="Also embed the task, and keep the embedding with the expert: selectors need it.")
+        bool, Option(help="Also embed the task, and keep the embedding with the expert: selectors need it.")
     ] = True,
     device: Device = None,
     num_workers: NumWorkers = 0,
@@ -55,15 +56,13 @@ def train(
 
 @expert.command()
 def register(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Name of the expert: that of the task it was trained on.")
-    ],
-    weights: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Its weights (.safetensors, .pth).")],
+    name: Annotated[str, Argument(metavar="NAME", help="Name of the expert: that of the task it was trained on.")],
+    weights: Annotated[str, Argument(metavar="CHECKPOINT", help="Its weights (.safetensors, .pth).")],
     output: _Output,
     probe: ProbeName = "resnet34",
     image_size: ImageSize = None,
     embedding: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Embedding of the task it was trained on (.safetensors).")
+        Path | None, Option(metavar="FILE", help="Embedding of the task it was trained on (.safetensors).")
     ] = None,
 ) -> None:
     """Make an expert of any checkpoint."""
@@ -75,7 +74,7 @@ def register(
 
 
 @expert.command()
-def ls(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of experts.")]) -> None:
+def ls(folder: Annotated[Path, Argument(metavar="DIR", help="Folder of experts.")]) -> None:
     """List the experts."""
     rows = [
         (
@@ -94,24 +93,24 @@ def ls(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of exp
 @expert.command()
 def transfer(
     specs: Specs,
-    experts: Annotated[Path, typer.Option(metavar="DIR", help="Folder of experts.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="CSV", help="File of the error matrix.")],
+    experts: Annotated[Path, Option(metavar="DIR", help="Folder of experts.")],
+    output: Annotated[Path, Option("--output", "-o", metavar="CSV", help="File of the error matrix.")],
     probe: Annotated[
-        str | None, typer.Option(help="Also measure this network without fine-tuning, as the row imagenet.")
+        str | None, Option(help="Also measure this network without fine-tuning, as the row imagenet.")
     ] = None,
     weights: Weights = None,
     image_size: ImageSize = None,
     num_samples: Annotated[
-        int | None, typer.Option(min=1, help="At most this many training images a task; default: half of all.")
+        int | None, Option(min=1, help="At most this many training images a task; default: half of all.")
     ] = None,
     num_test: Annotated[
-        int | None, typer.Option(min=1, help="At most this many test images a task; default: the other half.")
+        int | None, Option(min=1, help="At most this many test images a task; default: the other half.")
     ] = None,
-    method: Annotated[HeadMethod, typer.Option(help="How the classifier on fixed features is fitted.")] = "lbfgs",
+    method: Annotated[HeadMethod, Option(help="How the classifier on fixed features is fitted.")] = "lbfgs",
     fine_tuning: Annotated[
-        RecipeName | None, typer.Option(help="Fine-tune every expert to every task by this recipe instead.")
+        RecipeName | None, Option(help="Fine-tune every expert to every task by this recipe instead.")
     ] = None,
-    cache: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to keep features in.")] = None,
+    cache: Annotated[Path | None, Option(metavar="DIR", help="Folder to keep features in.")] = None,
     device: Device = None,
     num_workers: NumWorkers = 0,
     seed: Seed = 0,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from .._util.terminal import printable
 from ..library import Library
@@ -13,7 +14,7 @@ from .embed import print_entries
 
 library = typer.Typer(help="Look after a library, which task2vec embed builds.", no_args_is_help=True)
 
-_Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The library's folder.")]
+_Folder = Annotated[Path, Argument(metavar="DIR", help="The library's folder.")]
 
 
 @library.command()
@@ -30,7 +31,7 @@ def status(folder: _Folder) -> None:
 
 @library.command()
 def ls(
-    folder: _Folder, failed: Annotated[bool, typer.Option("--failed", help="Only those that failed, and why.")] = False
+    folder: _Folder, failed: Annotated[bool, Option("--failed", help="Only those that failed, and why.")] = False
 ) -> None:
     """List the tasks."""
     entries = Library(folder).entries()
@@ -42,7 +43,7 @@ def ls(
 
 
 @library.command()
-def rm(folder: _Folder, names: Annotated[list[str], typer.Argument(metavar="TASK...", help="Their names.")]) -> None:
+def rm(folder: _Folder, names: Annotated[list[str], Argument(metavar="TASK...", help="Their names.")]) -> None:
     """Remove tasks and their embeddings."""
     Library(folder).remove(names)
 

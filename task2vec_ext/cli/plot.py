@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
+from typer import Option
 
 from .. import plot as draw
 from ..atlas import write_atlas
@@ -26,23 +26,22 @@ def plot(
     folder: Folder,
     kind: Annotated[
         PlotKind,
-        typer.Option(
+        Option(
             help="matrix: all distances; map: t-SNE or UMAP of them; taxonomy: taxonomic distance of the nearest; "
             "norms: norm against error of the head; layers: the Fisher of a few tasks, layer by layer."
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The plot: a .png, .svg or .pdf file.")],
-    distance: Annotated[DistanceName, typer.Option(help="matrix, map, taxonomy: which distance.")] = "sym",
+    output: Annotated[Path, Option("--output", "-o", help="The plot: a .png, .svg or .pdf file.")],
+    distance: Annotated[DistanceName, Option(help="matrix, map, taxonomy: which distance.")] = "sym",
     alpha: Alpha = 0.15,
-    method: Annotated[Literal["tsne", "umap"], typer.Option(help="map: the method (umap: extra umap).")] = "tsne",
-    colour_by: Annotated[str, typer.Option(help="domain, or a rank of the taxonomy.")] = "domain",
+    method: Annotated[Literal["tsne", "umap"], Option(help="map: the method (umap: extra umap).")] = "tsne",
+    colour_by: Annotated[str, Option(help="domain, or a rank of the taxonomy.")] = "domain",
     taxonomy: Annotated[
-        Path | None,
-        typer.Option(help="CSV: task and ranks, highest first, one row a class. Default: the embeddings' own."),
+        Path | None, Option(help="CSV: task and ranks, highest first, one row a class. Default: the embeddings' own.")
     ] = None,
-    task: Annotated[list[str] | None, typer.Option(help="layers: which task; repeat it to compare tasks.")] = None,
-    title: Annotated[str | None, typer.Option(help="Title of the plot.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the map.")] = 0,
+    task: Annotated[list[str] | None, Option(help="layers: which task; repeat it to compare tasks.")] = None,
+    title: Annotated[str | None, Option(help="Title of the plot.")] = None,
+    seed: Annotated[int, Option(help="Seed of the map.")] = 0,
 ) -> None:
     """Plot the tasks of a library."""
     draw.check_installed()
@@ -76,21 +75,19 @@ def plot(
 
 def atlas(
     folder: Folder,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page.")] = Path("atlas"),
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the page.")] = Path("atlas"),
     distance: Annotated[
-        SymDistanceName, typer.Option(help="sym is the paper's d_sym; sym_scaled: of embeddings scaled to unit mean.")
+        SymDistanceName, Option(help="sym is the paper's d_sym; sym_scaled: of embeddings scaled to unit mean.")
     ] = "sym",
     images: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SPEC", help="The tasks' images, as given to task2vec embed; may be repeated."),
+        list[str] | None, Option(metavar="SPEC", help="The tasks' images, as given to task2vec embed; may be repeated.")
     ] = None,
     selection: Annotated[
-        Path | None,
-        typer.Option(help="Best experts: the output of task2vec select TASK --json, of any number of tasks."),
+        Path | None, Option(help="Best experts: the output of task2vec select TASK --json, of any number of tasks.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Number of nearest tasks that are listed.")] = 10,
-    title: Annotated[str, typer.Option(help="Title of the page.")] = "Atlas of tasks",
-    seed: Annotated[int, typer.Option(help="Seed of the map.")] = 0,
+    k: Annotated[int, Option("-k", min=1, help="Number of nearest tasks that are listed.")] = 10,
+    title: Annotated[str, Option(help="Title of the page.")] = "Atlas of tasks",
+    seed: Annotated[int, Option(help="Seed of the map.")] = 0,
 ) -> None:
     """Write one HTML page on which to browse a library's tasks; it needs no network and no server."""
     draw.check_installed()

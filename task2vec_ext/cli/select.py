@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
 from .._util.terminal import console, print_table, printable
@@ -44,30 +45,28 @@ select = typer.Typer(
 
 _Library = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Embeddings of the matrix's tasks: a library, or a folder of .safetensors files."),
+    Option(metavar="DIR", help="Embeddings of the matrix's tasks: a library, or a folder of .safetensors files."),
 ]
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_Json = Annotated[bool, Option("--json", help="Print JSON.")]
 
 
 @select.command()
 def rank(
     task: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="TASK", help="A folder of class folders (or cub:DIR …), or the task's embedding (.safetensors)."
         ),
     ],
-    experts: Annotated[Path, typer.Option(metavar="DIR", help="Folder of experts (task2vec expert).")],
-    by: Annotated[SelectorName, typer.Option(help="How to choose; docs/selectors.md compares them.")] = "asym",
+    experts: Annotated[Path, Option(metavar="DIR", help="Folder of experts (task2vec expert).")],
+    by: Annotated[SelectorName, Option(help="How to choose; docs/selectors.md compares them.")] = "asym",
     errors: Annotated[
         Path | None,
-        typer.Option(
-            metavar="CSV", help="Errors of the experts on other tasks (task2vec expert transfer), to learn from."
-        ),
+        Option(metavar="CSV", help="Errors of the experts on other tasks (task2vec expert transfer), to learn from."),
     ] = None,
     library: _Library = None,
     weights: Annotated[
-        str | None, typer.Option(help="Checkpoint of the probe that the experts' tasks were embedded with.")
+        str | None, Option(help="Checkpoint of the probe that the experts' tasks were embedded with.")
     ] = None,
     num_samples: NumSamples = None,
     device: Device = None,
@@ -104,19 +103,18 @@ def rank(
 @select.command()
 def evaluate(
     errors: Annotated[
-        Path, typer.Argument(metavar="CSV", help="Errors of experts on tasks: expert,TASK,…, a row for each expert.")
+        Path, Argument(metavar="CSV", help="Errors of experts on tasks: expert,TASK,…, a row for each expert.")
     ],
     library: _Library = None,
     experts: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of the experts, whose cards have the image counts for largest_task."),
+        Option(metavar="DIR", help="Folder of the experts, whose cards have the image counts for largest_task."),
     ] = None,
-    by: Annotated[list[str] | None, typer.Option(help="Only this selector; may be repeated.")] = None,
+    by: Annotated[list[str] | None, Option(help="Only this selector; may be repeated.")] = None,
     folds: Annotated[
-        int | None,
-        typer.Option(min=2, help="Folds of the tasks for selectors that learn; default: leave one task out."),
+        int | None, Option(min=2, help="Folds of the tasks for selectors that learn; default: leave one task out.")
     ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Bootstrap samples of the tasks.")] = 5000,
+    draws: Annotated[int, Option(min=1, help="Bootstrap samples of the tasks.")] = 5000,
     seed: Seed = 0,
     json: _Json = False,
 ) -> None:

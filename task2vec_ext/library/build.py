@@ -5,17 +5,23 @@ Each process writes the embeddings of its own tasks; only the first holds the lo
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+from torch import nn
+
 from .._util.atomic import check_writable
 from .._util.progress import library_progress
-from ..data import Task, as_task
+from ..data import Task, TaskSource, as_task
+from ..data.loader import OnError
 from ..embed import FeatureCache, Team, Work, embed_like, embed_task
 from ..embed.team import RanksLostError
 from ..embedding import Embedding
@@ -28,15 +34,7 @@ from .settings import LibrarySettings
 from .task_queue import share_tasks
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Sequence
-
-    import torch
-    from torch import nn
     from torch.distributed import ProcessGroup
-
-    from ..data import TaskSource
-    from ..data.loader import OnError
 
 
 def build_library(

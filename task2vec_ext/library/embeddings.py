@@ -7,16 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
-from ..distance import cross_distances
-from ..embedding import Embedding
+from ..distance import SymDistanceName, cross_distances
+from ..embedding import Embedding, ProbeInfo
+from ..settings import EmbedSettings
 from .library import Library, Neighbour
-
-if TYPE_CHECKING:
-    from ..distance import SymDistanceName
-    from ..embedding import ProbeInfo
-    from ..settings import EmbedSettings
 
 _KEPT = 64
 """Embeddings kept in memory: each has 1 MB of group means at 8,512 filters."""

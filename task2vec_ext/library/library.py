@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from ..distance.comparable import check_comparable
-from ..embedding import Embedding
-from .index import Index, is_locked, lock
+from ..distance.rules import SymDistanceName
+from ..embedding import Embedding, ProbeInfo
+from ..settings import EmbedSettings
+from .index import Entry, Index, is_locked, lock
 from .matrix import Matrix, nearest
 from .settings import LibrarySettings
 from .shortlist import shortlist
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable
-
-    from ..distance.rules import SymDistanceName
-    from ..embedding import ProbeInfo
-    from ..settings import EmbedSettings
-    from .index import Entry
 
 
 class Neighbour(NamedTuple):

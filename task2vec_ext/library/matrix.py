@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ..distance.rules import SymDistanceName
 from ..kernels.pairwise import sym_distances
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from ..distance.rules import SymDistanceName
 
 _BLOCK_BYTES = 32 << 20
 """Of one float64 block of rows: large enough that its set-up costs nothing, small beside anything else in memory."""

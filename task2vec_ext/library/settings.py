@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..embedding import ProbeInfo, settings_of_format_2
-from ..settings import EmbedSettings
-
-if TYPE_CHECKING:
-    from ..embedding import Embedding
-    from ..probe.probe import Probe
-    from ..settings import JSON
+from ..embedding import Embedding, ProbeInfo, settings_of_format_2
+from ..probe.probe import Probe
+from ..settings import JSON, EmbedSettings
 
 
 @dataclass(frozen=True)

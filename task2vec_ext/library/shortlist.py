@@ -7,18 +7,14 @@ distance of the centred log F, divided by K. Dead filters have no logarithm: F i
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from .._util.atomic import atomic_path
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from .matrix import Matrix
+from .matrix import Matrix
 
 EXACT_UP_TO = 100_000
 """Up to this many tasks all are compared."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -12,8 +13,6 @@ from ..embed.team import RanksLostError, Team
 from .index import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from torch.distributed.distributed_c10d import Store
 
 _POLL_SECONDS = 0.2
