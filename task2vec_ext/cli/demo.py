@@ -9,7 +9,7 @@ from typer import Option
 
 from .._util.atomic import check_writable
 from .._util.terminal import console, print_table
-from ..demo.run import DemoResult, run_demo
+from ..demo.run import run_demo
 from ..distance.nearest import nearest
 from ..plot import check_installed
 
@@ -26,13 +26,10 @@ def demo(
     check_writable("demo", output)
     with console().status("") as status:
         result = run_demo(output, seed=seed, report=status.update)
-    _print_result(result)
-
-
-def _print_result(result: DemoResult) -> None:
     tasks, found = result.tasks, nearest(result.distances)
-    images = sum(map(len, tasks))
-    print(f"Embedded {len(tasks)} tasks ({images:,} images) with the tiny probe in {result.seconds:.0f} s.\n")
+    print(
+        f"Embedded {len(tasks)} tasks ({sum(map(len, tasks)):,} images) with the tiny probe in {result.seconds:.0f} s.\n"
+    )
     rows, own = [], 0
     for task, e, (other, distance) in zip(tasks, result.embeddings, found, strict=True):
         near = tasks[other]

@@ -15,34 +15,42 @@ from ..distance import norm_with_error, relative_error
 from ..embed import Team, launched_ranks
 from ..embedding import Embedding
 from ..fisher import VariationalSettings
+from ..fisher.per_sample import AnyEstimator
+from ..fisher.variational import Noise
 from ..library import Entry, build_library
-from ..losses import PseudoLabels
+from ..losses import LossName, PseudoLabels
 from ..settings import EmbedSettings
-from . import options
+from .options import Device, ImageSize, NumSamples, NumWorkers, ProbeName, Seed, Specs, Weights
 
 _TABLE_ROWS = 40  # tasks that are listed when they are done; task2vec library ls lists any number
 
 
 def embed(
-    specs: options.Specs,
+    specs: Specs,
     output: Annotated[Path, Option("--output", "-o", help="The library's folder; made where there is none.")],
-    probe: options.ProbeName = "resnet34",
-    weights: options.Weights = None,
+    probe: ProbeName = "resnet34",
+    weights: Weights = None,
     pseudo_labels: Annotated[
         int | None, Option(min=2, help="Folders of unlabelled images: take this many k-means clusters for classes.")
     ] = None,
-    loss: options.Loss = "cross_entropy",
-    estimator: options.Estimator = "signed",
-    beta: options.Beta = None,
-    noise: options.NoiseOn = None,
-    epochs: options.Epochs = None,
-    num_samples: options.NumSamples = None,
-    image_size: options.ImageSize = None,
-    device: options.Device = None,
-    batch_size: options.BatchSize = 32,
-    num_workers: options.NumWorkers = 0,
-    seed: options.Seed = 0,
-    skip_unreadable: options.SkipUnreadable = False,
+    loss: Annotated[
+        LossName, Option(help="What the labels are: one class, several classes, numbers or masks.")
+    ] = "cross_entropy",
+    estimator: Annotated[
+        AnyEstimator, Option(help="How the expectation over labels is taken; variational: the robust Fisher.")
+    ] = "signed",
+    beta: Annotated[float | None, Option(help="variational: weight of the KL term.")] = None,
+    noise: Annotated[Noise | None, Option(help="variational: where noise is added; default: activations.")] = None,
+    epochs: Annotated[int | None, Option(help="variational: passes over 10,000 drawn images; default: 4.")] = None,
+    num_samples: NumSamples = None,
+    image_size: ImageSize = None,
+    device: Device = None,
+    batch_size: Annotated[int, Option(min=1, help="Images at a time.")] = 32,
+    num_workers: NumWorkers = 0,
+    seed: Seed = 0,
+    skip_unreadable: Annotated[
+        bool, Option("--skip-unreadable", help="Leave out images that cannot be read, and count them.")
+    ] = False,
     retry_failed: Annotated[
         bool, Option("--retry-failed", help="Try the tasks again that failed in an earlier run.")
     ] = False,
@@ -64,13 +72,9 @@ def embed(
     if variational and estimator != "variational":
         names = " and ".join(f"--{name}" for name in variational)
         raise ValueError(f"embed: expected {names} with --estimator variational, got {estimator}; leave {names} out.")
-    settings = EmbedSettings(
-        loss if pseudo_labels is None else PseudoLabels(num_clusters=pseudo_labels),
-        estimator,
-        num_samples=num_samples,
-        seed=seed,
-        variational=VariationalSettings(**variational) if variational else None,
-    )
+    robust = VariationalSettings(**variational) if variational else None
+    labels = loss if pseudo_labels is None else PseudoLabels(num_clusters=pseudo_labels)
+    settings = EmbedSettings(labels, estimator, num_samples=num_samples, seed=seed, variational=robust)
     if pseudo_labels is None:
         tasks = tasks_from(*specs)
     else:  # folders that hold nothing but images

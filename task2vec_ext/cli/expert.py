@@ -122,19 +122,9 @@ def transfer(
     rows: dict[str, AnyExpert] = {found.name: found for found in experts_in(experts)}
     if probe is not None:
         rows[IMAGENET] = load_probe(probe, weights=weights, image_size=image_size)
-    matrix = transfer_errors(
-        rows,
-        tasks_from(*specs),
-        output,
-        num_samples=num_samples,
-        num_test=num_test,
-        method=method,
-        fine_tuning=fine_tuning,
-        seed=seed,
-        cache=cache,
-        device=device,
-        num_workers=num_workers,
-    )
+    how: dict[str, Any] = {"num_samples": num_samples, "num_test": num_test, "method": method, "seed": seed}
+    how |= {"fine_tuning": fine_tuning, "cache": cache, "device": device, "num_workers": num_workers}
+    matrix = transfer_errors(rows, tasks_from(*specs), output, **how)
     best = matrix.errors.min(0)
     table = [
         (task, f"{error:.1%}", matrix.experts[index])

@@ -52,8 +52,7 @@ def rm(folder: _Folder, names: Annotated[list[str], Argument(metavar="TASK...", 
 def verify(folder: _Folder) -> None:
     """Check every file against its checksum and against the index; exit code 1 where something is wrong."""
     opened = Library(folder)
-    wrong = opened.verify()
-    for line in wrong:
+    for line in (wrong := opened.verify()):
         print(printable(line))
     if wrong:
         raise typer.Exit(1)

@@ -7,10 +7,6 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from ..fisher.per_sample import AnyEstimator
-from ..fisher.variational import Noise
-from ..losses import LossName
-
 Specs = Annotated[
     list[str],
     Argument(metavar="SPEC...", help="Folders of class folders, or SOURCE:WHAT, e.g. cub:DIR (docs/data_sources.md)."),
@@ -23,19 +19,8 @@ ProbeName = Annotated[
 Weights = Annotated[
     str | None, Option(help="Checkpoint (.safetensors, .pth), or torchvision's name of the weights; default: ImageNet.")
 ]
-Loss = Annotated[LossName, Option(help="What the labels are: one class, several classes, numbers or masks.")]
-Estimator = Annotated[
-    AnyEstimator, Option(help="How the expectation over labels is taken; variational: the robust Fisher.")
-]
-Beta = Annotated[float | None, Option(help="variational: weight of the KL term.")]
-NoiseOn = Annotated[Noise | None, Option(help="variational: where noise is added; default: activations.")]
-Epochs = Annotated[int | None, Option(help="variational: passes over 10,000 drawn images; default: 4.")]
 NumSamples = Annotated[int | None, Option(min=1, help="At most this many images a task; default: all.")]
 ImageSize = Annotated[int | None, Option(min=1, help="Crop in pixels; default: what the weights were trained with.")]
 Device = Annotated[str | None, Option(help="cpu, cuda, cuda:1 …; default: CUDA where there is one.")]
-BatchSize = Annotated[int, Option(min=1, help="Images at a time.")]
 NumWorkers = Annotated[int, Option(min=0, help="Processes that decode images.")]
 Seed = Annotated[int, Option(min=0, help="Seed of every random choice.")]
-SkipUnreadable = Annotated[
-    bool, Option("--skip-unreadable", help="Leave out images that cannot be read, and count them.")
-]

@@ -131,15 +131,9 @@ def evaluate(
     wanted = by or [name for name in SELECTORS if name not in get_args(FromOutputs)]
     if unknown := [name for name in wanted if name not in SELECTORS]:
         raise ValueError(f"select evaluate: expected --by to be one of {', '.join(SELECTORS)}; got {unknown[0]!r}.")
-    table = score(
-        matrix.select(tasks=[name for name in matrix.tasks if name not in lacking]),
-        [SELECTORS[name] for name in wanted],
-        known,
-        None if experts is None else _carded(experts, known),
-        folds=folds,
-        draws=draws,
-        seed=seed,
-    )
+    matrix = matrix.select(tasks=[name for name in matrix.tasks if name not in lacking])
+    selectors, facts = [SELECTORS[name] for name in wanted], None if experts is None else _carded(experts, known)
+    table = score(matrix, selectors, known, facts, folds=folds, draws=draws, seed=seed)
     table = replace(table, left_out={**dict.fromkeys(lacking, "no embedding"), **table.left_out})
     if json:
         print(_json.dumps(table.to_json(), indent=1))

@@ -267,5 +267,4 @@ class Studio:
             self._left[kind] = self._rng.permutation(deck).tolist()
         if not self._left[kind]:
             raise ValueError(f"demo: expected enough of {kind}, got none: all are used; ask for fewer images a class.")
-        image: _Floats = images[self._left[kind].pop()]
-        return image
+        return images[self._left[kind].pop()]

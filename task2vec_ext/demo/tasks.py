@@ -59,7 +59,6 @@ def task_classes() -> dict[Family, dict[str, dict[str, _Class]]]:
     shapes = tuple(kind for kind in OUTLINES if kind != "ring")  # hollow already
     arrows = {"up": 0, "right": 90, "down": 180, "left": 270}
     colours = {"true": "none", "grey": "grey", "red for blue": "red for blue"}
-    slopes = _alike(("linear gradient",), "turn", {"across": 0, "down": 90})
     return {
         "handwriting": {
             "digits 0-4": _each("digit 0, digit 1, digit 2, digit 3, digit 4"),
@@ -91,7 +90,8 @@ def task_classes() -> dict[Family, dict[str, dict[str, _Class]]]:
             "checks by scale": _alike(("checks",), "period", {"fine": 6, "medium": 11, "coarse": 20}),
             "noise by spectrum": _each("white noise, pink noise, brown noise"),
             "new textures": _each("waves, rings, weave, cells, spots"),
-            "gradients": {**slopes, "radial": (("radial gradient",), {})},
+            "gradients": _alike(("linear gradient",), "turn", {"across": 0, "down": 90})
+            | {"radial": (("radial gradient",), {})},
             "fine or coarse": _alike(kinds("stripes, checks, waves, spots"), "period", {"fine": 6, "coarse": 18}),
         },
     }

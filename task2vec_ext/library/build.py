@@ -93,7 +93,9 @@ def build_library(
         Tasks whose images are not files of known names (`Task.digest` is None) are known by their name alone.
     """
     if shard_images and process_group is None:
-        raise ValueError("build_library: shard_images: expected a process_group, got none; start several (torchrun).")
+        raise ValueError(
+            "build_library: expected a process_group for shard_images, got none; start several (torchrun)."
+        )
     settings = settings or EmbedSettings()
     named = [as_task(task, target=settings.loss_object.target) for task in tasks]
     _check_names(named)
@@ -103,8 +105,7 @@ def build_library(
     group = process_group if shard_images else None
     work = Work(place, batch_size, num_workers, on_error, None, feature_cache or FeatureCache(), group)
     work.check(settings)
-    root = Path(folder)
-    team = Team(process_group, "the library")
+    root, team = Path(folder), Team(process_group, "the library")
     with ExitStack() as ending:
 
         def prepare() -> list[tuple[int, Entry]]:

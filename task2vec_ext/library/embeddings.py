@@ -14,8 +14,7 @@ from ..embedding import Embedding, ProbeInfo
 from ..settings import EmbedSettings
 from .library import Library, Neighbour
 
-_KEPT = 64
-"""Embeddings kept in memory: each has 1 MB of group means at 8,512 filters."""
+_KEPT = 64  # embeddings in memory: each has 1 MB of group means at 8,512 filters
 
 
 class EmbeddingFiles(Sequence[Embedding]):
@@ -33,10 +32,8 @@ class EmbeddingFiles(Sequence[Embedding]):
 
     @overload
     def __getitem__(self, index: int) -> Embedding: ...
-
     @overload
     def __getitem__(self, index: slice) -> EmbeddingFiles: ...
-
     def __getitem__(self, index: int | slice) -> Embedding | EmbeddingFiles:
         """Read an embedding, or choose some."""
         if isinstance(index, slice):
@@ -62,15 +59,7 @@ class EmbeddingFiles(Sequence[Embedding]):
         return [one.name for one in self.without_groups()] if self.library is None else self.library.names()
 
     def nearest(self, task: str | Embedding, k: int = 10, *, distance: SymDistanceName = "sym") -> list[Neighbour]:
-        """Return the tasks nearest to one, as `Library.nearest` does.
-
-        Args:
-            task: The name of one of these, which is left out of the answer, or an embedding.
-            k: How many.
-            distance: ``"sym"`` or ``"sym_scaled"``.
-
-        Returns:
-            At most k tasks, nearest first.
+        """Return at most k tasks nearest to one of these, by its name, or to an embedding, as `Library.nearest` does.
 
         Raises:
             ValueError: If there is no such task, or the embeddings do not compare.

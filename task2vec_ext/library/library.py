@@ -31,9 +31,6 @@ class Neighbour(NamedTuple):
 class Library:
     """The embeddings of many tasks in a folder; `build_library` makes and extends it.
 
-    Args:
-        folder: Where `build_library` put it.
-
     Raises:
         ValueError: If there is no library, or one of another format.
     """
@@ -42,8 +39,7 @@ class Library:
         """Open the index."""
         self.folder = Path(folder)
         self.index = Index(self.folder / "index.sqlite")
-        record = self.index.settings()
-        if record is None:
+        if (record := self.index.settings()) is None:
             raise ValueError(f"library: expected a library at {self.folder}, found none; task2vec embed builds one.")
         self.made_with = LibrarySettings.from_json(record)
         """The probe and the settings of all its embeddings, and their length."""
@@ -82,10 +78,7 @@ class Library:
         return is_locked(self.folder)
 
     def embedding(self, name: str) -> Embedding:
-        """Return the embedding of a task.
-
-        Args:
-            name: The task's.
+        """Return the embedding of the task of that name.
 
         Raises:
             ValueError: If the library has no such task, it is not embedded, or its file is damaged.
@@ -133,10 +126,7 @@ class Library:
         return [Neighbour(self._find(slot).name, distance) for slot, distance in pairs]
 
     def remove(self, names: Iterable[str]) -> None:
-        """Forget tasks, and delete their embeddings.
-
-        Args:
-            names: Of the tasks.
+        """Forget the tasks of these names, and delete their embeddings.
 
         Raises:
             ValueError: If one is not in the library; nothing was removed.

@@ -25,11 +25,8 @@ CANDIDATES = 1000
 FLOOR = 0.01
 """In units of the mean Fisher. Values from 0.001 to 0.1 find the same tasks (measured on 35 real tasks)."""
 
-_DIMENSIONS = 256
-"""Of the log-Fisher's principal components that are searched: the tasks differ in far fewer directions than filters."""
-
-_TRAINING = 4096
-"""Tasks, spread over the library, that the components are found from."""
+_DIMENSIONS = 256  # principal components that are searched: tasks differ in far fewer directions than filters
+_TRAINING = 4096  # tasks, spread over the library, that the components are found from
 
 
 def shortlist(path: Path, matrix: Matrix, query: Tensor, slots: Tensor) -> Tensor:
