@@ -27,9 +27,8 @@ def demo(
     with console().status("") as status:
         result = run_demo(output, seed=seed, report=status.update)
     tasks, found = result.tasks, nearest(result.distances)
-    print(
-        f"Embedded {len(tasks)} tasks ({sum(map(len, tasks)):,} images) with the tiny probe in {result.seconds:.0f} s.\n"
-    )
+    images = sum(map(len, tasks))
+    print(f"Embedded {len(tasks)} tasks ({images:,} images) with the tiny probe in {result.seconds:.0f} s.\n")
     rows, own = [], 0
     for task, e, (other, distance) in zip(tasks, result.embeddings, found, strict=True):
         near = tasks[other]

@@ -58,6 +58,7 @@ def task_classes() -> dict[Family, dict[str, dict[str, _Class]]]:
     dahlia = tuple(kind for kind, (photo, _) in REGIONS.items() if photo == "flower.jpg")
     shapes = tuple(kind for kind in OUTLINES if kind != "ring")  # hollow already
     arrows = {"up": 0, "right": 90, "down": 180, "left": 270}
+    slopes = _alike(("linear gradient",), "turn", {"across": 0, "down": 90})
     colours = {"true": "none", "grey": "grey", "red for blue": "red for blue"}
     return {
         "handwriting": {
@@ -90,8 +91,7 @@ def task_classes() -> dict[Family, dict[str, dict[str, _Class]]]:
             "checks by scale": _alike(("checks",), "period", {"fine": 6, "medium": 11, "coarse": 20}),
             "noise by spectrum": _each("white noise, pink noise, brown noise"),
             "new textures": _each("waves, rings, weave, cells, spots"),
-            "gradients": _alike(("linear gradient",), "turn", {"across": 0, "down": 90})
-            | {"radial": (("radial gradient",), {})},
+            "gradients": {**slopes, "radial": (("radial gradient",), {})},
             "fine or coarse": _alike(kinds("stripes, checks, waves, spots"), "period", {"fine": 6, "coarse": 18}),
         },
     }

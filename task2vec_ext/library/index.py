@@ -22,8 +22,7 @@ State = Literal["waiting", "done", "failed"]
 FORMAT_VERSION = 2
 """Of the index and the folder's layout; embeddings have their own. Format 1 differs in the settings' record."""
 
-# The fields of Entry.
-_COLUMNS = {
+_COLUMNS = {  # the fields of Entry
     # Never reused: it is the task's row in the matrix and its number in the shortlist.
     "id": "INTEGER PRIMARY KEY AUTOINCREMENT",
     "name": "TEXT NOT NULL UNIQUE",

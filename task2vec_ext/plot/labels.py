@@ -54,10 +54,9 @@ def write_names(ax: Axes, places: np.ndarray, names: Sequence[str], *, lines: np
         taken = np.concatenate([taken, np.concatenate([ends.min(1) - padding, ends.max(1) + padding], axis=1)])
     size = 9 if len(names) <= _FEW else 7
     style: dict[str, Any] = {"textcoords": "offset points", "va": "bottom", "color": "0.15", "zorder": 4}
-    line_style = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
+    arrow = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
     for index in spread_order(points):
-        text = label_text(names[index])
-        note = ax.annotate(text, places[index], (0, 0), fontsize=size, arrowprops=line_style, **style)
+        note = ax.annotate(label_text(names[index]), places[index], (0, 0), fontsize=size, arrowprops=arrow, **style)
         extent = np.array(note.get_window_extent().size)
         others = np.delete(taken, index, axis=0)  # a name may come near to its own point
         for reach, direction in product(_REACHES, _DIRECTIONS):  # the nearest first
