@@ -67,11 +67,11 @@ def embed(
     """
     if pseudo_labels is not None and loss != "cross_entropy":
         raise ValueError(f"embed: expected either --pseudo-labels or --loss {loss}, got both.")
-    given = {"beta": beta, "noise": noise, "epochs": epochs}
-    variational: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    options = {"beta": beta, "noise": noise, "epochs": epochs}
+    variational: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if variational and estimator != "variational":
-        names = " and ".join(f"--{name}" for name in variational)
-        raise ValueError(f"embed: expected {names} with --estimator variational, got {estimator}; leave {names} out.")
+        given = " and ".join(f"--{name}" for name in variational)
+        raise ValueError(f"embed: expected {given} with --estimator variational, got {estimator}; leave {given} out.")
     robust = VariationalSettings(**variational) if variational else None
     labels = loss if pseudo_labels is None else PseudoLabels(num_clusters=pseudo_labels)
     settings = EmbedSettings(labels, estimator, num_samples=num_samples, seed=seed, variational=robust)
