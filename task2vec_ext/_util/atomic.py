@@ -15,13 +15,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``target`` that becomes ``target`` when the block ends without an exception.
 
     At the end the file is flushed to the disk and renamed over ``target`` in one step. When the block raises (Ctrl-C
-    included), the temporary file is removed and an older ``target`` is untouched.
-
-    Args:
-        target: The file to write, in a folder that exists. A symbolic link is followed and stays a link.
-
-    Yields:
-        A path in the same folder, because a rename is atomic only within a file system, with the same suffix.
+    included), the temporary file is removed and an older ``target`` is untouched. A symbolic link stays a link.
 
     Raises:
         OSError: If the file could not be written; the type fits the cause, e.g. ``FileNotFoundError``.
@@ -31,11 +25,13 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     if final.exists() and not final.is_file():
         kind = "a folder" if final.is_dir() else "not a regular file"
         raise ValueError(f"atomic_path: expected a file to write, got {target}, which is {kind}; name a file.")
-    # Of fixed length, so that a long but legal target does not make an illegal temporary name.
+    # Beside it, because a rename is atomic only within a file system; of fixed length, so that a long but legal target
+    # does not make an illegal temporary name.
     temporary = final.with_name(f".task2vec-{secrets.token_hex(8)}{final.suffix}")
     try:
         yield temporary
-        _flush_to_disk(temporary)
+        with temporary.open("rb+") as file:  # writable, because Windows flushes nothing else
+            os.fsync(file.fileno())  # the rename may otherwise be on the disk before the bytes
         os.replace(temporary, final)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -47,12 +43,6 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
-def _flush_to_disk(path: Path) -> None:
-    """Wait until the bytes of ``path`` are on the disk, because the rename may otherwise get there before them."""
-    with path.open("rb+") as file:  # writable, because Windows flushes nothing else
-        os.fsync(file.fileno())
-
-
 def check_writable(who: str, folder: Path) -> None:
     """Make the folder if it does not exist, and raise OSError if it cannot be written to, before any work is done."""
     try:
@@ -60,4 +50,4 @@ def check_writable(who: str, folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
     except OSError as error:
-        raise OSError(f"{who}: cannot write into {folder} ({error.strerror}); choose another --output.") from error
+        raise OSError(f"{who}: cannot write into {folder} ({error.strerror}); choose another.") from error

@@ -87,17 +87,9 @@ def library_progress(tasks: int, images: int, enabled: bool | None) -> Iterator[
 
 
 def _bars() -> Any:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import console, progress
 
-    name = TextColumn("{task.description}", markup=False)
-    columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    name, times = progress.TextColumn("{task.description}", markup=False), progress.TimeElapsedColumn()
+    columns = (name, progress.BarColumn(), progress.MofNCompleteColumn(), times, progress.TimeRemainingColumn())
     # The speed is estimated over an hour, because the tasks of a library take minutes each.
-    return Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=3600)
+    return progress.Progress(*columns, console=console.Console(stderr=True), transient=True, speed_estimate_period=3600)

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from ..distance.rules import RULES, Pairs, Tasks, Vectors
+from ..distance.rules import RULES, Pairs, SymDistanceName, Tasks, Vectors
+from ..embedding import Embedding
 from ..jackknife import Estimate, estimate, halved, side
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..distance.rules import SymDistanceName
-    from ..embedding import Embedding
-
-_KEPT = 32
-"""Tasks whose resampled Fishers stay in memory: 6.5 MB each at 8,512 filters."""
+_KEPT = 32  # tasks whose resampled Fishers stay in memory: 6.5 MB each at 8,512 filters
 
 
 class Near(NamedTuple):
@@ -34,7 +29,9 @@ class Resampled(NamedTuple):
     """A task's Fisher of all images, without each group of them, and of halves of them."""
 
     sizes: Tensor  # [G], images in each group
-    rows: Vectors  # [1 + G + 2·(G − 1), K] in that order, prepared for the distance
+    whole: Vectors  # [1, K], prepared for the distance
+    without: Vectors  # [G, K]
+    halves: Vectors  # [2·(G − 1), K]
 
     @classmethod
     def of(cls, embedding: Embedding, distance: SymDistanceName) -> Resampled | None:
@@ -44,12 +41,8 @@ class Resampled(NamedTuple):
         groups = embedding.groups
         halves = [half for (half,) in halved([groups])]
         fisher = torch.cat([groups.mean[None], groups.without(), torch.stack(halves)])
-        return cls(groups.sizes, RULES[distance].prepare(Tasks(fisher, torch.empty(0), [], "atlas")))
-
-    def parts(self) -> tuple[Vectors, Vectors, Vectors]:
-        """Return the row of all images, the rows without each group, and the rows of the halves."""
-        first = 1 + len(self.sizes)
-        return self.rows.rows(slice(0, 1)), self.rows.rows(slice(1, first)), self.rows.rows(slice(first, None))
+        rows, first = RULES[distance].prepare(Tasks(fisher, torch.empty(0), [], "atlas")), 1 + len(groups.sizes)
+        return cls(groups.sizes, *(rows.rows(slice(*ends)) for ends in ((0, 1), (1, first), (first, None))))
 
 
 def nearest_tasks(
@@ -81,16 +74,10 @@ def nearest_tasks(
 
 def distance_with_error(a: Resampled, b: Resampled, distance: SymDistanceName) -> Estimate:
     """Return the entry of two tasks in ``distance_matrix(…, with_error=True)``, without computing the others."""
-    (whole_a, without_a, halves_a), (whole_b, without_b, halves_b) = a.parts(), b.parts()
-    value = _distances(whole_a, whole_b, distance)[0]
-    sides = [
-        side(value, _distances(without_a, whole_b, distance), a.sizes),
-        side(value, _distances(without_b, whole_a, distance), b.sizes),
-    ]
-    turns = torch.arange(max(len(halves_a.values), len(halves_b.values)))  # fewer halves are used again in turn
-    ours, theirs = (
-        Vectors(*(field[turns % len(halves.values)] for field in halves)) for halves in (halves_a, halves_b)
-    )
+    value = _distances(a.whole, b.whole, distance)[0]
+    sides = [side(value, _distances(x.without, y.whole, distance), x.sizes) for x, y in ((a, b), (b, a))]
+    turns = torch.arange(max(len(a.halves.values), len(b.halves.values)))  # fewer halves are used again in turn
+    ours, theirs = (Vectors(*(field[turns % len(x.halves.values)] for field in x.halves)) for x in (a, b))
     return estimate(value, sides, _distances(ours, theirs, distance).mean())
 
 

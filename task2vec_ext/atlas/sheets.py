@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
 
-from ..data import read_labels, to_rgb
-
-if TYPE_CHECKING:
-    from ..data import Task
+from ..data import Task, read_labels, to_rgb
 
 _COLUMNS, _ROWS = 3, 2
 _SIDE = 72  # pixels of an image

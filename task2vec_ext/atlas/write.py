@@ -10,25 +10,22 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from .._util.atomic import atomic_path
-from ..distance.comparable import check_comparable
-from ..distance.distance import distance_matrix
+from ..data import Task
+from ..distance import check_comparable, distance_matrix
+from ..distance.rules import SymDistanceName
+from ..embedding import Embedding
 from ..plot import cluster_order, map_positions
 from ..plot.figure import looks
 from ..plot.labels import spread_order
 from ..plot.norms import norm_interval
 from .neighbours import nearest_tasks
 from .sheets import contact_sheet
-
-if TYPE_CHECKING:
-    from ..data import Task
-    from ..distance.rules import SymDistanceName
-    from ..embedding import Embedding
 
 Experts = Mapping[str, Sequence[Mapping[str, Any]]]
 """Task -> its experts, best first, each ``{"name": …, "score": number or None}``."""
@@ -107,24 +104,19 @@ def write_atlas(
         "spread": spread_order(places),
         **_packed(distances.numpy()),
     }
-    Path(folder).mkdir(parents=True, exist_ok=True)
     page = Path(folder) / "index.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(page) as temporary:
         temporary.write_text(_page(title, data), encoding="utf-8", errors="backslashreplace")
     return page
 
 
-def domain_of(embedding: Embedding) -> str | None:
-    """Return an embedding's domain, or None."""
-    domain = embedding.metadata.get("domain")
-    return str(domain) if domain else None
-
-
 def _row(embedding: Embedding) -> dict[str, Any]:
     interval = (None, None) if embedding.group_means is None else norm_interval(embedding)
+    domain = embedding.metadata.get("domain")
     return {
         "name": embedding.name,
-        "domainName": domain_of(embedding),
+        "domainName": str(domain) if domain else None,
         "domain": None,
         "classes": None if embedding.classes is None else list(embedding.classes[:_MOST_CLASSES]),
         "outputs": embedding.head.num_outputs,
@@ -166,11 +158,7 @@ def _page(title: str, data: dict[str, Any]) -> str:
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
-    parts = {
-        "title": html.escape(title),
-        "style": read("style.css"),
-        "data": text,
-        "script": "\n".join(map(read, _SCRIPTS)),
-    }
+    script = "\n".join(map(read, _SCRIPTS))
+    parts = {"title": html.escape(title), "style": read("style.css"), "data": text, "script": script}
     # In one pass, because the parts may themselves contain such placeholders.
     return re.sub(r"\{(title|style|data|script)\}", lambda found: parts[found[1]], read("index.html"))

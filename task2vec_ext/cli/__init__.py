@@ -8,7 +8,9 @@ import sys
 from typing import Annotated, NoReturn
 
 import typer
+from typer import Option
 
+from ..kernels.native import build_info
 from .compare import distances, nearest
 from .demo import demo
 from .embed import embed, info
@@ -65,14 +67,9 @@ def _run() -> NoReturn:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from ..kernels.native import build_info
-
         info = build_info()
-        cuda = (
-            f"CUDA {info.cuda_version} for {', '.join(info.cuda_architectures or ())}"
-            if info.cuda_version
-            else "no CUDA"
-        )
+        architectures = ", ".join(info.cuda_architectures or ())
+        cuda = f"CUDA {info.cuda_version} for {architectures}" if info.cuda_version else "no CUDA"
         print(f"task2vec_ext {info.version} ({info.compiler}, {cuda}, OpenMP {info.openmp or 'off'})")
         raise typer.Exit
 
@@ -83,8 +80,7 @@ def _print_version(wanted: bool) -> None:
 )
 def _options(
     version: Annotated[
-        bool,
-        typer.Option("--version", help="Print version and build, and exit.", callback=_print_version, is_eager=True),
+        bool, Option("--version", help="Print version and build, and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Hold the options of the program itself."""

@@ -4,59 +4,53 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
+from .._util.tables import write_matrix
 from .._util.terminal import console, print_table
-from ..distance.rules import DistanceName, SymDistanceName
-
-if TYPE_CHECKING:
-    from ..embedding import Embedding
+from ..data import tasks_from
+from ..distance import DistanceName, SymDistanceName, distance_matrix
+from ..distance.nearest import nearest as nearest_ones
+from ..embed import embed_like
+from ..embedding import Embedding
+from ..library import load_embeddings
+from ..plot import check_installed, plot_matrix, save_figure
+from .options import Alpha, Folder
 
 _MATRIX_COLUMNS = 12  # tasks whose whole matrix is still readable in a terminal
 
 
 def distances(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A library, or a folder of embeddings (.safetensors).")],
+    folder: Folder,
     distance: Annotated[
-        DistanceName, typer.Option(help="Which distance; sym is the paper's d_sym, asym its d_asym.")
+        DistanceName, Option(help="Which distance; sym is the paper's d_sym, asym its d_asym.")
     ] = "sym",
-    alpha: Annotated[float, typer.Option(help="Weight of the trivial task in asym and asym_scaled.")] = 0.15,
-    csv: Annotated[Path | None, typer.Option(help="Write the matrix to this CSV file.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Plot the clustered matrix to this file (.png, .svg, .pdf).")] = None,
+    alpha: Alpha = 0.15,
+    csv: Annotated[Path | None, Option(help="Write the matrix to this CSV file.")] = None,
+    png: Annotated[Path | None, Option(help="Plot the clustered matrix to this file (.png, .svg, .pdf).")] = None,
 ) -> None:
     """Compare embeddings: each task's nearest one, the matrix as CSV, the clustered matrix as a plot."""
-    from .._util.tables import write_matrix
-    from ..distance import distance_matrix
-    from ..distance.nearest import nearest
-    from ..library import load_embeddings
-
     embeddings = load_embeddings(folder)
     if len(embeddings) < 2:
         raise ValueError(f"distances: expected two or more embeddings in {folder}, found {len(embeddings)}.")
     names = embeddings.names()
     if png is not None:
-        from ..plot import check_installed
-
         check_installed()
     matrix = distance_matrix(embeddings, distance, alpha=alpha)
     if csv is not None:
         write_matrix(csv, names, matrix)
     if png is not None:
-        from ..plot import plot_matrix, save_figure
-
         save_figure(plot_matrix(matrix, names, title=f"Distance between tasks ({distance})"), png)
-    pairs = nearest(matrix)
     if len(names) <= _MATRIX_COLUMNS:
-        columns = ("", *(str(number) for number in range(1, len(names) + 1)))
-        rows = [
-            (f"{i}  {name}", *(f"{d:.3f}" for d in row))
-            for i, (name, row) in enumerate(zip(names, matrix.tolist(), strict=True), 1)
-        ]
+        columns = ("", *map(str, range(1, len(names) + 1)))
+        lines = zip(columns[1:], names, matrix.tolist(), strict=True)
+        rows = [(f"{number}  {name}", *(f"{d:.3f}" for d in line)) for number, name, line in lines]
     else:
         columns = ("task", "nearest task", "distance")
-        rows = [(name, names[other], f"{distance:.4f}") for name, (other, distance) in zip(names, pairs, strict=True)]
+        pairs = zip(names, nearest_ones(matrix), strict=True)
+        rows = [(name, names[other], f"{distance:.4f}") for name, (other, distance) in pairs]
     print_table(console(), columns, rows)
     for what, path in (("matrix", csv), ("plot", png)):
         if path is not None:
@@ -65,26 +59,20 @@ def distances(
 
 def nearest(
     task: Annotated[
-        str,
-        typer.Argument(metavar="TASK", help="A task of DIR, an embedding's file, or images: a folder or SPEC."),
+        str, Argument(metavar="TASK", help="A task of DIR, an embedding's file, or images: a folder or SPEC.")
     ],
     folder: Annotated[
-        Path, typer.Option("--library", metavar="DIR", help="A library, or a folder of embeddings (.safetensors).")
+        Path, Option("--library", metavar="DIR", help="A library, or a folder of embeddings (.safetensors).")
     ],
     weights: Annotated[
-        str | None, typer.Option(help="For images: the probe's checkpoint, where the library was built with one.")
+        str | None, Option(help="For images: the probe's checkpoint, where the library was built with one.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
+    k: Annotated[int, Option("-k", min=1, help="How many.")] = 10,
     distance: Annotated[
-        SymDistanceName, typer.Option(help="sym is the paper's d_sym; sym_scaled: scaled to unit mean.")
+        SymDistanceName, Option(help="sym is the paper's d_sym; sym_scaled: scaled to unit mean.")
     ] = "sym",
 ) -> None:
     """Find the tasks of a library that are nearest to a task."""
-    from ..data import tasks_from
-    from ..embed import embed_like
-    from ..embedding import Embedding
-    from ..library import load_embeddings
-
     known = load_embeddings(folder)
     query: str | Embedding = task
     if task.endswith(".safetensors"):

@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import typer
+from typer import Option
 
 from .._util.atomic import check_writable
 from .._util.terminal import console, print_table
-
-if TYPE_CHECKING:
-    from ..demo.run import DemoResult
+from ..demo.run import run_demo
+from ..distance.nearest import nearest
+from ..plot import check_installed
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("task2vec-demo"),
-    seed: Annotated[int, typer.Option(help="Seed of images and embeddings.")] = 0,
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the results.")] = Path("task2vec-demo"),
+    seed: Annotated[int, Option(help="Seed of images and embeddings.")] = 0,
 ) -> None:
     """Embed and compare 25 small tasks of handwriting, photographs, drawings and textures, in a minute.
 
     Needs no network: the images come with scikit-learn or are drawn, the probe comes with this package.
     """
-    from ..demo.run import run_demo
-    from ..plot import check_installed
-
     check_installed()
     check_writable("demo", output)
     with console().status("") as status:
         result = run_demo(output, seed=seed, report=status.update)
-    _print_result(result)
-
-
-def _print_result(result: DemoResult) -> None:
-    from ..distance.nearest import nearest
-
     tasks, found = result.tasks, nearest(result.distances)
     images = sum(map(len, tasks))
     print(f"Embedded {len(tasks)} tasks ({images:,} images) with the tiny probe in {result.seconds:.0f} s.\n")
@@ -43,17 +34,8 @@ def _print_result(result: DemoResult) -> None:
         near = tasks[other]
         own += near.family == task.family
         name = near.name if near.family == task.family else f"{near.name} ({near.family})"
-        rows.append(
-            (
-                task.name,
-                task.family,
-                str(len(task.classes)),
-                f"{e.head.score:.0%}",
-                f"{e.norm:.3g}",
-                name,
-                f"{distance:.2f}",
-            )
-        )
+        measured = f"{e.head.score:.0%}", f"{e.norm:.3g}"
+        rows.append((task.name, task.family, str(len(task.classes)), *measured, name, f"{distance:.2f}"))
     print_table(console(), ("task", "family", "classes", "accuracy", "norm", "nearest task", "distance"), rows)
     sizes = [sum(other.family == task.family for other in tasks) - 1 for task in tasks]
     chance = sum(sizes) / max(len(tasks) - 1, 1)

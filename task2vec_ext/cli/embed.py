@@ -2,64 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from .._util.terminal import console, print_table
-from .options import (
-    BatchSize,
-    Beta,
-    Device,
-    Epochs,
-    Estimator,
-    ImageSize,
-    Loss,
-    NoiseOn,
-    NumSamples,
-    NumWorkers,
-    ProbeName,
-    Seed,
-    SkipUnreadable,
-    Specs,
-    Weights,
-)
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from ..library import Entry
+from ..data import Tasks, as_task, tasks_from
+from ..distance import norm_with_error, relative_error
+from ..embed import Team, launched_ranks
+from ..embedding import Embedding
+from ..fisher import VariationalSettings
+from ..fisher.per_sample import AnyEstimator
+from ..fisher.variational import Noise
+from ..library import Entry, build_library
+from ..losses import LossName, PseudoLabels
+from ..settings import EmbedSettings
+from .options import Device, ImageSize, NumSamples, NumWorkers, ProbeName, Seed, Specs, Weights
 
 _TABLE_ROWS = 40  # tasks that are listed when they are done; task2vec library ls lists any number
 
 
 def embed(
     specs: Specs,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The library's folder; made where there is none.")],
+    output: Annotated[Path, Option("--output", "-o", help="The library's folder; made where there is none.")],
     probe: ProbeName = "resnet34",
     weights: Weights = None,
     pseudo_labels: Annotated[
-        int | None,
-        typer.Option(min=2, help="Folders of unlabelled images: take this many k-means clusters for classes."),
+        int | None, Option(min=2, help="Folders of unlabelled images: take this many k-means clusters for classes.")
     ] = None,
-    loss: Loss = "cross_entropy",
-    estimator: Estimator = "signed",
-    beta: Beta = None,
-    noise: NoiseOn = None,
-    epochs: Epochs = None,
+    loss: Annotated[
+        LossName, Option(help="What the labels are: one class, several classes, numbers or masks.")
+    ] = "cross_entropy",
+    estimator: Annotated[
+        AnyEstimator, Option(help="How the expectation over labels is taken; variational: the robust Fisher.")
+    ] = "signed",
+    beta: Annotated[float | None, Option(help="variational: weight of the KL term.")] = None,
+    noise: Annotated[Noise | None, Option(help="variational: where noise is added; default: activations.")] = None,
+    epochs: Annotated[int | None, Option(help="variational: passes over 10,000 drawn images; default: 4.")] = None,
     num_samples: NumSamples = None,
     image_size: ImageSize = None,
     device: Device = None,
-    batch_size: BatchSize = 32,
+    batch_size: Annotated[int, Option(min=1, help="Images at a time.")] = 32,
     num_workers: NumWorkers = 0,
     seed: Seed = 0,
-    skip_unreadable: SkipUnreadable = False,
+    skip_unreadable: Annotated[
+        bool, Option("--skip-unreadable", help="Leave out images that cannot be read, and count them.")
+    ] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try the tasks again that failed in an earlier run.")
+        bool, Option("--retry-failed", help="Try the tasks again that failed in an earlier run.")
     ] = False,
     shard_images: Annotated[
-        bool, typer.Option("--shard-images", help="Several processes share the images of one task, not the tasks.")
+        bool, Option("--shard-images", help="Several processes share the images of one task, not the tasks.")
     ] = False,
 ) -> None:
     """Embed tasks into a library: one vector for each task, in a folder.
@@ -69,17 +65,10 @@ def embed(
 
     Several processes share the tasks: torchrun --nproc-per-node=4 -m task2vec_ext embed ...
     """
-    from ..data import Tasks, as_task, tasks_from
-    from ..embed import Team, launched_ranks
-    from ..fisher import VariationalSettings
-    from ..library import build_library
-    from ..losses import PseudoLabels
-    from ..settings import EmbedSettings
-
     if pseudo_labels is not None and loss != "cross_entropy":
         raise ValueError(f"embed: expected either --pseudo-labels or --loss {loss}, got both.")
-    given: dict[str, Any] = {"beta": beta, "noise": noise, "epochs": epochs}
-    variational = {name: value for name, value in given.items() if value is not None}
+    options = {"beta": beta, "noise": noise, "epochs": epochs}
+    variational: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if variational and estimator != "variational":
         given_as = " and ".join(f"--{name}" for name in variational)
         raise ValueError(
@@ -147,11 +136,8 @@ def print_entries(entries: Iterable[Entry]) -> None:
     print_table(console(), columns, rows)
 
 
-def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding (.safetensors).")]) -> None:
+def info(file: Annotated[Path, Argument(metavar="FILE", help="An embedding (.safetensors).")]) -> None:
     """Print what an embedding is and how it was made."""
-    from ..distance.uncertainty import norm_with_error, relative_error
-    from ..embedding import Embedding
-
     embedding = Embedding.load(file)
     print(embedding)
     rows = {

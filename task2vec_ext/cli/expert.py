@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from .._util.terminal import console, print_table
 from ..data import tasks_from
-from ..embed.fisher_embed import fisher_embed
+from ..embed import fisher_embed
 from ..embedding import Embedding
-from ..experts.errors import IMAGENET
-from ..experts.expert import AnyExpert, experts_in, save_expert, train_expert
+from ..experts import IMAGENET, experts_in, save_expert, train_expert, transfer_errors
+from ..experts.expert import AnyExpert
 from ..experts.recipe import RecipeName
-from ..experts.transfer import transfer_errors
 from ..fisher.head import HeadMethod
-from ..probe.probe import load_probe
+from ..probe import load_probe
 from .options import Device, ImageSize, NumSamples, NumWorkers, ProbeName, Seed, Specs, Weights
 
 expert = typer.Typer(help="Fine-tune networks, list them, and measure their errors on tasks.", no_args_is_help=True)
 
-_Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of experts.")]
+_Output = Annotated[Path, Option("--output", "-o", metavar="DIR", help="Folder of experts.")]
 
 
 @expert.command()
@@ -31,10 +31,10 @@ def train(
     probe: ProbeName = "resnet34",
     weights: Weights = None,
     image_size: ImageSize = None,
-    recipe: Annotated[RecipeName, typer.Option(help="paper: 60 epochs; quick: 5, for a few hundred images.")] = "paper",
+    recipe: Annotated[RecipeName, Option(help="paper: 60 epochs; quick: 5, for a few hundred images.")] = "paper",
     num_samples: NumSamples = None,
     embed: Annotated[
-        bool, typer.Option(help="Also embed the task, and keep the embedding with the expert: selectors need it.")
+        bool, Option(help="Also embed the task, and keep the embedding with the expert: selectors need it.")
     ] = True,
     device: Device = None,
     num_workers: NumWorkers = 0,
@@ -56,15 +56,13 @@ def train(
 
 @expert.command()
 def register(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Name of the expert: that of the task it was trained on.")
-    ],
-    weights: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Its weights (.safetensors, .pth).")],
+    name: Annotated[str, Argument(metavar="NAME", help="Name of the expert: that of the task it was trained on.")],
+    weights: Annotated[str, Argument(metavar="CHECKPOINT", help="Its weights (.safetensors, .pth).")],
     output: _Output,
     probe: ProbeName = "resnet34",
     image_size: ImageSize = None,
     embedding: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Embedding of the task it was trained on (.safetensors).")
+        Path | None, Option(metavar="FILE", help="Embedding of the task it was trained on (.safetensors).")
     ] = None,
 ) -> None:
     """Make an expert of any checkpoint."""
@@ -76,7 +74,7 @@ def register(
 
 
 @expert.command()
-def ls(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of experts.")]) -> None:
+def ls(folder: Annotated[Path, Argument(metavar="DIR", help="Folder of experts.")]) -> None:
     """List the experts."""
     rows = [
         (
@@ -95,24 +93,24 @@ def ls(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of exp
 @expert.command()
 def transfer(
     specs: Specs,
-    experts: Annotated[Path, typer.Option(metavar="DIR", help="Folder of experts.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="CSV", help="File of the error matrix.")],
+    experts: Annotated[Path, Option(metavar="DIR", help="Folder of experts.")],
+    output: Annotated[Path, Option("--output", "-o", metavar="CSV", help="File of the error matrix.")],
     probe: Annotated[
-        str | None, typer.Option(help="Also measure this network without fine-tuning, as the row imagenet.")
+        str | None, Option(help="Also measure this network without fine-tuning, as the row imagenet.")
     ] = None,
     weights: Weights = None,
     image_size: ImageSize = None,
     num_samples: Annotated[
-        int | None, typer.Option(min=1, help="At most this many training images a task; default: half of all.")
+        int | None, Option(min=1, help="At most this many training images a task; default: half of all.")
     ] = None,
     num_test: Annotated[
-        int | None, typer.Option(min=1, help="At most this many test images a task; default: the other half.")
+        int | None, Option(min=1, help="At most this many test images a task; default: the other half.")
     ] = None,
-    method: Annotated[HeadMethod, typer.Option(help="How the classifier on fixed features is fitted.")] = "lbfgs",
+    method: Annotated[HeadMethod, Option(help="How the classifier on fixed features is fitted.")] = "lbfgs",
     fine_tuning: Annotated[
-        RecipeName | None, typer.Option(help="Fine-tune every expert to every task by this recipe instead.")
+        RecipeName | None, Option(help="Fine-tune every expert to every task by this recipe instead.")
     ] = None,
-    cache: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to keep features in.")] = None,
+    cache: Annotated[Path | None, Option(metavar="DIR", help="Folder to keep features in.")] = None,
     device: Device = None,
     num_workers: NumWorkers = 0,
     seed: Seed = 0,
@@ -124,19 +122,9 @@ def transfer(
     rows: dict[str, AnyExpert] = {found.name: found for found in experts_in(experts)}
     if probe is not None:
         rows[IMAGENET] = load_probe(probe, weights=weights, image_size=image_size)
-    matrix = transfer_errors(
-        rows,
-        tasks_from(*specs),
-        output,
-        num_samples=num_samples,
-        num_test=num_test,
-        method=method,
-        fine_tuning=fine_tuning,
-        seed=seed,
-        cache=cache,
-        device=device,
-        num_workers=num_workers,
-    )
+    how: dict[str, Any] = {"num_samples": num_samples, "num_test": num_test, "method": method, "seed": seed}
+    how |= {"fine_tuning": fine_tuning, "cache": cache, "device": device, "num_workers": num_workers}
+    matrix = transfer_errors(rows, tasks_from(*specs), output, **how)
     best = matrix.errors.min(0)
     table = [
         (task, f"{error:.1%}", matrix.experts[index])

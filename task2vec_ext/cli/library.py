@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from .._util.terminal import printable
+from ..library import Library
 from .embed import print_entries
 
 library = typer.Typer(help="Look after a library, which task2vec embed builds.", no_args_is_help=True)
 
-_Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The library's folder.")]
+_Folder = Annotated[Path, Argument(metavar="DIR", help="The library's folder.")]
 
 
 @library.command()
 def status(folder: _Folder) -> None:
     """Print how many tasks are done, failed and waiting, the settings, and whether a process is adding tasks."""
-    from ..library import Library
-
     opened = Library(folder)
     for state, count in opened.status().items():
         print(f"{state:>8}: {count}")
@@ -31,36 +31,28 @@ def status(folder: _Folder) -> None:
 
 @library.command()
 def ls(
-    folder: _Folder, failed: Annotated[bool, typer.Option("--failed", help="Only those that failed, and why.")] = False
+    folder: _Folder, failed: Annotated[bool, Option("--failed", help="Only those that failed, and why.")] = False
 ) -> None:
     """List the tasks."""
-    from ..library import Library
-
     entries = Library(folder).entries()
-    if failed:
-        for entry in entries:
-            if entry.state == "failed":
-                print(printable(f"{entry.name}: {entry.error}"))
-        return
-    print_entries(entries)
+    if not failed:
+        print_entries(entries)
+    for entry in entries:
+        if failed and entry.state == "failed":
+            print(printable(f"{entry.name}: {entry.error}"))
 
 
 @library.command()
-def rm(folder: _Folder, names: Annotated[list[str], typer.Argument(metavar="TASK...", help="Their names.")]) -> None:
+def rm(folder: _Folder, names: Annotated[list[str], Argument(metavar="TASK...", help="Their names.")]) -> None:
     """Remove tasks and their embeddings."""
-    from ..library import Library
-
     Library(folder).remove(names)
 
 
 @library.command()
 def verify(folder: _Folder) -> None:
     """Check every file against its checksum and against the index; exit code 1 where something is wrong."""
-    from ..library import Library
-
     opened = Library(folder)
-    wrong = opened.verify()
-    for line in wrong:
+    for line in (wrong := opened.verify()):
         print(printable(line))
     if wrong:
         raise typer.Exit(1)

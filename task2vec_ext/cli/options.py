@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from ..fisher.per_sample import AnyEstimator
-from ..fisher.variational import Noise
-from ..losses import LossName
+from typer import Argument, Option
 
 Specs = Annotated[
     list[str],
-    typer.Argument(
-        metavar="SPEC...",
-        help="Folders of class folders, or SOURCE:WHAT, e.g. cub:DIR (docs/data_sources.md).",
-    ),
+    Argument(metavar="SPEC...", help="Folders of class folders, or SOURCE:WHAT, e.g. cub:DIR (docs/data_sources.md)."),
 ]
+Folder = Annotated[Path, Argument(metavar="DIR", help="A library, or a folder of embeddings (.safetensors).")]
+Alpha = Annotated[float, Option(help="Weight of the trivial task in asym and asym_scaled.")]
 ProbeName = Annotated[
-    str,
-    typer.Option(help="A torchvision network (resnet50, vit_b_16, …), timm:NAME, or tiny (needs no download)."),
+    str, Option(help="A torchvision network (resnet50, vit_b_16, …), timm:NAME, or tiny (needs no download).")
 ]
 Weights = Annotated[
-    str | None,
-    typer.Option(help="Checkpoint (.safetensors, .pth), or torchvision's name of the weights; default: ImageNet."),
+    str | None, Option(help="Checkpoint (.safetensors, .pth), or torchvision's name of the weights; default: ImageNet.")
 ]
-Loss = Annotated[LossName, typer.Option(help="What the labels are: one class, several classes, numbers or masks.")]
-Estimator = Annotated[
-    AnyEstimator, typer.Option(help="How the expectation over labels is taken; variational: the robust Fisher.")
-]
-Beta = Annotated[float | None, typer.Option(help="variational: weight of the KL term.")]
-NoiseOn = Annotated[Noise | None, typer.Option(help="variational: where noise is added; default: activations.")]
-Epochs = Annotated[int | None, typer.Option(help="variational: passes over 10,000 drawn images; default: 4.")]
-NumSamples = Annotated[int | None, typer.Option(min=1, help="At most this many images a task; default: all.")]
-ImageSize = Annotated[
-    int | None, typer.Option(min=1, help="Crop in pixels; default: what the weights were trained with.")
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: CUDA where there is one.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]
-NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that decode images.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
-SkipUnreadable = Annotated[
-    bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and count them.")
-]
+NumSamples = Annotated[int | None, Option(min=1, help="At most this many images a task; default: all.")]
+ImageSize = Annotated[int | None, Option(min=1, help="Crop in pixels; default: what the weights were trained with.")]
+Device = Annotated[str | None, Option(help="cpu, cuda, cuda:1 …; default: CUDA where there is one.")]
+NumWorkers = Annotated[int, Option(min=0, help="Processes that decode images.")]
+Seed = Annotated[int, Option(min=0, help="Seed of every random choice.")]

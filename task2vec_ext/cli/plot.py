@@ -3,51 +3,47 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-import typer
+from typer import Option
 
-from ..distance.rules import DistanceName, SymDistanceName
+from .. import plot as draw
+from ..atlas import write_atlas
+from ..data import tasks_from
+from ..data.sources.taxonomy import RANKS
+from ..distance import DistanceName, SymDistanceName, distance_matrix
+from ..embedding import Embedding
+from ..library import load_embeddings
+from ..plot.figure import check_suffix
+from .options import Alpha, Folder
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ..embedding import Embedding
-    from ..plot import Lineages
-
-_Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A library, or a folder of embeddings (.safetensors).")]
 PlotKind = Literal["matrix", "map", "taxonomy", "norms", "layers"]
 
 
 def plot(
-    folder: _Folder,
+    folder: Folder,
     kind: Annotated[
         PlotKind,
-        typer.Option(
+        Option(
             help="matrix: all distances; map: t-SNE or UMAP of them; taxonomy: taxonomic distance of the nearest; "
             "norms: norm against error of the head; layers: the Fisher of a few tasks, layer by layer."
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The plot: a .png, .svg or .pdf file.")],
-    distance: Annotated[DistanceName, typer.Option(help="matrix, map, taxonomy: which distance.")] = "sym",
-    alpha: Annotated[float, typer.Option(help="Weight of the trivial task in asym and asym_scaled.")] = 0.15,
-    method: Annotated[Literal["tsne", "umap"], typer.Option(help="map: the method (umap: extra umap).")] = "tsne",
-    colour_by: Annotated[str, typer.Option(help="domain, or a rank of the taxonomy.")] = "domain",
+    output: Annotated[Path, Option("--output", "-o", help="The plot: a .png, .svg or .pdf file.")],
+    distance: Annotated[DistanceName, Option(help="matrix, map, taxonomy: which distance.")] = "sym",
+    alpha: Alpha = 0.15,
+    method: Annotated[Literal["tsne", "umap"], Option(help="map: the method (umap: extra umap).")] = "tsne",
+    colour_by: Annotated[str, Option(help="domain, or a rank of the taxonomy.")] = "domain",
     taxonomy: Annotated[
-        Path | None,
-        typer.Option(help="CSV: task and ranks, highest first, one row a class. Default: the embeddings' own."),
+        Path | None, Option(help="CSV: task and ranks, highest first, one row a class. Default: the embeddings' own.")
     ] = None,
-    task: Annotated[list[str] | None, typer.Option(help="layers: which task; repeat it to compare tasks.")] = None,
-    title: Annotated[str | None, typer.Option(help="Title of the plot.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the map.")] = 0,
+    task: Annotated[list[str] | None, Option(help="layers: which task; repeat it to compare tasks.")] = None,
+    title: Annotated[str | None, Option(help="Title of the plot.")] = None,
+    seed: Annotated[int, Option(help="Seed of the map.")] = 0,
 ) -> None:
     """Plot the tasks of a library."""
-    from .. import plot as draw
-    from ..distance import distance_matrix
-    from ..library import load_embeddings
-    from ..plot.figure import check_suffix
-
     draw.check_installed()
     check_suffix(output)
     files = load_embeddings(folder)
@@ -78,30 +74,23 @@ def plot(
 
 
 def atlas(
-    folder: _Folder,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page.")] = Path("atlas"),
+    folder: Folder,
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the page.")] = Path("atlas"),
     distance: Annotated[
-        SymDistanceName, typer.Option(help="sym is the paper's d_sym; sym_scaled: of embeddings scaled to unit mean.")
+        SymDistanceName, Option(help="sym is the paper's d_sym; sym_scaled: of embeddings scaled to unit mean.")
     ] = "sym",
     images: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SPEC", help="The tasks' images, as given to task2vec embed; may be repeated."),
+        list[str] | None, Option(metavar="SPEC", help="The tasks' images, as given to task2vec embed; may be repeated.")
     ] = None,
     selection: Annotated[
-        Path | None,
-        typer.Option(help="Best experts: the output of task2vec select TASK --json, of any number of tasks."),
+        Path | None, Option(help="Best experts: the output of task2vec select TASK --json, of any number of tasks.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Number of nearest tasks that are listed.")] = 10,
-    title: Annotated[str, typer.Option(help="Title of the page.")] = "Atlas of tasks",
-    seed: Annotated[int, typer.Option(help="Seed of the map.")] = 0,
+    k: Annotated[int, Option("-k", min=1, help="Number of nearest tasks that are listed.")] = 10,
+    title: Annotated[str, Option(help="Title of the page.")] = "Atlas of tasks",
+    seed: Annotated[int, Option(help="Seed of the map.")] = 0,
 ) -> None:
     """Write one HTML page on which to browse a library's tasks; it needs no network and no server."""
-    from ..atlas import write_atlas
-    from ..data import tasks_from
-    from ..library import load_embeddings
-    from ..plot import check_installed
-
-    check_installed()
+    draw.check_installed()
     files = load_embeddings(folder)
     tasks = tasks_from(*images) if images else ()
     experts = None if selection is None else _experts(selection)
@@ -138,18 +127,14 @@ def _chosen(files: Sequence[Embedding], names: list[str], wanted: list[str]) -> 
     return [files[names.index(name)] for name in wanted]
 
 
-def _taxonomy(embeddings: list[Embedding], table: Path | None) -> tuple[tuple[str, ...], dict[str, Lineages]]:
+def _taxonomy(embeddings: list[Embedding], table: Path | None) -> tuple[tuple[str, ...], dict[str, draw.Lineages]]:
     """Return the ranks and task -> lineages of a table, or of the embeddings."""
-    from ..data.sources.taxonomy import RANKS
-    from ..plot import read_taxonomy
-
     if table is not None:
-        return read_taxonomy(table)
-    stated = {e.name: e.metadata.get("taxonomy") for e in embeddings}
-    lineages: dict[str, Lineages] = {
-        name: [{rank: str(taxon) for rank, taxon in taxa.items()}]
-        for name, taxa in stated.items()
-        if isinstance(taxa, dict) and taxa
+        return draw.read_taxonomy(table)
+    lineages: dict[str, draw.Lineages] = {
+        e.name: [{rank: str(taxon) for rank, taxon in taxa.items()}]
+        for e in embeddings
+        if isinstance(taxa := e.metadata.get("taxonomy"), dict) and taxa
     }
     ranks = {rank for of_task in lineages.values() for taxa in of_task for rank in taxa}
     known = tuple(rank for rank in RANKS if rank in ranks)
@@ -157,7 +142,7 @@ def _taxonomy(embeddings: list[Embedding], table: Path | None) -> tuple[tuple[st
 
 
 def _groups(
-    embeddings: list[Embedding], by: str, ranks: tuple[str, ...], lineages: dict[str, Lineages]
+    embeddings: list[Embedding], by: str, ranks: tuple[str, ...], lineages: dict[str, draw.Lineages]
 ) -> list[str] | None:
     """Return the group that colours each task, or None where no task has one."""
     if by in ranks:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
 from .._util.terminal import console, print_table, printable
 from ..data import tasks_from
 from ..embed import Work, embed_like
 from ..embedding import Embedding
-from ..experts.expert import Expert, experts_in
-from ..experts.features import Extractor
+from ..experts import Expert, Extractor, experts_in
 from ..library import load_embeddings
 from ..selection import SELECTORS, Choice, ErrorMatrix, ExpertFacts, Interval, Selector, Table, TaskFacts, choose
 from ..selection import evaluate as score
@@ -45,30 +45,28 @@ select = typer.Typer(
 
 _Library = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Embeddings of the matrix's tasks: a library, or a folder of .safetensors files."),
+    Option(metavar="DIR", help="Embeddings of the matrix's tasks: a library, or a folder of .safetensors files."),
 ]
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_Json = Annotated[bool, Option("--json", help="Print JSON.")]
 
 
 @select.command()
 def rank(
     task: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="TASK", help="A folder of class folders (or cub:DIR …), or the task's embedding (.safetensors)."
         ),
     ],
-    experts: Annotated[Path, typer.Option(metavar="DIR", help="Folder of experts (task2vec expert).")],
-    by: Annotated[SelectorName, typer.Option(help="How to choose; docs/selectors.md compares them.")] = "asym",
+    experts: Annotated[Path, Option(metavar="DIR", help="Folder of experts (task2vec expert).")],
+    by: Annotated[SelectorName, Option(help="How to choose; docs/selectors.md compares them.")] = "asym",
     errors: Annotated[
         Path | None,
-        typer.Option(
-            metavar="CSV", help="Errors of the experts on other tasks (task2vec expert transfer), to learn from."
-        ),
+        Option(metavar="CSV", help="Errors of the experts on other tasks (task2vec expert transfer), to learn from."),
     ] = None,
     library: _Library = None,
     weights: Annotated[
-        str | None, typer.Option(help="Checkpoint of the probe that the experts' tasks were embedded with.")
+        str | None, Option(help="Checkpoint of the probe that the experts' tasks were embedded with.")
     ] = None,
     num_samples: NumSamples = None,
     device: Device = None,
@@ -105,19 +103,18 @@ def rank(
 @select.command()
 def evaluate(
     errors: Annotated[
-        Path, typer.Argument(metavar="CSV", help="Errors of experts on tasks: expert,TASK,…, a row for each expert.")
+        Path, Argument(metavar="CSV", help="Errors of experts on tasks: expert,TASK,…, a row for each expert.")
     ],
     library: _Library = None,
     experts: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of the experts, whose cards have the image counts for largest_task."),
+        Option(metavar="DIR", help="Folder of the experts, whose cards have the image counts for largest_task."),
     ] = None,
-    by: Annotated[list[str] | None, typer.Option(help="Only this selector; may be repeated.")] = None,
+    by: Annotated[list[str] | None, Option(help="Only this selector; may be repeated.")] = None,
     folds: Annotated[
-        int | None,
-        typer.Option(min=2, help="Folds of the tasks for selectors that learn; default: leave one task out."),
+        int | None, Option(min=2, help="Folds of the tasks for selectors that learn; default: leave one task out.")
     ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Bootstrap samples of the tasks.")] = 5000,
+    draws: Annotated[int, Option(min=1, help="Bootstrap samples of the tasks.")] = 5000,
     seed: Seed = 0,
     json: _Json = False,
 ) -> None:
@@ -132,18 +129,11 @@ def evaluate(
     if len(lacking) == len(matrix.tasks):
         raise ValueError(f"select evaluate: expected embeddings of {errors}'s tasks in {library}, found none of them.")
     wanted = by or [name for name in SELECTORS if name not in get_args(FromOutputs)]
-    for name in wanted:
-        if name not in SELECTORS:
-            raise ValueError(f"select evaluate: expected --by to be one of {', '.join(SELECTORS)}; got {name!r}.")
-    table = score(
-        matrix.select(tasks=[name for name in matrix.tasks if name not in lacking]),
-        [SELECTORS[name] for name in wanted],
-        known,
-        None if experts is None else _carded(experts, known),
-        folds=folds,
-        draws=draws,
-        seed=seed,
-    )
+    if unknown := [name for name in wanted if name not in SELECTORS]:
+        raise ValueError(f"select evaluate: expected --by to be one of {', '.join(SELECTORS)}; got {unknown[0]!r}.")
+    matrix = matrix.select(tasks=[name for name in matrix.tasks if name not in lacking])
+    selectors, facts = [SELECTORS[name] for name in wanted], None if experts is None else _carded(experts, known)
+    table = score(matrix, selectors, known, facts, folds=folds, draws=draws, seed=seed)
     table = replace(table, left_out={**dict.fromkeys(lacking, "no embedding"), **table.left_out})
     if json:
         print(_json.dumps(table.to_json(), indent=1))
@@ -177,12 +167,9 @@ def _print_evaluation(table: Table) -> None:
     rows = [
         (
             row.selector,
-            _with_interval(row.means["increase"], 100, "+.1f"),
-            _with_interval(row.means["points"], 100, "+.1f"),
-            _with_interval(row.means["top1"], 100, ".0f"),
-            _with_interval(row.means["top3"], 100, ".0f"),
-            _with_interval(row.means["spearman"], 1, ".2f"),
-            _with_interval(row.means["tau"], 1, ".2f"),
+            *(_with_interval(row.means[measure], 100, "+.1f") for measure in ("increase", "points")),
+            *(_with_interval(row.means[measure], 100, ".0f") for measure in ("top1", "top3")),
+            *(_with_interval(row.means[measure], 1, ".2f") for measure in ("spearman", "tau")),
             f"{row.passes:g}",
         )
         for row in table.rows
@@ -254,10 +241,8 @@ def _carded(folder: Path, known: dict[str, TaskFacts]) -> dict[str, ExpertFacts]
     facts = {}
     for one in experts_in(folder):
         task = known.get(one.name, TaskFacts(one.name))
-        task = replace(
-            task, embedding=task.embedding or one.embedding, num_images=one.card.num_images or task.num_images
-        )
-        facts[one.name] = ExpertFacts(one.name, task)
+        embedding, images = task.embedding or one.embedding, one.card.num_images or task.num_images
+        facts[one.name] = ExpertFacts(one.name, replace(task, embedding=embedding, num_images=images))
     return facts
 
 

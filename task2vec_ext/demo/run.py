@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from .._util.names import safe_name
 from .._util.tables import write_matrix, write_table
 from ..atlas import write_atlas
 from ..data import Task
-from ..distance.distance import distance_matrix
+from ..distance import SymDistanceName, distance_matrix
 from ..distance.nearest import nearest
-from ..distance.rules import SymDistanceName
-from ..embed.fisher_embed import fisher_embed
+from ..embed import fisher_embed
+from ..embedding import Embedding
 from ..plot import plot_matrix, save_figure
-from ..probe.probe import load_probe
+from ..probe import load_probe
 from .tasks import DemoTask, demo_tasks
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
-    from ..embedding import Embedding
 
 DISTANCE: SymDistanceName = "sym_scaled"
 """On these tasks, as on real ones, the nearest task is of the same family more often than with plain d_sym."""
@@ -42,12 +37,9 @@ class DemoResult(NamedTuple):
 
 
 def run_demo(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lambda text: None) -> DemoResult:
-    """Embed the demo's tasks and write embeddings, tables, a plot and the atlas.
+    """Embed the demo's tasks and write embeddings, tables, a plot and the atlas into a folder, replacing older ones.
 
-    Args:
-        folder: Folder for the results; made if it does not exist. Files of an earlier demo are replaced.
-        seed: Seed of the images and of the embeddings.
-        report: Called with a line of text at every step.
+    The seed is that of images and embeddings; `report` is called with a line of text at every step.
     """
     started = time.perf_counter()
     files = {

@@ -67,9 +67,6 @@ def _colour(ink: _Floats, rng: Generator, *, grain: float, pale_paper: bool = Fa
     return np.clip(mixed, 0, 255).astype(np.uint8)
 
 
-# Handwriting
-
-
 @cache
 def digits() -> dict[str, _Floats]:
     """Return handwritten digits by kind, each [M, 8, 8] in 0…1, in the order of the data set."""
@@ -132,9 +129,6 @@ def _patch(region: str, rng: Generator, *, edit: str = "none") -> Pixels:
     return np.asarray(_EDITS[edit](Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8))))
 
 
-# Drawings
-
-
 def _star(points: int, notch: float = 1.0) -> _Floats:
     """Return the corners [2 * points, 2] of a star, the first at the top; `notch` is the radius of the inner ones."""
     corner = np.arange(2 * points)
@@ -187,9 +181,6 @@ def _draw(kind: str, rng: Generator, *, hollow: bool = False, turn: float = 0.0)
         else:
             pen.polygon(points, fill=255)
     return _colour(np.asarray(sheet.reduce(3), np.float64) / 255, rng, grain=0)
-
-
-# Textures
 
 
 def _noise(exponent: float, rng: Generator) -> _Floats:
@@ -276,5 +267,4 @@ class Studio:
             self._left[kind] = self._rng.permutation(deck).tolist()
         if not self._left[kind]:
             raise ValueError(f"demo: expected enough of {kind}, got none: all are used; ask for fewer images a class.")
-        image: _Floats = images[self._left[kind].pop()]
-        return image
+        return images[self._left[kind].pop()]

@@ -54,15 +54,12 @@ def _alike(used: tuple[str, ...], option: str, values: dict[str, Any]) -> dict[s
 def task_classes() -> dict[Family, dict[str, dict[str, _Class]]]:
     """Return family -> task -> class -> kinds and options."""
     written = tuple(digits())
-    pagoda, dahlia = (
-        tuple(kind for kind, (photo, _) in REGIONS.items() if photo == p) for p in ("china.jpg", "flower.jpg")
-    )
-    sides = {"upright": "none", "turned": "turned"}
+    pagoda = tuple(kind for kind, (photo, _) in REGIONS.items() if photo == "china.jpg")
+    dahlia = tuple(kind for kind, (photo, _) in REGIONS.items() if photo == "flower.jpg")
     shapes = tuple(kind for kind in OUTLINES if kind != "ring")  # hollow already
-    scales = {"fine": 6, "coarse": 18}
     arrows = {"up": 0, "right": 90, "down": 180, "left": 270}
-    colours = {"true": "none", "grey": "grey", "red for blue": "red for blue"}
     slopes = _alike(("linear gradient",), "turn", {"across": 0, "down": 90})
+    colours = {"true": "none", "grey": "grey", "red for blue": "red for blue"}
     return {
         "handwriting": {
             "digits 0-4": _each("digit 0, digit 1, digit 2, digit 3, digit 4"),
@@ -77,7 +74,7 @@ def task_classes() -> dict[Family, dict[str, dict[str, _Class]]]:
             "parts of the pagoda": _each("sky, roof, wall, bush"),
             "greenery": _each("bush, pine, shrub, leaf"),
             "new places": _each("water, pine, shrub, dahlia's heart, leaf"),
-            "turned patches": _alike(kinds("roof, wall, water, pine"), "edit", sides),
+            "turned patches": _alike(kinds("roof, wall, water, pine"), "edit", {"upright": "none", "turned": "turned"}),
             "blurred patches": _alike(pagoda[1:4], "edit", {"sharp": "none", "blurred": "blurred"}),
             "false colours": _alike(pagoda + dahlia, "edit", colours),
         },
@@ -95,7 +92,7 @@ def task_classes() -> dict[Family, dict[str, dict[str, _Class]]]:
             "noise by spectrum": _each("white noise, pink noise, brown noise"),
             "new textures": _each("waves, rings, weave, cells, spots"),
             "gradients": {**slopes, "radial": (("radial gradient",), {})},
-            "fine or coarse": _alike(kinds("stripes, checks, waves, spots"), "period", scales),
+            "fine or coarse": _alike(kinds("stripes, checks, waves, spots"), "period", {"fine": 6, "coarse": 18}),
         },
     }
 

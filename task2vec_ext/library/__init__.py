@@ -14,6 +14,7 @@ was killed anywhere between goes on there: a file that the index does not know i
 
 from .build import build_library, embed_for
 from .embeddings import EmbeddingFiles, load_embeddings
-from .library import Entry, Library, Neighbour
+from .index import Entry
+from .library import Library, Neighbour
 
 __all__ = ["EmbeddingFiles", "Entry", "Library", "Neighbour", "build_library", "embed_for", "load_embeddings"]

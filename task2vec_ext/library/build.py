@@ -5,16 +5,23 @@ Each process writes the embeddings of its own tasks; only the first holds the lo
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+from torch import nn
+
+from .._util.atomic import check_writable
 from .._util.progress import library_progress
-from ..data import Task, as_task
+from ..data import Task, TaskSource, as_task
+from ..data.loader import OnError
 from ..embed import FeatureCache, Team, Work, embed_like, embed_task
 from ..embed.team import RanksLostError
 from ..embedding import Embedding
@@ -27,15 +34,7 @@ from .settings import LibrarySettings
 from .task_queue import share_tasks
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Sequence
-
-    import torch
-    from torch import nn
     from torch.distributed import ProcessGroup
-
-    from ..data import TaskSource
-    from ..data.loader import OnError
 
 
 def build_library(
@@ -95,7 +94,7 @@ def build_library(
     """
     if shard_images and process_group is None:
         raise ValueError(
-            "build_library: expected a process_group with shard_images, got none; start several (torchrun)."
+            "build_library: expected a process_group for shard_images, got none; start several (torchrun)."
         )
     settings = settings or EmbedSettings()
     named = [as_task(task, target=settings.loss_object.target) for task in tasks]
@@ -106,19 +105,20 @@ def build_library(
     group = process_group if shard_images else None
     work = Work(place, batch_size, num_workers, on_error, None, feature_cache or FeatureCache(), group)
     work.check(settings)
-    root = Path(folder)
-    team = Team(process_group, "the library")
+    root, team = Path(folder), Team(process_group, "the library")
     with ExitStack() as ending:
 
         def prepare() -> list[tuple[int, Entry]]:
-            _make_folder(root / "embeddings")
+            check_writable("build_library", root)
+            (root / "embeddings").mkdir(exist_ok=True)
             ending.enter_context(lock(root))
             index = Index(root / "index.sqlite")
             if index.settings() is None:
                 index.create(made_with.to_json())
             library = _opened(root, made_with)
             todo = _todo(library, named, retry_failed)
-            _clean(library)
+            for file in (root / "embeddings").glob(".task2vec-*"):  # what a killed build was just writing
+                file.unlink()
             return todo
 
         todo = [(named[number], entry) for number, entry in team.first(prepare)]
@@ -128,7 +128,9 @@ def build_library(
         work = replace(work, progress=told.of_pass)
 
         def record(number: int, entry: Entry) -> None:
-            _record(library, entry)
+            if entry.state == "done":
+                library.matrix.write(entry.id, Embedding.load(library.file(entry)).fisher)
+            library.index.update(entry)
             told.ended(entry.name, len(todo[number][0]), entry.error)
 
         if team.size > 1 and not shard_images:
@@ -170,15 +172,6 @@ def embed_for(
     return embed_like(library.probe, library.settings, task, probe, weights=weights, work=Work(**work))
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"build_library: cannot write into {folder.parent} ({error.strerror}); choose another."
-        ) from error
-
-
 def _check_names(tasks: Sequence[Task]) -> None:
     twins = [name for name, count in Counter(task.name for task in tasks).items() if count > 1]
     if twins:
@@ -203,35 +196,16 @@ def _opened(root: Path, made_with: LibrarySettings) -> Library:
 def _todo(library: Library, tasks: Sequence[Task], retry_failed: bool) -> list[tuple[int, Entry]]:
     """Return the numbers and entries of the tasks that are to be embedded; refuse those that are not what they were."""
     known = {entry.name: entry for entry in library.entries()}
-    done = [
-        task
-        for task in tasks
-        if task.name in known and known[task.name].state == "done" and library.file(known[task.name]).is_file()
-    ]
-    changed = [task.name for task in done if known[task.name].digest != _digest(task)]
+    done = {t.name for t in tasks if (e := known.get(t.name)) and e.state == "done" and library.file(e).is_file()}
+    changed = [task.name for task in tasks if task.name in done and known[task.name].digest != _digest(task)]
     if changed:
         raise ValueError(
             "build_library: expected the images that were embedded, got others for "
             f"{', '.join(map(repr, changed))}; give them other names, or remove them first (task2vec library rm)."
         )
     known = library.index.add((task.name, len(task)) for task in tasks)
-    left_out = {task.name for task in done}
-    if not retry_failed:
-        left_out |= {entry.name for entry in known.values() if entry.state == "failed"}
-    return [(number, known[task.name]) for number, task in enumerate(tasks) if task.name not in left_out]
-
-
-def _clean(library: Library) -> None:
-    """Delete what a killed build was just writing."""
-    for file in (library.folder / "embeddings").glob(".task2vec-*"):
-        file.unlink()
-
-
-def _record(library: Library, entry: Entry) -> None:
-    """Write what came of a task into matrix and index."""
-    if entry.state == "done":
-        library.matrix.write(entry.id, Embedding.load(library.file(entry)).fisher)
-    library.index.update(entry)
+    failed = set() if retry_failed else {entry.name for entry in known.values() if entry.state == "failed"}
+    return [(number, known[task.name]) for number, task in enumerate(tasks) if task.name not in done | failed]
 
 
 class _Builder(NamedTuple):

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
-from ..distance import cross_distances
-from ..embedding import Embedding
+from ..distance import SymDistanceName, cross_distances
+from ..embedding import Embedding, ProbeInfo
+from ..settings import EmbedSettings
 from .library import Library, Neighbour
 
-if TYPE_CHECKING:
-    from ..distance import SymDistanceName
-    from ..embedding import ProbeInfo
-    from ..settings import EmbedSettings
-
-_KEPT = 64
-"""Embeddings kept in memory: each has 1 MB of group means at 8,512 filters."""
+_KEPT = 64  # embeddings in memory: each has 1 MB of group means at 8,512 filters
 
 
 class EmbeddingFiles(Sequence[Embedding]):
@@ -33,19 +28,17 @@ class EmbeddingFiles(Sequence[Embedding]):
     def __init__(self, files: Sequence[Path], library: Library | None = None) -> None:
         """Keep the paths; reads nothing."""
         self.files, self.library = tuple(files), library
-        self._load = lru_cache(_KEPT)(Embedding.load)
+        self._load = lru_cache(_KEPT)(_load)
 
     @overload
     def __getitem__(self, index: int) -> Embedding: ...
-
     @overload
     def __getitem__(self, index: slice) -> EmbeddingFiles: ...
-
     def __getitem__(self, index: int | slice) -> Embedding | EmbeddingFiles:
         """Read an embedding, or choose some."""
         if isinstance(index, slice):
             return EmbeddingFiles(self.files[index])
-        return named(self._load(self.files[index]), self.files[index])
+        return self._load(self.files[index])
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -66,15 +59,7 @@ class EmbeddingFiles(Sequence[Embedding]):
         return [one.name for one in self.without_groups()] if self.library is None else self.library.names()
 
     def nearest(self, task: str | Embedding, k: int = 10, *, distance: SymDistanceName = "sym") -> list[Neighbour]:
-        """Return the tasks nearest to one, as `Library.nearest` does.
-
-        Args:
-            task: The name of one of these, which is left out of the answer, or an embedding.
-            k: How many.
-            distance: ``"sym"`` or ``"sym_scaled"``.
-
-        Returns:
-            At most k tasks, nearest first.
+        """Return at most k tasks nearest to one of these, by its name, or to an embedding, as `Library.nearest` does.
 
         Raises:
             ValueError: If there is no such task, or the embeddings do not compare.
@@ -91,17 +76,13 @@ class EmbeddingFiles(Sequence[Embedding]):
 
     def without_groups(self) -> list[Embedding]:
         """Read all, without their group means: a thousand of them fit into memory."""
-        return [named(without_groups(Embedding.load(file)), file) for file in self.files]
+        return [replace(_load(file), group_means=None) for file in self.files]
 
 
-def without_groups(embedding: Embedding) -> Embedding:
-    """Return an embedding without its error bars."""
-    return dataclasses.replace(embedding, group_means=None)
-
-
-def named(embedding: Embedding, file: Path) -> Embedding:
+def _load(file: Path) -> Embedding:
     """Return an embedding with a name: its file's where it has none."""
-    return embedding if embedding.name else dataclasses.replace(embedding, name=file.stem)
+    embedding = Embedding.load(file)
+    return embedding if embedding.name else replace(embedding, name=file.stem)
 
 
 def load_embeddings(path: str | os.PathLike[str]) -> EmbeddingFiles:

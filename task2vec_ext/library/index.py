@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 from .._util.names import file_name
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
-
-    from ..settings import JSON
+from ..settings import JSON
 
 State = Literal["waiting", "done", "failed"]
 
 FORMAT_VERSION = 2
 """Of the index and the folder's layout; embeddings have their own. Format 1 differs in the settings' record."""
 
-# The fields of Entry.
-_COLUMNS = {
+_COLUMNS = {  # the fields of Entry
     # Never reused: it is the task's row in the matrix and its number in the shortlist.
     "id": "INTEGER PRIMARY KEY AUTOINCREMENT",
     "name": "TEXT NOT NULL UNIQUE",
@@ -86,20 +82,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Index:
-    """The table of a library's tasks. It is opened for each transaction, so that forked processes share no connection.
-
-    Args:
-        path: The SQLite file.
-    """
+    """The table of a library's tasks, opened for each transaction, so that forked processes share no connection."""
 
     path: Path
 
     def create(self, settings: dict[str, JSON]) -> None:
-        """Make an empty index.
-
-        Args:
-            settings: What all embeddings are made with.
-        """
+        """Make an empty index; `settings` is what all embeddings are made with."""
         columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
         with self._transaction() as db:
             db.execute(f"CREATE TABLE tasks ({columns})")
@@ -107,11 +95,7 @@ class Index:
             db.execute("INSERT INTO settings VALUES (?, ?)", (FORMAT_VERSION, json.dumps(settings)))
 
     def settings(self) -> dict[str, JSON] | None:
-        """Return what all embeddings are made with, or None where there is no complete index.
-
-        Raises:
-            ValueError: If a newer version of this package made the library.
-        """
+        """Return what all embeddings are made with, None without a complete index; ValueError where that is newer."""
         if not self.path.is_file():
             return None
         with self._transaction() as db:
@@ -147,21 +131,12 @@ class Index:
         return None if row is None else Entry(*row)
 
     def add(self, tasks: Iterable[tuple[str, int]]) -> dict[str, Entry]:
-        """Add tasks that wait to be embedded; those that are there already stay as they are.
-
-        Args:
-            tasks: Name and number of images of each.
-
-        Returns:
-            All tasks by name.
-        """
+        """Add new tasks (name, number of images), which wait to be embedded, and return all tasks by name."""
         columns = ("name", "file", "pictures", "state")
+        query = f"INSERT OR IGNORE INTO tasks ({', '.join(columns)}) VALUES ({', '.join(_VALUES[c] for c in columns)})"
         rows = [(name, file_name(name), images, "waiting") for name, images in tasks]
         with self._transaction() as db:
-            db.executemany(
-                f"INSERT OR IGNORE INTO tasks ({', '.join(columns)}) VALUES ({', '.join(_VALUES[c] for c in columns)})",
-                [tuple(map(_to_sql, row)) for row in rows],
-            )
+            db.executemany(query, [tuple(map(_to_sql, row)) for row in rows])
         return {entry.name: entry for entry in self.entries()}
 
     def update(self, entry: Entry) -> None:
@@ -185,14 +160,11 @@ class Index:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All of the block's changes, or none."""
         try:
-            db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-            db.text_factory = lambda text: text.decode("utf-8", "surrogatepass")
-            try:
+            with closing(sqlite3.connect(self.path, timeout=60, isolation_level=None)) as db:
+                db.text_factory = lambda text: text.decode("utf-8", "surrogatepass")
                 db.execute("BEGIN")
                 yield db
-                db.execute("COMMIT")
-            finally:
-                db.close()  # what is not committed never was
+                db.execute("COMMIT")  # what is not committed when the connection closes never was
         except sqlite3.Error as error:
             raise RuntimeError(
                 f"library: expected an index that can be read and written at {self.path}, got: {error}; see to disk "
@@ -206,16 +178,9 @@ class LibraryBusyError(RuntimeError):
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Keep every other process from changing a library.
+    """Keep every other process from changing a library, or raise LibraryBusyError where one is.
 
     SQLite's lock: it ends with the process that holds it, however that ends, and is not handed down to its workers.
-
-    Args:
-        folder: The library's.
-
-    Raises:
-        LibraryBusyError: If another process holds it.
-        RuntimeError: If it cannot be had at all.
     """
     with ExitStack() as ending:
         try:

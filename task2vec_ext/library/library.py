@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from ..distance.comparable import check_comparable
-from ..embedding import Embedding
+from ..distance.rules import SymDistanceName
+from ..embedding import Embedding, ProbeInfo
+from ..settings import EmbedSettings
 from .index import Entry, Index, is_locked, lock
 from .matrix import Matrix, nearest
 from .settings import LibrarySettings
 from .shortlist import shortlist
 
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable
-
-    from ..distance.rules import SymDistanceName
-    from ..embedding import ProbeInfo
-    from ..settings import EmbedSettings
-
-__all__ = ["Entry", "Library", "Neighbour"]
-
 
 class Neighbour(NamedTuple):
-    """A task near another.
-
-    Attributes:
-        name: Which.
-        distance: To it.
-    """
+    """A task near another, and its distance from that."""
 
     name: str
     distance: float
@@ -41,9 +30,6 @@ class Neighbour(NamedTuple):
 
 class Library:
     """The embeddings of many tasks in a folder; `build_library` makes and extends it.
-
-    Args:
-        folder: Where `build_library` put it.
 
     Raises:
         ValueError: If there is no library, or one of another format.
@@ -53,11 +39,8 @@ class Library:
         """Open the index."""
         self.folder = Path(folder)
         self.index = Index(self.folder / "index.sqlite")
-        record = self.index.settings()
-        if record is None:
-            raise ValueError(
-                f"library: expected a library at {self.folder}, found none; build one with task2vec embed."
-            )
+        if (record := self.index.settings()) is None:
+            raise ValueError(f"library: expected a library at {self.folder}, found none; task2vec embed builds one.")
         self.made_with = LibrarySettings.from_json(record)
         """The probe and the settings of all its embeddings, and their length."""
         self.matrix = Matrix(self.folder / "matrix.f32", self.made_with.filters)
@@ -95,10 +78,7 @@ class Library:
         return is_locked(self.folder)
 
     def embedding(self, name: str) -> Embedding:
-        """Return the embedding of a task.
-
-        Args:
-            name: The task's.
+        """Return the embedding of the task of that name.
 
         Raises:
             ValueError: If the library has no such task, it is not embedded, or its file is damaged.
@@ -139,17 +119,14 @@ class Library:
         if query.norm == 0:
             raise ValueError(f"library: expected an embedding that is not all zero, {query.name!r} is.")
         if own is None:
-            check_comparable([Embedding.load(self.file(self._by_id(int(slots[0])))), query])
+            check_comparable([Embedding.load(self.file(self._find(int(slots[0])))), query])
         slots = shortlist(self.folder / "shortlist.faiss", self.matrix, query.fisher, slots)
         found = nearest(self.matrix, query.fisher[None], slots, k, distance)
         pairs = zip(found.slots[0].tolist(), found.distances[0].tolist(), strict=True)
-        return [Neighbour(self._by_id(slot).name, distance) for slot, distance in pairs]
+        return [Neighbour(self._find(slot).name, distance) for slot, distance in pairs]
 
     def remove(self, names: Iterable[str]) -> None:
-        """Forget tasks, and delete their embeddings.
-
-        Args:
-            names: Of the tasks.
+        """Forget the tasks of these names, and delete their embeddings.
 
         Raises:
             ValueError: If one is not in the library; nothing was removed.
@@ -168,8 +145,7 @@ class Library:
             RuntimeError: If another process is changing the library.
         """
         with lock(self.folder):
-            damage = self.index.damage()
-            if damage is not None:
+            if (damage := self.index.damage()) is not None:
                 return [f"{self.index.path} is damaged: {damage}; delete it and build again, what is sound is kept"]
             done = [entry for entry in self.entries() if entry.state == "done"]
             known = {entry.file for entry in done}
@@ -198,19 +174,13 @@ class Library:
             return f"row {entry.id} of {self.matrix.path} is not its embedding; {remedy}"
         return None
 
-    def _find(self, name: str) -> Entry:
-        entry = self.index.find(name)
-        if entry is None:
-            raise ValueError(
-                f"library: expected a task of {self.folder}, got {name!r}; task2vec library ls lists them."
-            )
-        return entry
-
-    def _by_id(self, id: int) -> Entry:
-        entry = self.index.find(id)
-        if entry is None:
+    def _find(self, key: int | str) -> Entry:
+        """Return a task by its name, or by an id that the index gave."""
+        if (entry := self.index.find(key)) is not None:
+            return entry
+        if isinstance(key, int):
             raise RuntimeError(f"library: {self.folder} was changed while it was searched; ask again.")
-        return entry
+        raise ValueError(f"library: expected a task of {self.folder}, got {key!r}; task2vec library ls lists them.")
 
     def file(self, entry: Entry) -> Path:
         """Return where a task's embedding is, or will be."""

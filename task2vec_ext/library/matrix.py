@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ..distance.rules import SymDistanceName
 from ..kernels.pairwise import sym_distances
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from ..distance.rules import SymDistanceName
 
 _BLOCK_BYTES = 32 << 20
 """Of one float64 block of rows: large enough that its set-up costs nothing, small beside anything else in memory."""
@@ -27,25 +23,14 @@ class Matrix:
 
     Rounding moves d_sym by 1e-9 (106 real tasks, benchmarks/nearest.py), and half the bytes are half the time where the
     disk sets it. Slots never written are holes in the file.
-
-    Args:
-        path: The file.
-        filters: K.
     """
 
     def __init__(self, path: Path, filters: int) -> None:
-        """Keep path and size; opens nothing."""
-        self.path = path
-        self.filters = filters
-        self._row_bytes = 4 * filters
+        """Keep path and row length K; opens nothing."""
+        self.path, self.filters, self._row_bytes = path, filters, 4 * filters
 
     def write(self, slot: int, row: Tensor) -> None:
-        """Write one row, on the disk when this returns.
-
-        Args:
-            slot: Which.
-            row: ``[K]``.
-        """
+        """Write one row ``[K]``, on the disk when this returns."""
         file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             os.pwrite(file, row.to(torch.float32).numpy().tobytes(), slot * self._row_bytes)
@@ -54,53 +39,30 @@ class Matrix:
             os.close(file)
 
     def read(self, slots: Tensor) -> Tensor:
-        """Return rows, ``[n, K]`` float32.
-
-        Args:
-            slots: ``[n]`` int64, ascending; none beyond the last that was written.
-        """
+        """Return the rows ``[n, K]`` float32 of slots ``[n]``, ascending, none beyond the last that was written."""
         first, last = int(slots[0]), int(slots[-1])
         shape = last + 1 - first, self.filters
         mapped = np.memmap(self.path, np.float32, "r", offset=first * self._row_bytes, shape=shape)
         return torch.from_numpy(mapped[(slots - first).numpy()])  # a copy: the mapping ends here
 
     def blocks(self, slots: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield slots ``[b]`` and their rows ``[b, K]`` float64, a block at a time.
-
-        Args:
-            slots: ``[n]`` int64, ascending.
-        """
+        """Yield slots ``[b]`` and their rows ``[b, K]`` float64, a block of the ascending `slots` at a time."""
         for some in slots.split(max(1, _BLOCK_BYTES // (8 * self.filters))):
             yield some, self.read(some).double()
 
 
 class Found(NamedTuple):
-    """The nearest rows of each query.
+    """The nearest rows of each query."""
 
-    Args:
-        distances: ``[Q, k]`` float64, ascending.
-        slots: ``[Q, k]`` int64.
-    """
-
-    distances: Tensor
-    slots: Tensor
+    distances: Tensor  # [Q, k] float64, ascending
+    slots: Tensor  # [Q, k] int64
 
 
 def nearest(matrix: Matrix, queries: Tensor, slots: Tensor, k: int, distance: SymDistanceName = "sym") -> Found:
-    """Return the rows with the smallest d_sym to each query, all compared.
+    """Return the at most k of the rows `slots`, ascending, that are nearest to each of the queries ``[Q, K]`` float64.
 
-    Args:
-        matrix: The embeddings.
-        queries: ``[Q, K]`` float64, none all zero.
-        slots: ``[n]`` int64, ascending: among which rows; none all zero.
-        k: How many; fewer where n is smaller.
-        distance: ``"sym"``, or ``"sym_scaled"``: all scaled to unit mean.
-
-    Returns:
-        The nearest, equal distances by slot.
-
-    Note:
-        Memory: under 200 MB, however many rows there are (benchmarks/nearest.py).
+    All are compared; neither rows nor queries may be all zero. Equal distances are in the order of their slots. Memory
+    stays under 200 MB, however many rows there are (benchmarks/nearest.py).
     """
     queries = _scaled(queries, distance)
     distances, chosen = queries.new_empty(len(queries), 0), slots.new_empty(len(queries), 0)

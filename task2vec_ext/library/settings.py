@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..embedding import ProbeInfo, settings_of_format_2
-from ..settings import EmbedSettings
-
-if TYPE_CHECKING:
-    from ..embedding import Embedding
-    from ..probe.probe import Probe
-    from ..settings import JSON
+from ..embedding import Embedding, ProbeInfo, settings_of_format_2
+from ..probe.probe import Probe
+from ..settings import JSON, EmbedSettings
 
 
 @dataclass(frozen=True)
 class LibrarySettings:
-    """What all embeddings of a library are made with.
-
-    Args:
-        probe: Which network.
-        settings: What decides the numbers.
-        filters: K, the length of every embedding.
-    """
+    """What all embeddings of a library are made with."""
 
     probe: ProbeInfo
     settings: EmbedSettings
-    filters: int
+    filters: int  # K, the length of every embedding
 
     @classmethod
     def of(cls, probe: Probe, settings: EmbedSettings) -> LibrarySettings:
@@ -39,11 +29,7 @@ class LibrarySettings:
         """Return what `to_json` wrote, or what version 0.1 did."""
         if "settings" in record:
             return cls(ProbeInfo(**record["probe"]), EmbedSettings.from_json(record["settings"]), record["filters"])
-        head = {
-            "method": record["head_method"],
-            "l2": record["head_l2"],
-            "class_balanced": record["class_balanced"],
-        }
+        head = {"method": record["head_method"], "l2": record["head_l2"], "class_balanced": record["class_balanced"]}
         probe = ProbeInfo(**record["probe"], preprocess=record["preprocess"])
         return cls(probe, EmbedSettings.from_json(settings_of_format_2(record, head)), record["filters"])
 

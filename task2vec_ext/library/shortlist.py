@@ -7,18 +7,14 @@ distance of the centred log F, divided by K. Dead filters have no logarithm: F i
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from .._util.atomic import atomic_path
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from .matrix import Matrix
+from .matrix import Matrix
 
 EXACT_UP_TO = 100_000
 """Up to this many tasks all are compared."""
@@ -29,25 +25,15 @@ CANDIDATES = 1000
 FLOOR = 0.01
 """In units of the mean Fisher. Values from 0.001 to 0.1 find the same tasks (measured on 35 real tasks)."""
 
-_DIMENSIONS = 256
-"""Of the log-Fisher's principal components that are searched: the tasks differ in far fewer directions than filters."""
-
-_TRAINING = 4096
-"""Tasks, spread over the library, that the components are found from."""
+_DIMENSIONS = 256  # principal components that are searched: tasks differ in far fewer directions than filters
+_TRAINING = 4096  # tasks, spread over the library, that the components are found from
 
 
 def shortlist(path: Path, matrix: Matrix, query: Tensor, slots: Tensor) -> Tensor:
-    """Return the slots worth comparing exactly with a query.
+    """Return those of the ascending `slots` that are worth comparing exactly with a query ``[K]`` float64, ascending.
 
-    Args:
-        path: The file that keeps the faiss index; made (anew) where more than `EXACT_UP_TO` slots are not in it.
-        matrix: The embeddings.
-        query: ``[K]`` float64.
-        slots: ``[n]`` int64, ascending: among which.
-
-    Returns:
-        Slots, ascending: the `CANDIDATES` nearest in log-Fisher, and those that came since the index was made. All of
-        them where they are few, or faiss is not installed.
+    They are the `CANDIDATES` nearest in log-Fisher, and those that came since the faiss index at `path` was made; all
+    where they are few, or faiss is not installed. The index is made (anew) where it lacks more than `EXACT_UP_TO`.
     """
     if len(slots) <= EXACT_UP_TO or importlib.util.find_spec("faiss") is None:
         return slots
@@ -67,22 +53,13 @@ def shortlist(path: Path, matrix: Matrix, query: Tensor, slots: Tensor) -> Tenso
 
 
 def features(fisher: Tensor) -> Tensor:
-    """Return the centred logarithm of F scaled to unit mean plus `FLOOR`, ``[n, K]`` float32.
-
-    Args:
-        fisher: ``[n, K]``, no row all zero.
-    """
+    """Return the centred logarithm of F ``[n, K]``, no row all zero, scaled to unit mean plus `FLOOR`, in float32."""
     logarithms = (fisher / fisher.mean(1, keepdim=True) + FLOOR).log()
     return (logarithms - logarithms.mean(1, keepdim=True)).float()
 
 
 def build(matrix: Matrix, slots: Tensor) -> Any:
-    """Return a faiss index of rows, reduced to their principal components.
-
-    Args:
-        matrix: The embeddings.
-        slots: ``[n]`` int64, ascending: which rows.
-    """
+    """Return a faiss index of the rows `slots`, ascending, reduced to their principal components."""
     import faiss
 
     sample = slots[:: max(1, len(slots) // _TRAINING)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -12,24 +13,16 @@ from ..embed.team import RanksLostError, Team
 from .index import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from torch.distributed.distributed_c10d import Store
 
 _POLL_SECONDS = 0.2
 
 
 def share_tasks(team: Team, count: int, work: Callable[[int], Entry], record: Callable[[int, Entry], None]) -> None:
-    """Do every task on one of the ranks, and record on the first rank what comes of them, as it comes.
+    """Do each of `count` tasks on one of the ranks, all of which call this, or raise RanksLostError where one fails.
 
-    Args:
-        team: The ranks, all of which call this.
-        count: Number of tasks.
-        work: Does task number i and returns its entry.
-        record: Writes what came of task number i; called on the first rank alone, by one thread.
-
-    Raises:
-        RanksLostError: If a rank cannot go on.
+    `work` does task number i and returns its entry. `record` writes it, as it comes, on the first rank alone, in one
+    thread.
     """
     queue = TaskQueue(team.store(), count)
     try:
@@ -66,15 +59,10 @@ def _work_and_record(queue: TaskQueue, work: Callable[[int], Entry], record: Cal
 
 
 class TaskQueue:
-    """Tasks in a store that all ranks reach: whoever is free takes the next.
-
-    Args:
-        store: Empty, or other ranks' of this queue.
-        tasks: How many there are.
-    """
+    """Tasks in a store that all ranks reach: whoever is free takes the next."""
 
     def __init__(self, store: Store, tasks: int) -> None:
-        """Keep both."""
+        """Begin a queue of so many tasks where the store is empty, or join the other ranks'."""
         self._store, self._tasks = store, tasks
 
     def claim(self) -> Iterator[int]:

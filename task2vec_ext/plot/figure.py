@@ -50,6 +50,10 @@ class Look(NamedTuple):
     hatch: str
     marker: str
 
+    def filled(self, edge: float = 0.3) -> dict[str, Any]:
+        """Return the style of a patch with an edge of so many points."""
+        return {"facecolor": self.colour, "hatch": self.hatch, "edgecolor": "white", "linewidth": edge}
+
 
 def looks(groups: Sequence[str]) -> tuple[list[str], dict[str, Look]]:
     """Return the group that each task is drawn in, and the look of each group, sorted by name.
@@ -60,11 +64,8 @@ def looks(groups: Sequence[str]) -> tuple[list[str], dict[str, Look]]:
     kept, others = sorted(counts, key=lambda name: (-counts[name], name)), ""
     if len(kept) > MOST_GROUPS:
         kept, others = kept[: MOST_GROUPS - 1], f"{len(kept) - MOST_GROUPS + 1} others"
-    colours = len(GROUP_COLOURS)
-    styles = {
-        name: Look(GROUP_COLOURS[i % colours], _HATCHES[i // colours], _MARKERS[i // colours])
-        for i, name in enumerate(sorted(kept))
-    }
+    every = [Look(colour, *form) for form in zip(_HATCHES, _MARKERS, strict=True) for colour in GROUP_COLOURS]
+    styles = dict(zip(sorted(kept), every, strict=False))
     drawn = [group if group in styles else others for group in groups]
     if others:
         styles[others] = Look(_OTHER_COLOUR, "", "o")
@@ -123,11 +124,7 @@ def needs(package: str, extra: str = "plot") -> Iterator[None]:
 
 
 def checked_distances(who: str, distances: Any, **per_task: Sequence[Any] | None) -> np.ndarray:
-    """Return distances as float64 ``[T, T]``; every sequence of `per_task` must be None or have T entries.
-
-    Raises:
-        ValueError: If the matrix is not square, empty or not finite, or a sequence does not have T entries.
-    """
+    """Return finite distances as float64 ``[T, T]``, or raise ValueError; each `per_task` is None or has T entries."""
     matrix = np.asarray(torch.as_tensor(distances, dtype=torch.float64, device="cpu").detach())
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
         raise ValueError(f"{who}: expected distances of shape [T, T] with T >= 1, got {list(matrix.shape)}.")

@@ -5,8 +5,9 @@ Libraries that push labels apart (adjustText) keep all of them and take minutes;
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,13 +38,9 @@ def spread_order(places: np.ndarray) -> list[int]:
 
 
 def write_names(ax: Axes, places: np.ndarray, names: Sequence[str], *, lines: np.ndarray | None = None) -> None:
-    """Write as many names beside their points as fit without covering points, lines or each other.
+    """Write as many of T names beside their `places` ``[T, 2]`` as fit without covering points, lines or each other.
 
-    Args:
-        ax: Axes whose limits and size no longer change.
-        places: ``[T, 2]`` in data coordinates.
-        names: T names.
-        lines: Horizontal or vertical lines to keep clear of, ``[N, 2, 2]`` (from, to), or None.
+    Limits and size of the axes must no longer change. The lines ``[N, 2, 2]`` (from, to) are horizontal or vertical.
     """
     figure = whole_figure(ax)
     figure.draw_without_rendering()  # places the axes
@@ -55,21 +52,15 @@ def write_names(ax: Axes, places: np.ndarray, names: Sequence[str], *, lines: np
     if lines is not None:
         ends = ax.transData.transform(lines.reshape(-1, 2)).reshape(-1, 2, 2)
         taken = np.concatenate([taken, np.concatenate([ends.min(1) - padding, ends.max(1) + padding], axis=1)])
+    size = 9 if len(names) <= _FEW else 7
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "bottom", "color": "0.15", "zorder": 4}
+    arrow = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
     for index in spread_order(points):
-        note = ax.annotate(
-            label_text(names[index]),
-            places[index],
-            xytext=(0, 0),
-            textcoords="offset points",
-            va="bottom",
-            fontsize=9 if len(names) <= _FEW else 7,
-            color="0.15",
-            zorder=4,
-            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
-        )
+        note = ax.annotate(label_text(names[index]), places[index], (0, 0), fontsize=size, arrowprops=arrow, **style)
         extent = np.array(note.get_window_extent().size)
         others = np.delete(taken, index, axis=0)  # a name may come near to its own point
-        for reach, corner in _around(points[index], extent, scale):
+        for reach, direction in product(_REACHES, _DIRECTIONS):  # the nearest first
+            corner = points[index] + direction * (reach * scale + extent / 2) - extent / 2
             box = np.concatenate([corner - padding, corner + extent + padding])
             inside = (box[:2] >= (frame.x0, frame.y0)).all() and (box[2:] <= (frame.x1, frame.y1)).all()
             line = _beads(points[index], box) if reach > _REACHES[0] else box[None]
@@ -81,13 +72,6 @@ def write_names(ax: Axes, places: np.ndarray, names: Sequence[str], *, lines: np
                 break
         else:
             note.remove()
-
-
-def _around(point: np.ndarray, extent: np.ndarray, scale: float) -> Iterable[tuple[float, np.ndarray]]:
-    """Yield a reach and the lower left corner of a box, in pixels, for every direction, the nearest first."""
-    for reach in _REACHES:
-        for direction in _DIRECTIONS:
-            yield reach, point + direction * (reach * scale + extent / 2) - extent / 2
 
 
 def _beads(point: np.ndarray, box: np.ndarray) -> np.ndarray:

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ..distance.comparable import check_comparable
-from ..distance.uncertainty import with_error
+from ..distance import check_comparable, with_error
+from ..embedding import Embedding
 from .figure import GROUP_COLOURS, label_text, legend, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from torch import Tensor
-
-    from ..embedding import Embedding
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _ORDER = (4, 5, 2, 6, 0, 1, 7, 3)  # of GROUP_COLOURS: the first two tasks are blue and vermilion
@@ -44,14 +42,12 @@ def plot_layers(embeddings: Sequence[Embedding], *, title: str | None = None, ax
     check_comparable(embeddings)
     layers = embeddings[0].layers
     L = len(layers)
-    if ax is None:
-        ax = new_figure(max(6.0, 0.23 * L + 2.0), 4.8).add_subplot()
+    ax = ax or new_figure(max(6.0, 0.23 * L + 2.0), 4.8).add_subplot()
     ax.set_yscale("log")
     for number, embedding in enumerate(embeddings):
         means, intervals = _layer_means(embedding)
-        at = np.arange(L) + 0.24 * (number - (len(embeddings) - 1) / 2)
         means = np.where(means > 0, means, np.nan)
-        colour = GROUP_COLOURS[_ORDER[number]]
+        at, colour = np.arange(L) + 0.24 * (number - (len(embeddings) - 1) / 2), GROUP_COLOURS[_ORDER[number]]
         ax.plot(at, means, _MARKERS[number], ls="-", lw=0.6, ms=3.5, color=colour, label=label_text(embedding.name, 60))
         if intervals is not None:
             ax.vlines(at, *intervals, color=colour, lw=1.4)

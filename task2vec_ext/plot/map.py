@@ -72,8 +72,8 @@ def plot_map(
         distances: ``[T, T]`` tensor or array, any ``distance_matrix``.
         names: T names, written where there is room.
         groups: T group names (say, domains), drawn as colours and markers with a legend, or None.
-        method: See `map_positions`.
-        seed: See `map_positions`.
+        method: As for `map_positions`.
+        seed: As for `map_positions`.
         title: Title, or None.
         ax: Where to draw; default: a new figure.
 
@@ -87,16 +87,14 @@ def plot_map(
     """
     matrix = checked_distances("plot_map", distances, names=names, groups=groups)
     places = map_positions(matrix, method, seed=seed)
-    T = len(places)
-    if ax is None:
-        ax = new_figure(12.5 if groups is not None else 10.0, 7.5).add_subplot()
+    ax = ax or new_figure(12.5 if groups is not None else 10.0, 7.5).add_subplot()
     middle = (places.max(0) + places.min(0)) / 2
     reach = np.maximum(np.ptp(places, axis=0) / 2, 0.25) + _RIM
     low, high = middle - reach, middle + reach
     ax.set(aspect="equal", xticks=[], yticks=[], xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     for spine in ax.spines.values():
         spine.set_color("0.8")
-    how = {"tsne": "t-SNE", "umap": "UMAP"}[method] if T >= _FEWEST else "classical scaling"
+    how = {"tsne": "t-SNE", "umap": "UMAP"}[method] if len(names) >= _FEWEST else "classical scaling"
     ax.set_xlabel(f"{how} of the distances: near is alike, axes mean nothing", fontsize=8, color="0.4")
     draw_points(ax, places, groups)
     if title is not None:
@@ -152,10 +150,6 @@ def _umap(matrix: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
         import umap
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="umap")  # on the inverse transform and on threads, which we do not use
-        reducer = umap.UMAP(
-            metric="precomputed",
-            n_neighbors=min(15, len(matrix) - 1),
-            init=10 * start / max(np.abs(start).max(), 1e-12),
-            random_state=seed,
-        )
+        neighbours, start = min(15, len(matrix) - 1), 10 * start / max(np.abs(start).max(), 1e-12)
+        reducer = umap.UMAP(metric="precomputed", n_neighbors=neighbours, init=start, random_state=seed)
         return np.asarray(reducer.fit_transform(matrix), np.float64)

@@ -8,18 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .figure import (
-    Look,
-    checked_distances,
-    label_text,
-    legend,
-    looks,
-    needs,
-    new_figure,
-    styled,
-    symmetric,
-    whole_figure,
-)
+from .figure import checked_distances, label_text, legend, looks, needs, new_figure, styled, symmetric, whole_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,8 +22,7 @@ _LARGEST_MATRIX = 24.0  # inches; names that this makes too small to read are le
 _NAMELESS_MATRIX = 9.0  # inches; without names there is no reason for a larger one
 _FONT_LIMITS = (5.0, 10.0)  # points
 _BAR_HEIGHT = 0.45  # of the matrix
-_TREE_INCHES = 0.7
-_STRIP_INCHES, _GAP_INCHES = 0.13, 0.04
+_TREE_INCHES, _STRIP_INCHES, _GAP_INCHES = 0.7, 0.13, 0.04
 
 
 @styled
@@ -46,11 +34,10 @@ def plot_matrix(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Return axes with the distance matrix, its tasks ordered so that near ones are neighbours.
+    """Return axes with the distance matrix, its tasks in the order of `cluster_order`, and the tree of that order.
 
-    Rows are sources, columns targets, both in the order of `cluster_order`: clusters are dark squares on the diagonal.
-    The colours span the distances between different tasks, without the zeros of the diagonal. Above the matrix stands
-    the tree of the order; two branches meet at the mean distance between their tasks.
+    Rows are sources, columns targets; clusters are dark squares on the diagonal. The colours span the distances between
+    different tasks. Two branches of the tree meet at the mean distance between their tasks.
 
     Args:
         distances: ``[T, T]`` tensor or array, any ``distance_matrix``; need not be symmetric.
@@ -71,8 +58,7 @@ def plot_matrix(
     matrix = checked_distances("plot_matrix", distances, names=names, groups=groups)
     tree = _linkage(matrix)
     order = _leaves(tree)
-    if ax is None:
-        ax = _new_figure(len(matrix)).add_subplot()
+    ax = ax or _new_figure(len(matrix)).add_subplot()
     between = matrix[~np.eye(len(matrix), dtype=bool)] if len(matrix) > 1 else matrix
     low, high = float(between.min()), float(between.max())
     # Black below the range, so that the diagonal does not look like the nearest pair. interpolation="auto" draws cells
@@ -165,8 +151,7 @@ def _draw_groups(ax: Axes, groups: list[str]) -> None:
     """Draw a strip above and right of the matrix, one rectangle for each run of equal groups, and a legend."""
     from matplotlib.patches import Patch, Rectangle
 
-    T = len(groups)
-    side = _side(ax)
+    T, side = len(groups), _side(ax)
     gap, width = _GAP_INCHES / side, _STRIP_INCHES / side
     groups, styles = looks(groups)
     top = ax.inset_axes((0.0, 1 + gap, 1.0, width), label="groups top")
@@ -178,17 +163,13 @@ def _draw_groups(ax: Axes, groups: list[str]) -> None:
     start, edge = 0, 0.3 if T <= 200 else 0.0  # points; edges of narrow rectangles would hide them
     for group, run in groupby(groups):
         length = len(list(run))
-        top.add_patch(Rectangle((start - 0.5, 0), length, 1, **_filled(styles[group], edge)))
-        right.add_patch(Rectangle((0, start - 0.5), 1, length, **_filled(styles[group], edge)))
+        top.add_patch(Rectangle((start - 0.5, 0), length, 1, **styles[group].filled(edge)))
+        right.add_patch(Rectangle((0, start - 0.5), 1, length, **styles[group].filled(edge)))
         start += length
-    handles = [Patch(label=label_text(group), **_filled(look)) for group, look in styles.items()]
+    handles = [Patch(label=label_text(group), **look.filled()) for group, look in styles.items()]
     rows = max(1, int(side * (0.95 - _BAR_HEIGHT) / 0.21))  # a line of 9-point type is 0.21 inches high
     corner = (1 + 0.2 / side, 1 + gap + width)
     legend(ax, handles, loc="upper left", bbox_to_anchor=corner, ncols=-(-len(handles) // rows))
-
-
-def _filled(look: Look, edge: float = 0.3) -> dict[str, Any]:
-    return {"facecolor": look.colour, "hatch": look.hatch, "edgecolor": "white", "linewidth": edge}
 
 
 def _draw_tree(ax: Axes, tree: np.ndarray, start: float) -> None:

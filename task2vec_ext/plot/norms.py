@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..distance.uncertainty import norm_with_error
+from ..distance import norm_with_error
+from ..embedding import Embedding
 from .figure import new_figure, styled
 from .labels import write_names
 from .map import draw_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from ..embedding import Embedding
 
 
 def norm_interval(embedding: Embedding) -> tuple[float, float]:
@@ -63,8 +62,7 @@ def plot_norms(
             raise ValueError(f"plot_norms: expected one or more embeddings and as many {word}, got {found}.")
     norms = np.array([norm for _, norm, _ in rows])
     heights = np.array([nll for *_, nll in rows] if errors is None else errors, np.float64)
-    if ax is None:
-        ax = new_figure(11.5 if groups is not None else 9.0, 6.5).add_subplot()
+    ax = ax or new_figure(11.5 if groups is not None else 9.0, 6.5).add_subplot()
     ax.set(
         xscale="log" if (norms > 0).all() else "linear",
         yscale="log" if (heights > 0).all() else "linear",

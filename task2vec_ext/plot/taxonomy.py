@@ -6,7 +6,6 @@ import csv
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,16 +34,15 @@ def read_taxonomy(file: str | os.PathLike[str]) -> tuple[tuple[str, ...], dict[s
     Raises:
         ValueError: If the file is missing, or has no column ``task`` or no rank.
     """
-    where = Path(file)
-    if not where.is_file():
-        raise ValueError(f"read_taxonomy: expected a CSV file, got {where}, which does not exist.")
+    if not os.path.isfile(file):
+        raise ValueError(f"read_taxonomy: expected a CSV file, got {file}, which does not exist.")
     # surrogateescape: names of tasks need not be UTF-8.
-    with where.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+    with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         reader = csv.DictReader(lines)
         ranks = tuple(column for column in reader.fieldnames or () if column != "task")
         if not ranks or len(ranks) == len(reader.fieldnames or ()):
             found = ", ".join(reader.fieldnames or ()) or "none"
-            raise ValueError(f"read_taxonomy: expected columns task and ranks, highest first, in {where}, got {found}.")
+            raise ValueError(f"read_taxonomy: expected columns task and ranks, highest first, in {file}, got {found}.")
         lineages = defaultdict(list)
         for row in reader:
             taxa = {rank: row[rank] for rank in ranks if (row[rank] or "") not in _UNPLACED}
@@ -133,13 +131,10 @@ def plot_taxonomy(
     if T < 2:
         raise ValueError("plot_taxonomy: expected two or more tasks, got one.")
     others = ~np.eye(T, dtype=bool)
-    by_distance = np.stack(
-        [steps[others[:, j], j][np.argsort(matrix[others[:, j], j], kind="stable")] for j in range(T)]
-    )
-    if ax is None:
-        ax = new_figure(7.0, 4.6).add_subplot()
-    k = np.arange(1, T)
-    marker = "o" if T <= 20 else ""
+    columns = [(matrix[others[:, j], j], steps[others[:, j], j]) for j in range(T)]
+    by_distance = np.stack([far[np.argsort(near, kind="stable")] for near, far in columns])
+    ax = ax or new_figure(7.0, 4.6).add_subplot()
+    k, marker = np.arange(1, T), "o" if T <= 20 else ""
     ax.plot(k, _running_mean(by_distance), marker=marker, ls="-", color="#0072B2", lw=2, label="k nearest")
     own = _running_mean(np.sort(by_distance, axis=1))
     ax.plot(k, own, marker=marker, ls="--", color="#009E73", lw=1.5, label="taxonomy's own order")
@@ -147,11 +142,9 @@ def plot_taxonomy(
     ax.set(xlabel="k", ylabel="mean taxonomic distance of the k nearest", xlim=(1, max(T - 1, 1.5)))
     ax.set_ylim(bottom=min(0.0, float(own[0])))
     if ranks is not None:
-        top = int(np.ceil(ax.get_ylim()[1]))
-        named = [f"{step}: same {rank}" for step, rank in enumerate(reversed(ranks))] + [
-            f"{len(ranks)}: nothing in common"
-        ]
-        ax.set_yticks(range(len(named[: top + 1])), named[: top + 1], fontsize=9)
+        words = [*(f"same {rank}" for rank in reversed(ranks)), "nothing in common"]
+        shown = [f"{step}: {word}" for step, word in enumerate(words[: int(np.ceil(ax.get_ylim()[1])) + 1])]
+        ax.set_yticks(range(len(shown)), shown, fontsize=9)
     ax.grid(color="0.92")
     ax.spines[["top", "right"]].set_visible(False)
     legend(ax, ax.get_lines(), loc="lower right")
