@@ -58,10 +58,11 @@ def embed(
         bool, Option("--shard-images", help="Several processes share the images of one task, not the tasks.")
     ] = False,
 ) -> None:
-    """Embed tasks into a library: one vector for each task, in a folder.
+    """Embed tasks into a library, one vector each.
 
-    Tasks that are in the library already are left as they are. The command can be killed at any time; the same command
-    continues where it stopped. A task that fails is recorded and does not stop the others; the exit code is then 1.
+    A library is a folder. Tasks that are in it already are left as they are. The command can be killed at any time;
+    the same command continues where it stopped. A task that fails is recorded and does not stop the others; the exit
+    code is then 1.
 
     Several processes share the tasks: torchrun --nproc-per-node=4 -m task2vec_ext embed ...
     """
