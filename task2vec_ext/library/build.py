@@ -94,7 +94,7 @@ def build_library(
     """
     if shard_images and process_group is None:
         raise ValueError(
-            "build_library: expected a process_group for shard_images, got none; start several (torchrun)."
+            "build_library: expected a process_group with shard_images, got none; start several (torchrun)."
         )
     settings = settings or EmbedSettings()
     named = [as_task(task, target=settings.loss_object.target) for task in tasks]
