@@ -18,7 +18,7 @@ from torch import Tensor
 from ._util.atomic import atomic_path
 from .jackknife import FEWEST_GROUPS, Groups, checked_group_means, group_sizes
 from .probe.layers import Layer, LayerKind
-from .settings import JSON, EmbedSettings, value_differences
+from .settings import JSON, EmbedSettings, settings_of_format_2, value_differences
 
 if TYPE_CHECKING:
     from .probe.probe import Probe
@@ -104,10 +104,9 @@ class Embedding:
         num_skipped: How many images could not be read and were left out.
         name: What people call the task.
         classes: Names of the C classes in label order, or None.
-        group_means: The mean over each of G groups of the images, ``[G, K]`` float32 on the CPU, from which `jackknife`
-            computes error bars; the images were dealt in random order, one to each group in turn. None where there are
-            fewer than 8 images, or the estimator has none.
-        prior_scale: C, nats.
+        group_means: The mean over each of G groups of the images, ``[G, K]`` float32 on the CPU, for error bars. The
+            images were dealt in random order, one to each group in turn. None for fewer than 8 images and "variational".
+        prior_scale: The c of t₀ = c/λ_l², nats.
         epoch_nll: Of the variational estimator: the mean cross-entropy under noise of each epoch, nats.
         task_digest: Hash of the task's files and labels (`Task.digest`); None where they are unknown.
         metadata: What the task's source knew of it, such as ``domain`` and ``taxonomy``; JSON only.
@@ -140,9 +139,7 @@ class Embedding:
         for vector in ("fisher", "prior"):
             object.__setattr__(self, vector, _checked_vector(vector, getattr(self, vector)))
         if self.prior.shape != self.fisher.shape:
-            raise ValueError(
-                f"Embedding: expected prior of shape [{len(self)}] like fisher, got {list(self.prior.shape)}."
-            )
+            raise ValueError(f"Embedding: expected prior of shape [{len(self)}], got {list(self.prior.shape)}.")
         object.__setattr__(self, "layers", tuple(self.layers))
         _check_layers(self.layers, len(self))
         _check_counts(self)
@@ -302,20 +299,6 @@ def _from_format_2(fields: dict[str, Any]) -> dict[str, Any]:
         "settings": settings_of_format_2(recipe, {key: head[key] for key in _OF_HEAD_SETTINGS}),
     }
     return fields
-
-
-def settings_of_format_2(recipe: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of files and libraries of version 0.1 as `EmbedSettings.to_json` writes them.
-
-    Args:
-        recipe: Options by name; those that are no settings are left out.
-        head: ``method``, ``l2`` and ``class_balanced``.
-    """
-    names = ("loss", "estimator", "num_samples", "rel_error", "seed", "layers", "include_batchnorm")
-    variational = recipe.get("variational")
-    if variational is not None:
-        variational = {"objective" if key == "recipe" else key: value for key, value in variational.items()}
-    return {**{key: recipe[key] for key in names if key in recipe}, "head": head, "variational": variational}
 
 
 def _checked_vector(field: str, value: Tensor) -> Tensor:

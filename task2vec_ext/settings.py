@@ -219,6 +219,20 @@ class EmbedSettings:
         return "fisher" if self.estimator in _FISHER_ESTIMATORS else self.estimator
 
 
+def settings_of_format_2(recipe: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of files and libraries of version 0.1 as `EmbedSettings.to_json` writes them.
+
+    Args:
+        recipe: Options by name; those that are no settings are left out.
+        head: ``method``, ``l2`` and ``class_balanced``.
+    """
+    names = ("loss", "estimator", "num_samples", "rel_error", "seed", "layers", "include_batchnorm")
+    variational = recipe.get("variational")
+    if variational is not None:
+        variational = {"objective" if key == "recipe" else key: value for key, value in variational.items()}
+    return {**{key: recipe[key] for key in names if key in recipe}, "head": head, "variational": variational}
+
+
 def value_differences(name: str, a: JSON, b: JSON) -> list[str]:
     """Return where two JSON values differ, key by key where both are objects.
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..embedding import Embedding, ProbeInfo, settings_of_format_2
+from ..embedding import Embedding, ProbeInfo
 from ..probe.probe import Probe
-from ..settings import JSON, EmbedSettings
+from ..settings import JSON, EmbedSettings, settings_of_format_2
 
 
 @dataclass(frozen=True)
