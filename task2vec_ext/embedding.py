@@ -105,7 +105,7 @@ class Embedding:
         name: What people call the task.
         classes: Names of the C classes in label order, or None.
         group_means: The mean over each of G groups of the images, ``[G, K]`` float32 on the CPU, for error bars. The
-            images were dealt in random order, one to each group in turn. None for fewer than 8 images and "variational".
+            images were dealt in random order, one to each group in turn. None for fewer than 8 images.
         prior_scale: The c of t₀ = c/λ_l², nats.
         epoch_nll: Of the variational estimator: the mean cross-entropy under noise of each epoch, nats.
         task_digest: Hash of the task's files and labels (`Task.digest`); None where they are unknown.
