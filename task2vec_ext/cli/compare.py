@@ -25,13 +25,17 @@ _MATRIX_COLUMNS = 12  # tasks whose whole matrix is still readable in a terminal
 def distances(
     folder: Folder,
     distance: Annotated[
-        DistanceName, Option(help="Which distance; sym is the paper's d_sym, asym its d_asym.")
+        DistanceName,
+        Option(help="Distance: sym is the paper's d_sym, asym its d_asym; docs/reference/distances.md has all."),
     ] = "sym",
     alpha: Alpha = 0.15,
     csv: Annotated[Path | None, Option(help="Write the matrix to this CSV file.")] = None,
     png: Annotated[Path | None, Option(help="Plot the clustered matrix to this file (.png, .svg, .pdf).")] = None,
 ) -> None:
-    """Compare embeddings: each task's nearest one, the matrix as CSV, the clustered matrix as a plot."""
+    """Compare the embeddings of a library.
+
+    Prints all distances, or each task's nearest task if there are more than 12; --csv and --png write the matrix.
+    """
     embeddings = load_embeddings(folder)
     if len(embeddings) < 2:
         raise ValueError(f"distances: expected two or more embeddings in {folder}, found {len(embeddings)}.")
@@ -59,20 +63,20 @@ def distances(
 
 def nearest(
     task: Annotated[
-        str, Argument(metavar="TASK", help="A task of DIR, an embedding's file, or images: a folder or SPEC.")
+        str, Argument(metavar="TASK", help="A task in DIR, an embedding (.safetensors), or images: a folder or SPEC.")
     ],
     folder: Annotated[
         Path, Option("--library", metavar="DIR", help="A library, or a folder of embeddings (.safetensors).")
     ],
     weights: Annotated[
-        str | None, Option(help="For images: the probe's checkpoint, where the library was built with one.")
+        str | None, Option(help="If TASK is images and the library's probe was a checkpoint: that file.")
     ] = None,
-    k: Annotated[int, Option("-k", min=1, help="How many.")] = 10,
+    k: Annotated[int, Option("-k", min=1, help="Number of nearest tasks.")] = 10,
     distance: Annotated[
-        SymDistanceName, Option(help="sym is the paper's d_sym; sym_scaled: scaled to unit mean.")
+        SymDistanceName, Option(help="sym: the paper's d_sym; sym_scaled: of embeddings scaled to unit mean.")
     ] = "sym",
 ) -> None:
-    """Find the tasks of a library that are nearest to a task."""
+    """Find the tasks of a library nearest to a task."""
     known = load_embeddings(folder)
     query: str | Embedding = task
     if task.endswith(".safetensors"):

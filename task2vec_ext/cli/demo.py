@@ -16,11 +16,12 @@ from ..plot import check_installed
 
 def demo(
     output: Annotated[Path, Option("--output", "-o", help="Folder for the results.")] = Path("task2vec-demo"),
-    seed: Annotated[int, Option(help="Seed of images and embeddings.")] = 0,
+    seed: Annotated[int, Option(help="Seed of the images and the embeddings.")] = 0,
 ) -> None:
-    """Embed and compare 25 small tasks of handwriting, photographs, drawings and textures, in a minute.
+    """Embed and compare 25 small tasks, offline.
 
-    Needs no network: the images come with scikit-learn or are drawn, the probe comes with this package.
+    They are handwriting, photographs, drawings and textures; it takes less than a minute. The images come with
+    scikit-learn or are drawn, and the probe comes with this package.
     """
     check_installed()
     check_writable("demo", output)

@@ -1,4 +1,4 @@
-"""`task2vec expert …`: networks that may be chosen for a new task."""
+"""`task2vec expert …`: train, register, list and test fine-tuned networks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..fisher.head import HeadMethod
 from ..probe import load_probe
 from .options import Device, ImageSize, NumSamples, NumWorkers, ProbeName, Seed, Specs, Weights
 
-expert = typer.Typer(help="Fine-tune networks, list them, and measure their errors on tasks.", no_args_is_help=True)
+expert = typer.Typer(help="Fine-tune networks and measure their errors.", no_args_is_help=True)
 
 _Output = Annotated[Path, Option("--output", "-o", metavar="DIR", help="Folder of experts.")]
 
@@ -31,10 +31,12 @@ def train(
     probe: ProbeName = "resnet34",
     weights: Weights = None,
     image_size: ImageSize = None,
-    recipe: Annotated[RecipeName, Option(help="paper: 60 epochs; quick: 5, for a few hundred images.")] = "paper",
+    recipe: Annotated[
+        RecipeName, Option(help="paper: 60 epochs; quick: 5 epochs, for a few hundred images.")
+    ] = "paper",
     num_samples: NumSamples = None,
     embed: Annotated[
-        bool, Option(help="Also embed the task, and keep the embedding with the expert: selectors need it.")
+        bool, Option(help="Also save the embedding of the task, which selectors need, with the expert.")
     ] = True,
     device: Device = None,
     num_workers: NumWorkers = 0,
@@ -56,8 +58,8 @@ def train(
 
 @expert.command()
 def register(
-    name: Annotated[str, Argument(metavar="NAME", help="Name of the expert: that of the task it was trained on.")],
-    weights: Annotated[str, Argument(metavar="CHECKPOINT", help="Its weights (.safetensors, .pth).")],
+    name: Annotated[str, Argument(metavar="NAME", help="Name of the expert: the name of the task it was trained on.")],
+    weights: Annotated[str, Argument(metavar="CHECKPOINT", help="Weights of the expert (.safetensors, .pth).")],
     output: _Output,
     probe: ProbeName = "resnet34",
     image_size: ImageSize = None,
@@ -65,7 +67,7 @@ def register(
         Path | None, Option(metavar="FILE", help="Embedding of the task it was trained on (.safetensors).")
     ] = None,
 ) -> None:
-    """Make an expert of any checkpoint."""
+    """Add a checkpoint as an expert."""
     known = None if embedding is None else Embedding.load(embedding)
     made = save_expert(load_probe(probe, weights=weights, image_size=image_size), output, name)
     if known is not None:
@@ -94,30 +96,31 @@ def ls(folder: Annotated[Path, Argument(metavar="DIR", help="Folder of experts."
 def transfer(
     specs: Specs,
     experts: Annotated[Path, Option(metavar="DIR", help="Folder of experts.")],
-    output: Annotated[Path, Option("--output", "-o", metavar="CSV", help="File of the error matrix.")],
+    output: Annotated[Path, Option("--output", "-o", metavar="CSV", help="File for the error matrix.")],
     probe: Annotated[
         str | None, Option(help="Also measure this network without fine-tuning, as the row imagenet.")
     ] = None,
     weights: Weights = None,
     image_size: ImageSize = None,
     num_samples: Annotated[
-        int | None, Option(min=1, help="At most this many training images a task; default: half of all.")
+        int | None, Option(min=1, help="At most this many training images per task; default: half of all.")
     ] = None,
     num_test: Annotated[
-        int | None, Option(min=1, help="At most this many test images a task; default: the other half.")
+        int | None, Option(min=1, help="At most this many test images per task; default: the other half.")
     ] = None,
-    method: Annotated[HeadMethod, Option(help="How the classifier on fixed features is fitted.")] = "lbfgs",
+    method: Annotated[HeadMethod, Option(help="How the linear classifier on frozen features is fitted.")] = "lbfgs",
     fine_tuning: Annotated[
-        RecipeName | None, Option(help="Fine-tune every expert to every task by this recipe instead.")
+        RecipeName | None, Option(help="Instead fine-tune every expert on every task, with this recipe.")
     ] = None,
-    cache: Annotated[Path | None, Option(metavar="DIR", help="Folder to keep features in.")] = None,
+    cache: Annotated[Path | None, Option(metavar="DIR", help="Folder in which to cache features.")] = None,
     device: Device = None,
     num_workers: NumWorkers = 0,
     seed: Seed = 0,
 ) -> None:
-    """Measure the error of every expert on every task, for task2vec select evaluate.
+    """Measure every expert's error on every task.
 
-    If interrupted, run it again, also with more tasks or experts: no error is measured twice.
+    task2vec select evaluate reads the result. If interrupted, run it again, also with more tasks or experts: no error
+    is measured twice.
     """
     rows: dict[str, AnyExpert] = {found.name: found for found in experts_in(experts)}
     if probe is not None:

@@ -1,4 +1,4 @@
-"""`task2vec library status | ls | rm | verify`: look after a library."""
+"""`task2vec library status | ls | rm | verify`: inspect, check and change a library."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from .._util.terminal import printable
 from ..library import Library
 from .embed import print_entries
 
-library = typer.Typer(help="Look after a library, which task2vec embed builds.", no_args_is_help=True)
+library = typer.Typer(help="Inspect, check and change a library.", no_args_is_help=True)
 
 _Folder = Annotated[Path, Argument(metavar="DIR", help="The library's folder.")]
 
 
 @library.command()
 def status(folder: _Folder) -> None:
-    """Print how many tasks are done, failed and waiting, the settings, and whether a process is adding tasks."""
+    """Print the library's state and settings.
+
+    The state is how many tasks are done, failed and waiting, and whether a process is adding tasks.
+    """
     opened = Library(folder)
     for state, count in opened.status().items():
         print(f"{state:>8}: {count}")
@@ -31,7 +34,8 @@ def status(folder: _Folder) -> None:
 
 @library.command()
 def ls(
-    folder: _Folder, failed: Annotated[bool, Option("--failed", help="Only those that failed, and why.")] = False
+    folder: _Folder,
+    failed: Annotated[bool, Option("--failed", help="Only the tasks that failed, with their errors.")] = False,
 ) -> None:
     """List the tasks."""
     entries = Library(folder).entries()
@@ -43,14 +47,17 @@ def ls(
 
 
 @library.command()
-def rm(folder: _Folder, names: Annotated[list[str], Argument(metavar="TASK...", help="Their names.")]) -> None:
+def rm(folder: _Folder, names: Annotated[list[str], Argument(metavar="TASK...", help="Names of the tasks.")]) -> None:
     """Remove tasks and their embeddings."""
     Library(folder).remove(names)
 
 
 @library.command()
 def verify(folder: _Folder) -> None:
-    """Check every file against its checksum and against the index; exit code 1 where something is wrong."""
+    """Check every file against checksum and index.
+
+    The exit code is 1 if something is wrong.
+    """
     opened = Library(folder)
     for line in (wrong := opened.verify()):
         print(printable(line))

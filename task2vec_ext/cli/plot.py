@@ -27,19 +27,19 @@ def plot(
     kind: Annotated[
         PlotKind,
         Option(
-            help="matrix: all distances; map: t-SNE or UMAP of them; taxonomy: taxonomic distance of the nearest; "
-            "norms: norm against error of the head; layers: the Fisher of a few tasks, layer by layer."
+            help="matrix: all distances; map: t-SNE or UMAP; taxonomy: taxonomic distance of the nearest tasks; "
+            "norms: norm against error of the head; layers: the Fisher of a few tasks by layer."
         ),
     ],
     output: Annotated[Path, Option("--output", "-o", help="The plot: a .png, .svg or .pdf file.")],
-    distance: Annotated[DistanceName, Option(help="matrix, map, taxonomy: which distance.")] = "sym",
+    distance: Annotated[DistanceName, Option(help="matrix, map, taxonomy: the distance.")] = "sym",
     alpha: Alpha = 0.15,
     method: Annotated[Literal["tsne", "umap"], Option(help="map: the method (umap: extra umap).")] = "tsne",
-    colour_by: Annotated[str, Option(help="domain, or a rank of the taxonomy.")] = "domain",
+    colour_by: Annotated[str, Option(help="Colour tasks by domain, or by a rank of the taxonomy.")] = "domain",
     taxonomy: Annotated[
-        Path | None, Option(help="CSV: task and ranks, highest first, one row a class. Default: the embeddings' own.")
+        Path | None, Option(help="CSV: task and ranks, highest first, one row per class; default: the embeddings' own.")
     ] = None,
-    task: Annotated[list[str] | None, Option(help="layers: which task; repeat it to compare tasks.")] = None,
+    task: Annotated[list[str] | None, Option(help="layers: the task; may be repeated to compare tasks.")] = None,
     title: Annotated[str | None, Option(help="Title of the plot.")] = None,
     seed: Annotated[int, Option(help="Seed of the map.")] = 0,
 ) -> None:
@@ -77,19 +77,23 @@ def atlas(
     folder: Folder,
     output: Annotated[Path, Option("--output", "-o", help="Folder for the page.")] = Path("atlas"),
     distance: Annotated[
-        SymDistanceName, Option(help="sym is the paper's d_sym; sym_scaled: of embeddings scaled to unit mean.")
+        SymDistanceName, Option(help="sym: the paper's d_sym; sym_scaled: of embeddings scaled to unit mean.")
     ] = "sym",
     images: Annotated[
         list[str] | None, Option(metavar="SPEC", help="The tasks' images, as given to task2vec embed; may be repeated.")
     ] = None,
     selection: Annotated[
-        Path | None, Option(help="Best experts: the output of task2vec select TASK --json, of any number of tasks.")
+        Path | None,
+        Option(help="Also show the best experts: output of task2vec select TASK --json, for one or more tasks."),
     ] = None,
-    k: Annotated[int, Option("-k", min=1, help="Number of nearest tasks that are listed.")] = 10,
+    k: Annotated[int, Option("-k", min=1, help="Number of nearest tasks to list.")] = 10,
     title: Annotated[str, Option(help="Title of the page.")] = "Atlas of tasks",
     seed: Annotated[int, Option(help="Seed of the map.")] = 0,
 ) -> None:
-    """Write one HTML page on which to browse a library's tasks; it needs no network and no server."""
+    """Write one HTML page to browse a library's tasks.
+
+    The page needs no network and no server.
+    """
     draw.check_installed()
     files = load_embeddings(folder)
     tasks = tasks_from(*images) if images else ()

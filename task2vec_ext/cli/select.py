@@ -1,4 +1,4 @@
-"""`task2vec select …`: which expert for a task, and how well the ways to choose do."""
+"""`task2vec select …`: rank experts for a task, and score the selectors."""
 
 from __future__ import annotations
 
@@ -36,16 +36,17 @@ class _TaskByDefault(TyperGroup):
 
 select = typer.Typer(
     cls=_TaskByDefault,
-    help="Choose the expert for a task without trying them all: task2vec select TASK --experts DIR.",
+    help="Choose an expert for a task.\n\n"
+    "task2vec select TASK --experts DIR ranks the experts without fine-tuning any of them on the task.",
     no_args_is_help=True,
     context_settings={"ignore_unknown_options": True},  # options before TASK belong to rank
-    epilog="select TASK is short for select rank TASK. For a task in a folder called rank or evaluate: ./rank, "
+    epilog="select TASK is short for select rank TASK. If the task's folder is called rank or evaluate, write ./rank or "
     "./evaluate.",
 )
 
 _Library = Annotated[
     Path | None,
-    Option(metavar="DIR", help="Embeddings of the matrix's tasks: a library, or a folder of .safetensors files."),
+    Option(metavar="DIR", help="Embeddings of the tasks in CSV: a library, or a folder of embeddings (.safetensors)."),
 ]
 _Json = Annotated[bool, Option("--json", help="Print JSON.")]
 
@@ -55,18 +56,18 @@ def rank(
     task: Annotated[
         str,
         Argument(
-            metavar="TASK", help="A folder of class folders (or cub:DIR …), or the task's embedding (.safetensors)."
+            metavar="TASK", help="A folder of class folders (or cub:DIR, …), or the task's embedding (.safetensors)."
         ),
     ],
     experts: Annotated[Path, Option(metavar="DIR", help="Folder of experts (task2vec expert).")],
-    by: Annotated[SelectorName, Option(help="How to choose; docs/selectors.md compares them.")] = "asym",
+    by: Annotated[SelectorName, Option(help="The selector; docs/selection.md describes all.")] = "asym",
     errors: Annotated[
         Path | None,
         Option(metavar="CSV", help="Errors of the experts on other tasks (task2vec expert transfer), to learn from."),
     ] = None,
     library: _Library = None,
     weights: Annotated[
-        str | None, Option(help="Checkpoint of the probe that the experts' tasks were embedded with.")
+        str | None, Option(help="Checkpoint of the probe with which the experts' tasks were embedded.")
     ] = None,
     num_samples: NumSamples = None,
     device: Device = None,
@@ -74,10 +75,10 @@ def rank(
     seed: Seed = 0,
     json: _Json = False,
 ) -> None:
-    """Rank the experts for a task, best first, and say why (the default).
+    """Rank the experts for a task, best first.
 
-    asym, the default, compares the task's embedding with those of the experts' own tasks: no expert is run, and any
-    number of them costs the same. leep, nce, logme, h_score, knn and linear_probe run every expert on the task's
+    asym, the default, compares the task's embedding with those of the experts' own tasks: no expert is run, so the cost
+    does not depend on their number. leep, nce, logme, h_score, knn and linear_probe run every expert on the task's
     images. asym_fitted and model2vec learn from --errors.
     """
     found = experts_in(experts)
@@ -108,20 +109,21 @@ def evaluate(
     library: _Library = None,
     experts: Annotated[
         Path | None,
-        Option(metavar="DIR", help="Folder of the experts, whose cards have the image counts for largest_task."),
+        Option(metavar="DIR", help="Folder of the experts; their cards have the numbers of images for largest_task."),
     ] = None,
-    by: Annotated[list[str] | None, Option(help="Only this selector; may be repeated.")] = None,
+    by: Annotated[list[str] | None, Option(help="Score only this selector; may be repeated.")] = None,
     folds: Annotated[
-        int | None, Option(min=2, help="Folds of the tasks for selectors that learn; default: leave one task out.")
+        int | None, Option(min=2, help="Folds of the tasks for selectors that learn; default: one task per fold.")
     ] = None,
     draws: Annotated[int, Option(min=1, help="Bootstrap samples of the tasks.")] = 5000,
     seed: Seed = 0,
     json: _Json = False,
 ) -> None:
-    """Score the ways to choose against an error matrix (of task2vec expert transfer, or your own).
+    """Score the selectors on measured errors.
 
-    An expert has the name of the task it was trained on, and cannot be chosen for that task. The row imagenet is the
-    probe without fine-tuning. Selectors that run the experts need images: benchmarks/model_selection.py has them.
+    The errors come from task2vec expert transfer, or are your own. An expert has the name of the task it was trained
+    on, and cannot be chosen for that task. The row imagenet is the probe without fine-tuning. Selectors that run the
+    experts need images and are not scored here, but in benchmarks/model_selection.py.
     """
     matrix = ErrorMatrix.read_csv(errors)
     known = {} if library is None else _embedded(library)

@@ -180,20 +180,20 @@ def test_the_reference_has_every_public_name(name):
     assert set(module.__all__) - described == set()
 
 
-def rooms():
-    """Return the rooms of the package, in the order of CONTRIBUTING.md."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Rooms of the package")[1].split("\n## ")[0]
+def parts():
+    """Return the subpackages and modules of the package, in the order of CONTRIBUTING.md."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Order of the package")[1].split("\n## ")[0]
     return re.findall(r"^\| `(\w+)` \|", text, re.M)
 
 
-def test_contributing_lists_every_room():
+def test_contributing_lists_every_part():
     package = ROOT / "task2vec_ext"
     found = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert found - {"__init__", "__main__"} == set(rooms())
+    assert found - {"__init__", "__main__"} == set(parts())
 
 
-def test_imports_point_up_the_list_of_rooms():
-    package, order = ROOT / "task2vec_ext", rooms()
+def test_imports_point_up_the_list_of_parts():
+    package, order = ROOT / "task2vec_ext", parts()
     wrong = []
     for path in package.rglob("*.py"):
         place = path.relative_to(package).with_suffix("").parts
@@ -204,5 +204,5 @@ def test_imports_point_up_the_list_of_rooms():
                 folder = place[: len(place) - node.level]
                 names = [node.module] if node.module else [alias.name for alias in node.names]
                 used = {(*folder, *name.split("."))[0] for name in names} & set(order)
-                wrong += [f"{path.name} uses {room}" for room in used if order.index(room) > order.index(place[0])]
+                wrong += [f"{path.name} uses {part}" for part in used if order.index(part) > order.index(place[0])]
     assert wrong == []
