@@ -1,7 +1,7 @@
 """Task2Vec: turn an image data set into a vector, the per-filter Fisher information of a fixed probe."""
 
 try:
-    from . import _C  # noqa: F401  # asked for first: nothing else works without it
+    from . import _C  # noqa: F401  # imported first: nothing else works without it
 except ImportError as error:
     raise ImportError(
         f"task2vec_ext: the native module is missing from {__path__[0]} ({error}); if this is the source tree, install "

@@ -1,4 +1,4 @@
-"""The embedding of a task: a vector, the record of how it was made, and the file that holds both."""
+"""The embedding of a task: a vector, its settings, and the file that holds both."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _OF_HEAD_SETTINGS = ("method", "l2", "class_balanced")  # which files of format 
 
 @dataclass(frozen=True)
 class ProbeInfo:
-    """Which network measured the task.
+    """The network that a task was embedded with.
 
     Args:
         name: Architecture, e.g. ``"resnet34"``.
@@ -58,7 +58,7 @@ class ProbeInfo:
         return cls(probe.name, probe.weights, probe.fingerprint, probe.head, preprocess)
 
     def differences(self, other: ProbeInfo) -> list[str]:
-        """Return in what the two probes differ, in words: weights by fingerprint, whatever they are called."""
+        """Return the differences of the two probes as texts; weights are compared by fingerprint, not by name."""
         found = []
         if self.fingerprint != other.fingerprint:
             found.append(f"probe: {self} against {other}")
@@ -91,26 +91,29 @@ class HeadInfo:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Embedding:
-    """A task as the filter-averaged diagonal Fisher of a fixed probe, with everything needed to compare it.
+    """The embedding of a task: the filter-averaged diagonal Fisher of a fixed probe, and what is needed to compare it.
 
     Args:
         fisher: F, ``[K]`` float64 on the CPU, one number per filter, nats² per weight², none negative.
-        prior: The trivial embedding t₀ = c/λ_l² in the same unit, ``[K]`` float64 on the CPU.
-        layers: Which entries belong to which layer; they tile ``[0, K)`` in order.
-        probe: Which network measured the task.
+        prior: The trivial embedding t₀ = c·λ_l² in the same unit, ``[K]`` float64 on the CPU; λ_l² is the precision of
+            the layer's prior.
+        layers: Which entries belong to which layer; they cover ``[0, K)`` in order, without gaps.
+        probe: The network that the task was embedded with.
         head: How well the fitted head does.
-        settings: What decided the numbers.
+        settings: The settings that the embedding was made with.
         num_samples: N, the number of images that F is the mean over.
         num_skipped: How many images could not be read and were left out.
-        name: What people call the task.
+        name: Name of the task.
         classes: Names of the C classes in label order, or None.
-        group_means: The mean over each of G groups of the images, ``[G, K]`` float32 on the CPU, for error bars. The
-            images were dealt in random order, one to each group in turn. None for fewer than 8 images.
-        prior_scale: The c of t₀ = c/λ_l², nats.
-        epoch_nll: Of the variational estimator: the mean cross-entropy under noise of each epoch, nats.
+        group_means: The mean over each of G groups of the images, ``[G, K]`` float32 on the CPU, from which `jackknife`
+            computes error bars; in random order, image i is in group i mod G. None if there are fewer than 8 images, or
+            the estimator is ``"variational"``.
+        prior_scale: The constant c in t₀, nats; None if unknown.
+        epoch_nll: The mean cross-entropy under noise of each epoch, nats; empty unless the estimator is
+            ``"variational"``.
         task_digest: Hash of the task's files and labels (`Task.digest`); None where they are unknown.
-        metadata: What the task's source knew of it, such as ``domain`` and ``taxonomy``; JSON only.
-        version: Of this package, which made the embedding.
+        metadata: Facts about the task from its source, such as ``domain`` and ``taxonomy``; JSON only.
+        version: Version of this package that made the embedding.
 
     Raises:
         TypeError: If a tensor is not a float64 tensor, or another field holds what JSON cannot.
@@ -165,7 +168,8 @@ class Embedding:
     def precision(self) -> Tensor:
         """The robust objective's optimum in closed form: c·precision = F + t₀, ``[K]`` float64, nats² per weight².
 
-        F shrunk towards the prior, without SGD, from any estimator's F (`task2vec_ext.variational` has the derivation).
+        F shrunk towards the prior, without SGD, from any estimator's F; `task2vec_ext.fisher.variational` has the
+        derivation.
         """
         return self.fisher + self.prior
 
@@ -174,7 +178,7 @@ class Embedding:
         """The groups of images that error bars are computed from.
 
         Raises:
-            ValueError: If the embedding kept none.
+            ValueError: If the embedding has none.
         """
         if self.group_means is None:
             raise ValueError(
@@ -214,7 +218,7 @@ class Embedding:
         )
 
     def __str__(self) -> str:
-        """Name, size, norm with its error, head and settings, a line each, and what to call next."""
+        """Name, size, norm with its standard error, head and settings, one per line, and what to call next."""
         norm = f"{self.norm:.4g}"
         if self.group_means is not None:
             norm += f" ± {self.groups.norm_error():.2g}"
@@ -238,10 +242,10 @@ class Embedding:
         rest is JSON in the metadata, with a SHA-256 over the whole file.
 
         Args:
-            path: The file, by custom ``*.safetensors``. Its folder must exist; an older file is replaced.
+            path: The file, usually ``*.safetensors``. Its folder must exist; an existing file is replaced.
 
         Raises:
-            OSError: If the file could not be written; an older file is untouched.
+            OSError: If the file could not be written; an existing file is not changed.
         """
         digest = hashlib.sha256(self._encode(_BLANK_DIGEST)).hexdigest()
         with atomic_path(path) as temporary:
@@ -249,7 +253,7 @@ class Embedding:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Embedding:
-        """Return the embedding that ``save`` wrote, equal in every bit.
+        """Return the embedding that ``save`` wrote, bit for bit.
 
         Args:
             path: The file.

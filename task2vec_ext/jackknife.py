@@ -1,4 +1,4 @@
-"""Error bars by the delete-a-group jackknife: leave out one group of images at a time and see what changes.
+"""Error bars by the delete-a-group jackknife: leave out one group of images at a time, and measure the change.
 
 With θ of all N images, θ_(g) without the n_g of group g, w_g = n_g/N and G groups:
 
@@ -12,7 +12,7 @@ mean over balanced halves of the groups), which gives b: bias = s/(2 − s/h), a
 term indicates the size of higher orders, so its square is added to the squared standard error; it falls as 1/N².
 
 For a statistic of several tasks, slopes and variances add up: each task's images are an independent sample. Two tasks
-that share images have similar errors, which partly cancel in a distance; its error is then overstated.
+that share images have similar errors, which partly cancel in a distance; its standard error is then too large.
 
 The images at hand are seen as a random sample of the task. The head is held fixed: how F would change with another
 head is not included.
@@ -46,14 +46,14 @@ _STEEPEST = 1.75
 
 
 class Groups(NamedTuple):
-    """A task's images, dealt in random order to G groups, one to each in turn like cards."""
+    """A task's images in G groups: in random order, image i belongs to group i mod G."""
 
     mean: Tensor  # [K] float64, over all images
     means: Tensor  # [G, K] over each group's
     sizes: Tensor  # [G] float64, images in each group
 
     def without(self) -> Tensor:
-        """Return the mean without each group in turn, ``[G, K]`` float64, none negative."""
+        """Return the mean over all other groups, for each group left out: ``[G, K]`` float64, none negative."""
         odds = (self.sizes / (self.sizes.sum() - self.sizes))[:, None]
         return (self.mean - (self.means - self.mean) * odds).clamp_(min=0)  # group means are rounded to float32
 
@@ -72,7 +72,7 @@ class Groups(NamedTuple):
 
 
 def num_groups(samples: int) -> int:
-    """Return G: `GROUPS`, or the largest power of two that so few images fill."""
+    """Return G: `GROUPS`, or the largest power of two that is at most the number of images."""
     return min(GROUPS, 1 << max(samples.bit_length() - 1, 0))
 
 
@@ -103,7 +103,7 @@ def halved(groups: Sequence[Groups]) -> Iterator[list[Tensor]]:
 
 
 def group_sizes(samples: int, groups: int) -> Tensor:
-    """Return how many of `samples` images, dealt in turn like cards, each group has: ``[G]`` float64."""
+    """Return how many of `samples` images each group has, ``[G]`` float64."""
     return (samples // groups + (torch.arange(groups) < samples % groups)).double()
 
 
@@ -115,7 +115,7 @@ def checked_group_means(value: Tensor, mean: Tensor, samples: int) -> Tensor:
     K, shape = len(mean), tuple(value.shape)
     if shape != (G := num_groups(samples), K) or value.device.type != "cpu":
         raise ValueError(
-            f"Embedding: expected group_means of shape [{G}, {K}] on the CPU for {samples} samples, "
+            f"Embedding: expected group_means of shape [{G}, {K}] on the CPU for {samples} images, "
             f"got shape {list(shape)} on {value.device}."
         )
     sizes = group_sizes(samples, len(value))
@@ -123,19 +123,19 @@ def checked_group_means(value: Tensor, mean: Tensor, samples: int) -> Tensor:
     if not apart <= 1e-5 * mean.max():  # float32 rounds to 1e-7; NaN and infinity are refused here too
         raise ValueError(
             f"Embedding: expected group_means whose mean is fisher, got one that differs by up to {float(apart):.3g}; "
-            "deal the samples to the groups in turn."
+            "deal the images to the groups in turn."
         )
     return value.detach().clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, or a tensor of numbers, with its error.
+    """A number, or a tensor of numbers, with its standard error.
 
     Args:
         value: θ computed from all images, float64.
         standard_error: Of `value`, same shape and unit.
-        bias: How much `value` is expected to exceed the true value, because the number of images is finite.
+        bias: How much `value` is expected to exceed the true value because the number of images is finite.
         freedom: Degrees of freedom of `standard_error`, same shape.
         log: Whether intervals are symmetric on the log scale, as suits a positive value with a relative error.
     """
@@ -155,7 +155,7 @@ class Estimate:
         """Return the ends of the confidence interval, ``corrected ± t·standard_error`` (or that of the logarithm).
 
         Args:
-            confidence: How often such intervals hold the truth, in (0, 1).
+            confidence: How often such intervals contain the true value, in (0, 1).
 
         Returns:
             Lower and upper end, each of `value`'s shape.

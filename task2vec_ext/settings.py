@@ -1,6 +1,6 @@
 """What decides the numbers of an embedding, in one object: `EmbedSettings`.
 
-Where and how the work is done (device, batch size, processes) is not in it: that changes no number.
+Device, batch size and processes are not in it: they do not change the numbers.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class EmbedSettings:
             ``"multilabel"`` (multi-hot tensors or lists of label indices), ``"regression"`` (numbers), ``"dense"`` (a
             mask), or an object of `task2vec_ext.losses`, for options and for unlabelled images:
             ``MultiLabel(label_smoothing=0.1)``, ``PseudoLabels(num_clusters=20)``.
-        estimator: How the expectation over labels is taken. ``"signed"``: one backward pass, small variance.
+        estimator: How the expectation over labels is computed. ``"signed"``: one backward pass, small variance.
             ``"exact"``: C passes, no variance. ``"sampled"``: the paper's, heavy-tailed. ``"empirical"``: the data's
             labels, which is not the Fisher. ``"variational"``: the paper's robust Fisher, fitted by SGD.
-        num_samples: At most so many images, drawn at random, in proportion to the classes where there are any;
+        num_samples: At most this many images, drawn at random, in proportion to the classes if there are any;
             default: all.
         rel_error: Take images in random order until the relative standard error ‖SE‖₂/‖F‖₂ is at most this, say 0.05.
             The head is fitted to all images. Default: take all.
-        seed: Of every random choice: the draw, the estimator's noise, Adam. Same seed, same embedding.
-        layers: Names of modules, or prefixes of names, to describe, e.g. ``["layer3", "layer4"]``; default: all.
+        seed: Seed of every random choice: the draw, the estimator's noise, Adam. Same seed, same embedding.
+        layers: Names of the layers to use, or prefixes of names, e.g. ``["layer3", "layer4"]``; default: all.
         include_batchnorm: Add one entry per BatchNorm channel, as the authors' Monte-Carlo embeddings have.
         head: How the head is fitted.
         variational: How the robust Fisher is fitted; None for other estimators than ``"variational"``.
@@ -54,7 +54,7 @@ class EmbedSettings:
     Raises:
         ValueError: If a value is out of range, or two options contradict each other.
         TypeError: If a value is of the wrong type.
-        NotImplementedError: If options are valid, but not together.
+        NotImplementedError: If options are valid, but cannot be combined.
     """
 
     loss: Loss | LossName = "cross_entropy"
@@ -112,7 +112,7 @@ class EmbedSettings:
 
     @property
     def loss_object(self) -> Loss:
-        """The loss, whatever way it was named."""
+        """The loss as an object, also if it was given by name."""
         assert isinstance(self.loss, Loss)
         return self.loss
 
@@ -147,7 +147,7 @@ class EmbedSettings:
         return layers
 
     def to_json(self) -> dict[str, JSON]:
-        """Return the settings as what JSON can hold; `from_json` gives them back."""
+        """Return the settings as JSON values, which `from_json` reads."""
         record: dict[str, JSON] = {
             "loss": self.loss_object.options(),
             "estimator": self.estimator,
@@ -163,7 +163,7 @@ class EmbedSettings:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> EmbedSettings:
-        """Return the settings that `to_json` wrote; what a record does not say has its default.
+        """Return the settings that `to_json` wrote; missing options have their defaults.
 
         Args:
             record: A dictionary.
@@ -184,17 +184,18 @@ class EmbedSettings:
             raise ValueError(f"EmbedSettings: cannot read this record ({error}); upgrade task2vec_ext.") from error
 
     def differences(self, other: EmbedSettings) -> list[str]:
-        """Return what keeps embeddings made with these settings and with others from being compared.
+        """Return why embeddings made with these settings and with others cannot be compared.
 
-        ``exact``, ``signed`` and ``sampled`` estimate the same Fisher and compare; ``empirical`` and ``variational``
-        stand alone. Losses must agree, and so must the options that shape their fit, but ``"cross_entropy"`` and
-        ``"multilabel"`` compare. Seed, number of images and layers may differ (the layers that result may not).
+        ``exact``, ``signed`` and ``sampled`` estimate the same Fisher and can be compared; ``empirical`` and
+        ``variational`` only with themselves. Losses must agree, and so must their options `label_smoothing`, `noise`
+        and `pool`, but ``"cross_entropy"`` and ``"multilabel"`` can be compared. Seed, number of images and layers may
+        differ (the layers that result may not).
 
         Args:
             other: The settings of the other embedding.
 
         Returns:
-            One text for each difference, "what: this against that"; none where the two compare.
+            One text for each difference, "what: this against that"; none if the two can be compared.
         """
         mine, theirs = self.to_json(), other.to_json()
         found = []

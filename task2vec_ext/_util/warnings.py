@@ -2,4 +2,4 @@
 
 
 class Task2VecWarning(UserWarning):
-    """A warning of this package; the work goes on."""
+    """A warning of this package. The call that warns continues."""

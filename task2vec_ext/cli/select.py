@@ -40,8 +40,8 @@ select = typer.Typer(
     "task2vec select TASK --experts DIR ranks the experts without fine-tuning any of them on the task.",
     no_args_is_help=True,
     context_settings={"ignore_unknown_options": True},  # options before TASK belong to rank
-    epilog="select TASK is short for select rank TASK. If the task's folder is called rank or evaluate, write ./rank or "
-    "./evaluate.",
+    epilog="select TASK is short for select rank TASK. If the task's folder is called rank or evaluate, write ./rank "
+    "or ./evaluate.",
 )
 
 _Library = Annotated[

@@ -18,7 +18,7 @@ _MAX_ASPECT = 100  # longer : shorter side; beyond it the centre crop sees < 1 %
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a probe's weights expect of an image: resize, centre crop, normalise.
+    """The preprocessing that a probe's weights expect: resize, centre crop, normalise.
 
     The numbers equal those of torchvision's ``ImageClassification`` preset on tensors, which rounds 8-bit images after
     the resize.
@@ -28,7 +28,7 @@ class Preprocess:
         crop: Side of the centre crop, pixels; a smaller image is padded with black.
         mean: Subtracted from the R, G and B planes, in units of [0, 1].
         std: Divides them afterwards.
-        interpolation: Of the resize.
+        interpolation: Interpolation of the resize.
 
     Raises:
         ValueError: If a size is not a positive integer, ``mean`` or ``std`` are not three finite numbers (``std``

@@ -26,11 +26,11 @@ class Task(Dataset[tuple[Tensor, Any]]):
 
     Args:
         source: Anything with ``len()`` whose items are pairs of (image, label).
-        name: What messages, tables and plots call the task.
+        name: Name of the task in messages, tables and plots.
         classes: The classes' names, if the source has them.
-        labels: ``[N]`` int64 class labels; None where they are known only by reading the items.
+        labels: ``[N]`` int64 class labels; None if they are known only after reading the items.
         target: What the labels are; default: classes.
-        metadata: What else is known, JSON only; an embedding of the task keeps it. `task2vec_ext.data.sources` give
+        metadata: Other facts, JSON only; an embedding of the task keeps them. `task2vec_ext.data.sources` sets
             ``domain``, ``rank`` and ``taxonomy`` (rank -> taxon) or ``attribute``.
 
     Raises:
@@ -75,7 +75,7 @@ class Task(Dataset[tuple[Tensor, Any]]):
         Raises:
             ValueError: If the source fails on this image (its error is the cause), or the label is not the one that
                 the source lists.
-            TypeError: If the item is not a pair, or its label is of another kind.
+            TypeError: If the item is not a pair, or its label has the wrong type.
         """
         try:
             item = self.source[index]
@@ -94,11 +94,11 @@ class Task(Dataset[tuple[Tensor, Any]]):
         return image, label
 
     def digest(self) -> str | None:
-        """Return the SHA-256 of the files' names, sizes and labels; None where the images are not files."""
+        """Return the SHA-256 of the files' names, sizes and labels; None if the images are not files."""
         return self.source.digest() if isinstance(self.source, Files) else None
 
     def describe(self, index: int) -> str:
-        """Return what messages call an image: ``image 12 (cats/a.jpg)``, or ``image 12`` where it is not a file."""
+        """Return an image's name in messages: ``image 12 (cats/a.jpg)``, or ``image 12`` if it is not a file."""
         file = _file_of(self.source, index)
         return f"image {index}" if file is None else f"image {index} ({file})"
 
@@ -118,7 +118,7 @@ def as_task(source: TaskSource, *, name: str | None = None, target: Target | Non
               ``._labels``, also through ``Subset`` and ``ConcatDataset``, unless it has a ``target_transform``;
             - for ``target=Unlabelled()`` also a folder or a list of images;
             - a `Task`, which is returned, with another name or target if they are given.
-        name: Of the task; default: the folder's or the data set's.
+        name: Name of the task; default: the folder's or the data set's.
         target: What the labels are; default: a `Task`'s own, otherwise classes.
 
     Raises:

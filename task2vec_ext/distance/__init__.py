@@ -18,8 +18,9 @@ pair r = F_a/(F_a + F_b), q = F_b/(F_a + F_b), Δ = log p_a − log p_b (all per
 | ``jsd`` | mean ½(KL(a‖m) + KL(b‖m)) = mean ½ log cosh(Δ/2) | [0, ∞) | released code |
 
 KL(a‖b) is that of two zero-mean Gaussians with variances v_a and v_b; m is the one with ½(v_a + v_b).
-"Released code" is ``task_similarity.py`` of awslabs/aws-cv-task2vec. Beware of one name: its ``cosine`` is
-d_sym, so ``"sym"`` here; its ``kl`` takes the larger direction filter by filter, then sums. On purpose:
+"Released code" is ``task_similarity.py`` of awslabs/aws-cv-task2vec. Its ``cosine`` is
+d_sym, which is called ``"sym"`` here. Its ``kl`` takes the larger direction for each filter, then sums. Two
+differences from the released code are deliberate:
 
 - Its r adds ε = 1e-8 to the denominator, which is not scale-free. Here ε → 0: a filter that is dead in both
   tasks (F_a = F_b = 0) counts for nothing, in no sum and no mean, and F may be in any unit.
@@ -27,11 +28,12 @@ d_sym, so ``"sym"`` here; its ``kl`` takes the larger direction filter by filter
   variance (as its variational embeddings have it), so ``kl``, ``asymmetric_kl``, ``jsd``, ``correlation`` and
   ``normalized_cosine`` need embeddings with a prior.
 
-All in float64, and the result on the CPU; but ``sym``, ``asym`` and their scaled twins of many embeddings (2**28
-pairs × filters and more) take d_sym in float32 where that is right to 1e-6, and in float64 elsewhere: distances
-under 1e-3, embeddings of very different scale. Beyond a float64 copy of the embeddings (and for those kinds a
-float32 one, or two where filters are dead) and the result the workspace stays under 32 MB, whatever T and K. Those
-kinds of plain tensors on a GPU are computed there. Same input, same bits, on any number of threads.
+All are computed in float64, and the result is on the CPU. For many embeddings (2**28 pairs × filters and more),
+``sym``, ``asym`` and their scaled versions compute d_sym in float32 where that is accurate to 1e-6, and in float64
+elsewhere (distances under 1e-3, embeddings of very different scale). Beyond a float64 copy of the embeddings (and for
+these four a float32 copy, or two where filters are dead) and the result, the workspace stays under 32 MB for any T
+and K. ``sym``
+and ``sym_scaled`` of plain tensors on a GPU are computed there. Same input, same bits, on any number of threads.
 """
 
 from .comparable import check_comparable

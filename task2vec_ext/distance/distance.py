@@ -32,23 +32,23 @@ def distance_matrix(
     """Return the distance of every embedding to every other.
 
     Args:
-        embeddings: T comparable embeddings; for ``sym``, ``sym_scaled``, ``cosine`` and ``entropy`` also a
+        embeddings: T embeddings that can be compared; for ``sym``, ``sym_scaled``, ``cosine`` and ``entropy`` also a
             plain ``[T, K]`` tensor or array.
         distance: Which distance; `task2vec_ext.distance` has the formulas.
         alpha: Weight of the distance to the trivial task in ``asym`` and ``asym_scaled``; 0.15 is the paper's
-            value for a ResNet-34 probe. Other kinds do not use it.
-        with_error: Return an `Estimate` of such matrices: the distances, their standard errors, the bias by which noise
-            inflates them, intervals. 64 to 130 times the work: every pair again without each group and of
-            half the groups for a distance that is symmetric.
+            value for a ResNet-34 probe. Other distances ignore it.
+        with_error: Return an `Estimate` whose fields are such matrices: distances, standard errors and the bias due to
+            noise. This takes 64 to 130 times the work: every distance is computed again without each group of
+            images, and from halves of the groups.
 
     Returns:
         ``[T, T]`` float64 on the CPU; row = source, column = target. Symmetric to the bit with zeros on the
-        diagonal, except ``asymmetric_kl`` (not symmetric) and ``asym``, ``asym_scaled`` (nor zero).
+        diagonal, except ``asymmetric_kl`` (not symmetric) and ``asym``, ``asym_scaled`` (neither).
 
     Raises:
-        ValueError: If there are no embeddings; two of them do not compare, or one is all zero, negative or not
-            finite (they are named); the distance is unknown.
-        TypeError: If the distance needs priors, or errors are asked for, and the embeddings are a plain tensor.
+        ValueError: If there are no embeddings, two of them cannot be compared, one is all zero, negative or not finite
+            (the message names it), or the distance is unknown.
+        TypeError: If the embeddings are a plain tensor, and the distance needs priors or `with_error` is true.
     """
     who = "distance_matrix"
     rule = _rule(distance, alpha, who)
@@ -84,14 +84,14 @@ def cross_distances(a: Embeddings, b: Embeddings, distance: DistanceName = "sym"
     """Return the distance of every embedding in ``a`` to every one in ``b``.
 
     Args:
-        a: A sources (experts), as ``distance_matrix`` takes them.
-        b: B targets (tasks), comparable with ``a``.
+        a: A sources (experts), as for `distance_matrix`.
+        b: B targets (tasks) that can be compared with ``a``.
         distance: Which distance; `task2vec_ext.distance` has the formulas.
         alpha: Weight of the distance to the trivial task in ``asym`` and ``asym_scaled``.
 
     Returns:
-        ``[A, B]`` float64 on the CPU; row = source, column = target. The same numbers, to rounding, as
-        ``distance_matrix`` of all of them has.
+        ``[A, B]`` float64 on the CPU; row = source, column = target. Up to rounding, the same numbers as in
+        the `distance_matrix` of all of them.
 
     Raises:
         ValueError: If `distance_matrix` would raise it.
@@ -205,7 +205,7 @@ def _check_rows(values: Tensor, at_least: float, names: list[str], message: str)
 
 
 def _check_priors(embeddings: Sequence[Embedding], who: str) -> None:
-    """Refuse priors of different strength: c of t₀ = c/λ²."""
+    """Refuse priors of different strength: c of t₀ = c·λ²."""
     strengths = {item.name: item.prior_scale for item in embeddings}
     if len(set(strengths.values())) > 1:
         raise ValueError(f"{who}: expected embeddings with one prior_scale, got {strengths}.")

@@ -25,13 +25,13 @@ def relative_error(embedding: Embedding) -> float:
     """Return the embedding's relative standard error, ``‖SE‖₂ / ‖F‖₂``.
 
     Args:
-        embedding: With error bars.
+        embedding: An embedding with error bars.
 
     Returns:
-        What ``‖F − F_true‖₂ / ‖F_true‖₂`` is expected to be (root mean square), F_true of infinitely many images.
+        An estimate of ``‖F − F_true‖₂ / ‖F_true‖₂`` (root mean square); F_true is the mean over infinitely many images.
 
     Raises:
-        ValueError: If it has no error bars.
+        ValueError: If the embedding has no error bars.
     """
     return embedding.groups.relative_error()
 
@@ -40,13 +40,13 @@ def norm_with_error(embedding: Embedding) -> Estimate:
     """Return the norm ``‖F‖₁``, the task's complexity, with its error.
 
     Args:
-        embedding: With error bars.
+        embedding: An embedding with error bars.
 
     Returns:
-        Scalars, nats² per weight²; the interval is symmetric on the log scale, which measured coverage prefers.
+        Scalars, nats² per weight². The interval is symmetric on the log scale, which had the better measured coverage.
 
     Raises:
-        ValueError: If it has no error bars.
+        ValueError: If the embedding has no error bars.
     """
     return with_error(lambda fisher: fisher.sum(), embedding, log=True)
 
@@ -55,16 +55,16 @@ def with_error(statistic: Callable[..., Tensor], *embeddings: Embedding, log: bo
     """Return a statistic of one or several embeddings with its error.
 
     Args:
-        statistic: From one float64 ``[K]`` an embedding to a tensor of any shape; smooth in them (a rank or a minimum
-            is not: see `neighbour_ranks`).
-        *embeddings: With error bars; tasks that were sampled independently.
-        log: Intervals symmetric on the log scale, for what is positive and varies in proportion.
+        statistic: A function of one float64 ``[K]`` per embedding that returns a tensor of any shape. It must be
+            smooth (a rank or a minimum is not: see `neighbour_ranks`).
+        *embeddings: Embeddings with error bars, of tasks that do not share images.
+        log: Make intervals symmetric on the log scale, for positive values with a relative error.
 
     Returns:
         The statistic with standard error, bias and intervals.
 
     Raises:
-        ValueError: If one has no error bars.
+        ValueError: If an embedding has no error bars.
     """
 
     def of(*fishers: Tensor) -> Tensor:
@@ -82,11 +82,11 @@ def with_error(statistic: Callable[..., Tensor], *embeddings: Embedding, log: bo
 
 
 class Ranks(NamedTuple):
-    """Who is the nearest, and between which places each may truly be."""
+    """The rank of every neighbour, and the interval of its true rank."""
 
     rank: Tensor  # [T] int64: 1 for the nearest; 0 for the target itself
-    low: Tensor  # [T] int64, best place the images allow
-    high: Tensor  # [T] int64, worst
+    low: Tensor  # [T] int64, best rank that is compatible with the images
+    high: Tensor  # [T] int64, worst rank
 
 
 def neighbour_ranks(
@@ -99,26 +99,27 @@ def neighbour_ranks(
 ) -> Ranks:
     """Return every embedding's rank among the neighbours of one, with an interval.
 
-    A rank jumps, so no standard error describes it. Two neighbours' order is settled where their distances (less their
-    bias, by which they are ranked) differ by more than that difference's own error; a neighbour's best place is one
-    behind all that are surely nearer, its worst one before all that are surely farther.
+    A rank is discrete, so a standard error does not describe it. Neighbours are ranked by their bias-corrected
+    distances. The order of two neighbours is certain if their distances differ by more than the error of the
+    difference allows. The best rank of a neighbour is just after all that are certainly nearer, and its worst rank
+    just before all that are certainly farther.
 
     Args:
-        embeddings: T with error bars, comparable.
-        target: Whose neighbours, 0…T−1; the others are sources (experts, for ``asym``).
+        embeddings: T embeddings with error bars that can be compared.
+        target: Index of the task whose neighbours are ranked, 0…T−1; the others are sources (experts, for ``asym``).
         distance: See `distance_matrix`.
         alpha: See `distance_matrix`.
-        confidence: That a neighbour's interval holds its true rank (Bonferroni over the others).
+        confidence: Probability that a neighbour's interval contains its true rank (Bonferroni over the others).
 
     Returns:
         Ranks and their limits, each ``[T]``.
 
     Raises:
-        ValueError: If one has no error bars, or there is no such target.
+        ValueError: If an embedding has no error bars, or `target` is not an index.
     """
     who, T = "neighbour_ranks", len(embeddings)
     if not 0 <= target < T:
-        raise ValueError(f"{who}: expected a target in 0…{T - 1}, got {target}; it is a number in the list.")
+        raise ValueError(f"{who}: expected a target in 0…{T - 1}, got {target}; it is an index into the list.")
     found = distance_matrix(embeddings, distance, alpha=alpha, with_error=True)
     distances, squares = found.corrected[:, target], found.standard_error[:, target].square()
     groups = embeddings[target].groups

@@ -40,16 +40,16 @@ def embed_batches(
     name: str | None = None,
     **options: Any,
 ) -> list[Embedding]:
-    """Return the embeddings of disjoint random batches of a task, the head refitted to each.
+    """Return the embeddings of disjoint random batches of a task; the head is fitted to each.
 
     Args:
-        task: As `fisher_embed` takes it.
-        probe: As `fisher_embed` takes it.
-        num_batches: How many.
+        task: As for `fisher_embed`.
+        probe: As for `fisher_embed`.
+        num_batches: Number of batches.
         images: Images in each batch, drawn without regard to class. A batch's head has only the classes that are in it.
-        seed: Of the draw and of `fisher_embed`.
-        name: What to call the task.
-        **options: Of `fisher_embed`, except those of the probe: load that with `load_probe`.
+        seed: Seed of the draw and of `fisher_embed`.
+        name: Name of the task.
+        **options: Options of `fisher_embed`, except those of the probe (use `load_probe` for them).
 
     Returns:
         `num_batches` embeddings.
@@ -102,14 +102,14 @@ def diversity(batches: Sequence[Embedding], distance: DistanceName = "sym") -> E
         distance: A symmetric distance.
 
     Returns:
-        Scalars. Pairs share batches and are not independent, so the error is the jackknife's over batches: each batch
-        left out in turn with all its pairs; M − 1 degrees of freedom.
+        Scalars. Pairs share batches and are not independent, so the standard error is from a jackknife over batches,
+        which leaves out each batch with all its pairs; it has M − 1 degrees of freedom.
 
     Raises:
         ValueError: If there are too few batches.
 
     Note:
-        Part of it is the noise of a batch, so compare diversities of the same batch size only.
+        Noise within batches adds to the diversity, so compare only diversities of the same batch size.
     """
     _check_count(batches, "diversity")
     matrix = distance_matrix(batches, distance)
@@ -129,7 +129,7 @@ def cross_diversity(a: Sequence[Embedding], b: Sequence[Embedding], distance: Di
         distance: Which distance; row = source = `a`.
 
     Returns:
-        Scalars; the jackknife's error over the batches of either task.
+        Scalars; the standard error is from a jackknife over the batches of both tasks.
 
     Raises:
         ValueError: If there are too few batches.

@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 class FeatureCache:
     """A least-recently-used cache of features in memory, by file, probe and preprocessing.
 
-    A file is the same while its path, size and modification time are. A hit saves reading the image and one forward
-    pass, of the equivalent of about three that an embedding takes. Cached features come from another batch, which
-    changes an embedding by less than 1e-6 (on the CPU, usually not at all).
+    Files are identified by path, size and modification time. A hit saves reading the image and one forward pass; an
+    embedding takes the equivalent of about three. Cached features were computed in another batch, which changes an
+    embedding by less than 1e-6 (on the CPU, usually not at all).
 
     Args:
-        max_bytes: Upper limit. 256 MiB hold 130,000 images of 512 features (ResNet-18 and -34).
+        max_bytes: Most bytes to keep. 256 MiB hold 130,000 images of 512 features (ResNet-18 and -34).
 
     Raises:
         ValueError: If the limit is negative.
     """
 
     def __init__(self, max_bytes: int = 256 << 20) -> None:
-        """Begin empty."""
+        """Start empty."""
         if max_bytes < 0:
             raise ValueError(f"FeatureCache: expected max_bytes >= 0, got {max_bytes}.")
         self.max_bytes = max_bytes
@@ -51,7 +51,7 @@ class FeatureCache:
         """Keep features.
 
         Args:
-            keys: What `keys` returned before the images were read, n of them.
+            keys: The n values that `keys` returned before the images were read.
             features: ``[n, D]`` on the CPU.
         """
         for key, row in zip(keys, features, strict=True):

@@ -1,4 +1,4 @@
-"""From a task to its embedding: draw images, read features, fit the head, take the Fisher. Each step is a function."""
+"""From a task to its embedding: draw images, read features, fit the head, compute the Fisher. A function per step."""
 
 from __future__ import annotations
 
@@ -61,53 +61,53 @@ def fisher_embed(
     """Return the Task2Vec embedding of a labelled image data set: one number per filter of a fixed probe.
 
     ``F[o] = 1/(N·P) Σ_n ‖∂ log p(y|x_n) / ∂w_o‖²`` with y drawn from the model whose head was refitted to the task; the
-    data's labels enter through the head alone. Two passes over the images: features (to fit the head), then the
-    Fisher.
+    data's labels are used only to fit the head. There are two passes over the images: features (to fit the head), then
+    the Fisher.
 
     Args:
         task: A folder of class folders, a list of (path, label), a map-style torch data set of (image, label), or a
             `Task`. Images: PIL of any mode, tensors or arrays. Labels: integers 0…C−1, or what `loss` says.
         probe: A name (torchvision's, ``"timm:NAME"``, or ``"tiny"``, which ships with the package: see `load_probe`), a
             module in eval mode, or a `Probe` (load it once for many tasks, or to choose its head or preprocessing).
-        settings: What decides the numbers; the five options after `image_size` override it. Default:
+        settings: Everything that decides the numbers; the five options after `image_size` override it. Default:
             ``EmbedSettings()``.
-        weights: Of a named probe: see `load_probe`. Default: ImageNet (``"IMAGENET1K_V1"``), downloaded once by
+        weights: Weights of a named probe: see `load_probe`. Default: ImageNet (``"IMAGENET1K_V1"``), downloaded once by
             torchvision.
-        image_size: Crop in pixels instead of the weights' own, the resize in proportion.
-        loss: What the labels are; default ``"cross_entropy"``, one class an image. See `EmbedSettings`, as for the
-            next four.
+        image_size: Side of another crop in pixels; the resize changes in proportion. Default: that of the weights.
+        loss: What the labels are; default ``"cross_entropy"``, one class per image. `EmbedSettings` describes this and
+            the next four options.
         estimator: How the expectation over labels is taken; default ``"signed"``.
-        num_samples: At most so many images, drawn at random; default: all.
+        num_samples: At most this many images, drawn at random; default: all.
         rel_error: Stop when the relative standard error of the Fisher is at most this; default: take all images.
-        seed: Of every random choice; default 0. Same seed, same embedding.
+        seed: Seed of every random choice; default 0. The same seed gives the same embedding.
         device: Where the probe runs; default: a module's own device, else CUDA where there is one.
-        batch_size: Images at a time.
-        num_workers: Processes that decode images; 0: this one.
-        on_error: An image that cannot be read raises, or is left out and counted (``"skip"``).
-        name: What to call the task; default: the folder's or data set's own name.
-        progress: Show a progress bar; default: where standard error is a terminal. A function shows it its own way.
+        batch_size: Images per batch.
+        num_workers: Processes that decode images; 0: this process.
+        on_error: What happens to an image that cannot be read: ``"raise"``, or ``"skip"`` to leave it out and count it.
+        name: Name of the task; default: the folder's or data set's own name.
+        progress: Whether to show a progress bar, or a function that shows it; default: if standard error is a terminal.
 
     Returns:
-        The `Embedding`: fisher ``[K]`` and prior ``[K]`` float64 in nats² per weight², error bars, and the record of
-        how it was made. K = 4,800 for ResNet-18, 8,512 for ResNet-34.
+        The `Embedding`: fisher ``[K]`` and prior ``[K]`` float64 in nats² per weight², error bars, and its
+        settings. K = 4,800 for ResNet-18, 8,512 for ResNet-34.
 
     Raises:
-        ValueError: If the task is empty, has one class, gaps in its labels, useless targets or unreadable images, the
-            probe is in train mode, a checkpoint does not fit, or an option is out of range.
+        ValueError: If the task is empty, has a single class, gaps in its labels, targets that do not vary or unreadable
+            images, the probe is in train mode, a checkpoint does not fit, or an option is out of range.
         TypeError: If task, labels or options are of the wrong type.
         NotImplementedError: If a layer's weight is shared, reused, computed, or used by other than a Conv2d or Linear
-            layer (``EmbedSettings(layers=…)`` leaves it out), or options do not go together. Before the work begins.
+            layer (``EmbedSettings(layers=…)`` leaves it out), or options cannot be combined; before images are read.
         RuntimeError: If weights must be downloaded and cannot be, or the variational loss is not finite.
 
     Note:
-        Only Conv2d and Linear layers are described, packed attention projections among them: no biases, norms, class
-        tokens, tables of positions or LayerScale.
+        Only the weights of Conv2d and Linear layers are described, including packed attention projections: no biases,
+        normalisation layers, class tokens, position embeddings or LayerScale.
 
-        Labels that the data set does not list (``.targets``) are known, and checked, after the first pass. Memory
-        beyond the probe's own: the features, ``4·N·D`` bytes, and one batch. The probe comes back untouched, also
+        Labels that the data set does not list (``.targets``) are checked after the first pass. Memory
+        beyond the probe's own: the features, ``4·N·D`` bytes, and one batch. The probe is not changed, also
         after an exception or Ctrl-C. Sums are in float64.
 
-        `embed_task` takes the same steps with a shared feature cache or several processes.
+        `embed_task` does the same with a shared feature cache or several processes.
 
     Source:
         Achille et al., Task2Vec, ICCV 2019 (arXiv 1902.03545), §2 and §3.
@@ -143,7 +143,7 @@ def embed_like(
         work: Where and how.
 
     Returns:
-        The embedding, which compares with the other.
+        The embedding, which can be compared with the other.
 
     Raises:
         ValueError: If the probe is not the other embedding's.
@@ -164,7 +164,7 @@ def embed_like(
 
 @torch.inference_mode(mode=False)  # inference tensors have no versions, which the capture checks
 def embed_task(task: Task, probe: Probe, settings: EmbedSettings, work: Work) -> Embedding:
-    """Return the embedding of a task: the walk that `fisher_embed` takes.
+    """Return the embedding of a task, with options that `fisher_embed` does not have.
 
     Args:
         task: As `as_task` returns it, with the target of the settings' loss.
@@ -176,7 +176,7 @@ def embed_task(task: Task, probe: Probe, settings: EmbedSettings, work: Work) ->
         See `fisher_embed`, which also says what is raised.
 
     Raises:
-        NotImplementedError: If several processes are to share what only one can do.
+        NotImplementedError: If several processes are to share an estimator that needs one process.
     """
     work.check(settings)
     loss = settings.loss_object
@@ -254,7 +254,7 @@ def fit_task_head(
         Head and targets.
 
     Raises:
-        ValueError: If the targets are no task, or ``"exact"`` would take too many backward passes.
+        ValueError: If the targets do not vary, or ``"exact"`` would take too many backward passes.
     """
     team, loss = team or Team(None), settings.loss_object
     features, targets, _ = seen.of_task

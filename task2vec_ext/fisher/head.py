@@ -38,8 +38,8 @@ class HeadSettings:
     Args:
         method: ``"lbfgs"`` solves the convex problem to convergence; ``"adam"`` is the authors' recipe.
         l2: Strength of the L2 penalty, > 0; default: 1e-2 for ``"lbfgs"``, the authors' 1e-4 for ``"adam"``.
-        class_balanced: Every class weighs the same in the fit, and a draw of ``num_samples`` takes equally many of each
-            class, as far as they go.
+        class_balanced: Every class has the same weight in the fit, and a draw of ``num_samples`` takes equally many
+            images of each class, as far as there are enough.
 
     Raises:
         ValueError: If the method is unknown or the penalty not positive.

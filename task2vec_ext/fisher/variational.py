@@ -70,14 +70,15 @@ class VariationalSettings:
     """How the robust Fisher is fitted.
 
     Args:
-        objective: ``"paper"`` or ``"authors"`` (module docstring).
-        beta: Weight of the KL term; default: what gives κ = 1e-7, the authors' 1e-7 and the paper's 2e-7·N.
+        objective: ``"paper"`` or ``"authors"``: see the module docstring.
+        beta: Weight of the KL term; default: the β with κ = 1e-7, which is 1e-7 for ``"authors"`` and 2e-7·N for
+            ``"paper"``.
         noise: ``"activations"`` or ``"weights"``.
         epochs: Passes of `epoch_samples` images each; the paper has 2, after which a ResNet-18's variances on a real
-            task are still on their way (benchmarks/robust_fisher.py).
-        epoch_samples: Images an epoch, drawn with replacement, every class equally often.
-        learning_rate: Adam's, of the log-variances.
-        head_learning_rate: Adam's, of the head; default: the paper's 1e-4, the authors' 5e-4.
+            task have not converged (benchmarks/robust_fisher.py).
+        epoch_samples: Images per epoch, drawn with replacement, every class equally often.
+        learning_rate: Adam's learning rate for the log-variances.
+        head_learning_rate: Adam's learning rate for the head; default: 1e-4 for ``"paper"``, 5e-4 for ``"authors"``.
 
     Raises:
         ValueError: If a value is unknown or out of range.

@@ -89,10 +89,10 @@ def filter_grad_sq(
     *,
     route: Route | Literal["auto"] = "auto",
 ) -> Tensor:
-    """Return the squared norm of every sample's weight gradient, for every filter of a Conv2d or Linear layer.
+    """Return the squared norm of every image's weight gradient, for every filter of a Conv2d or Linear layer.
 
     ``out[n, o] = ‖g_n[o,·]‖²`` with ``g_n[o, p] = Σ_q grad_output[n, o, q] · patch(input_n)[p, q]``, which a backward
-    pass of sample n alone would leave in ``weight.grad[o]``. No gradient is kept.
+    pass of image n alone would leave in ``weight.grad[o]``. These gradients are not stored.
 
     Args:
         input: The layer's input, ``[N, C_in, H, W]``; for a Linear layer ``[N, D_in]`` or ``[N, …, D_in]``. float32 or
@@ -107,11 +107,11 @@ def filter_grad_sq(
         groups: As in Conv2d.
         route: ``"direct"`` (form the gradient piece by piece), ``"winograd"`` (the same in the Winograd domain; on the
             CPU, 3×3, stride and dilation 1), ``"gram"`` (on CUDA) or ``"shifted_gram"`` (quadratic form of the patches'
-            or the pixels' Gram matrix); ``"auto"`` takes the cheapest. All give the same numbers to rounding (Note).
+            or the pixels' Gram matrix); ``"auto"`` takes the cheapest. All give the same numbers up to rounding (Note).
 
     Returns:
         ``[N, C_out]``, on the device of `input`, float64 for float64 inputs and float32 otherwise (16-bit inputs are
-        accumulated in float32). Unit: that of the loss squared, per weight squared.
+        accumulated in float32). Unit: that of the loss, squared, per weight².
 
     Raises:
         ValueError: If shapes or parameters do not belong to one layer, or the route is unknown.
@@ -120,14 +120,14 @@ def filter_grad_sq(
 
     Note:
         The same inputs give the same bits. Memory beyond inputs and result does not grow with the batch: on the CPU at
-        most 16 MiB and copies of one sample a thread (groups of few filters: torch's own convolution, one sample at a
+        most 16 MiB and copies of one image per thread (groups of few filters: torch's own convolution, one image at a
         time), on CUDA 256 MiB. A Gram route forced on a large map takes what one output row of the Gram matrix needs.
 
         On GPUs of compute capability 8.0 and later 16-bit inputs are multiplied on tensor cores (direct route: in
-        groups of at least 8 channels and 16 filters). So are float32 inputs where torch does that for its own weight
+        groups of at least 8 channels and 16 filters). So are float32 inputs if torch does so for its own weight
         gradients: ``torch.backends.cudnn.conv.fp32_precision`` is ``"tf32"``, the default; ``"ieee"`` keeps float32.
-        TF32 has a 10-bit fraction, so results are off by about 2⁻¹⁰ of the largest, more where sums cancel. 16-bit
-        inputs are exact in the direct route and lose as much in the Gram routes, which round the Gram matrix to TF32.
+        TF32 has a 10-bit fraction, so results have errors of about 2⁻¹⁰ of the largest, more where sums cancel. 16-bit
+        inputs are exact in the direct route; the Gram routes round the Gram matrix to TF32, with errors of that size.
         Sums are float32. Channels-last tensors whose groups are a multiple of 16 bytes wide are read fastest.
 
     Source:

@@ -1,15 +1,16 @@
-"""A library: the embeddings of many tasks in one folder, built without babysitting, and the nearest of them to a task.
+"""A library: the embeddings of many tasks in one folder, and the search for the nearest of them.
 
 ======================  ============================================================================================
-``index.sqlite``        the tasks, how far each is, what all embeddings were made with
+``index.sqlite``        the tasks, their states, and the settings of all embeddings
 ``embeddings/*``        one `Embedding` each, as `Embedding.save` writes it
 ``matrix.f32``          F of all of them, ``[id, K]`` float32, from which `Library.nearest` reads
 ``shortlist.faiss``     only beyond 100,000 tasks: what finds the candidates
 ``lock``                held by the process that changes the library
 ======================  ============================================================================================
 
-A task is first a file, then a row of the matrix, then done in the index, each on the disk before the next. A build that
-was killed anywhere between goes on there: a file that the index does not know is taken up, not embedded again.
+An embedding is written as a file, then as a row of the matrix, then the task is marked as done in the index; each is on
+the disk before the next. A build that was killed in between continues there: a file that is not yet in the index is
+added, and the task is not embedded again.
 """
 
 from .build import build_library, embed_for

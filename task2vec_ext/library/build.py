@@ -57,24 +57,24 @@ def build_library(
 ) -> Library:
     """Return a library with the embeddings of all tasks, after embedding those that are not in it yet.
 
-    Can be killed at any moment, by any means: the next build goes on with the task that was in flight. A task that
-    fails is recorded with its error, and the others go on.
+    It can be killed at any time: the next build continues with the task that was interrupted. If a task fails, its
+    error is recorded, and the others continue.
 
     Args:
-        tasks: What `fisher_embed` takes, each under a name of its own.
-        folder: Where the library is, or will be.
+        tasks: Tasks as for `fisher_embed`, with different names.
+        folder: The library's folder, which need not exist.
         probe: As for `fisher_embed`; loaded once.
         settings: What decides the numbers, the same for all tasks of a library; default: ``EmbedSettings()``.
         weights: As for `fisher_embed`.
         image_size: As for `fisher_embed`.
         device: As for `fisher_embed`. This and the next four may change from one build to the next.
-        batch_size: Images at a time.
-        num_workers: Processes that decode images; 0: this one.
+        batch_size: Images per batch.
+        num_workers: Processes that decode images; 0: this process.
         on_error: An image that cannot be read fails its task, or is left out and counted (``"skip"``).
-        feature_cache: Features kept from task to task; default: one of 256 MiB.
-        retry_failed: Try the tasks again that failed before.
-        progress: Show progress: bars where standard error is a terminal, else (only if True) a line a task.
-        process_group: The ranks of this `torch.distributed` group share the work: whoever is free takes the next task,
+        feature_cache: Cache of features that tasks share; default: one of 256 MiB.
+        retry_failed: Try again the tasks that failed before.
+        progress: Show progress: bars where standard error is a terminal, else (only if True) a line per task.
+        process_group: The ranks of this `torch.distributed` group share the work: a free rank takes the next task,
             the largest first. All ranks call this with the same arguments and see the same folder; the first rank
             keeps the index and shows the progress.
         shard_images: All ranks work on one task at a time and share its images: for few, large tasks.
@@ -84,13 +84,13 @@ def build_library(
 
     Raises:
         ValueError: If two tasks have one name, a task has other images than when it was embedded, the library was
-            built with another probe, other settings or in a newer format, or `shard_images` has no group. Before any
-            work.
+            built with another probe, other settings or in a newer format, or `shard_images` is given without a group.
+            Raised before any task is embedded.
         RuntimeError: If another process is changing the library.
         OSError: If an embedding could not be written.
 
     Note:
-        Tasks whose images are not files of known names (`Task.digest` is None) are known by their name alone.
+        Tasks whose images are not files (`Task.digest` is None) are identified by their name alone.
     """
     if shard_images and process_group is None:
         raise ValueError(
@@ -153,14 +153,14 @@ def embed_for(
     weights: Any = None,
     **work: Any,
 ) -> Embedding:
-    """Return the embedding of a task that is not in a library, made as all of the library's were.
+    """Return the embedding of a task that is not in a library, with the library's probe and settings.
 
     Args:
-        library: Whose settings are taken.
-        task: What `fisher_embed` takes.
-        probe: The library's; default: by the name that it has there.
-        weights: The file of its weights, where those are a file.
-        **work: Where and how: fields of `task2vec_ext.embed.Work`, such as ``device="cuda"`` or ``batch_size=64``.
+        library: The library.
+        task: As for `fisher_embed`.
+        probe: The library's probe; default: loaded by its name.
+        weights: The file of the probe's weights, if they were read from one.
+        **work: Fields of `task2vec_ext.embed.Work`, such as ``device="cuda"`` or ``batch_size=64``.
 
     Returns:
         The embedding, for `Library.nearest`.

@@ -1,4 +1,4 @@
-"""The embeddings of a folder or a library, read when they are asked for."""
+"""The embeddings of a folder or a library, read when they are needed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _KEPT = 64  # embeddings in memory: each has 1 MB of group means at 8,512 filter
 
 
 class EmbeddingFiles(Sequence[Embedding]):
-    """Embeddings that are read when asked for; the last few stay in memory.
+    """A sequence of embeddings that are read when accessed; the last few stay in memory.
 
     Args:
-        files: One `Embedding` each.
-        library: Where they are of one, which then answers what it knows without reading them.
+        files: The files, with one `Embedding` each.
+        library: The library that they belong to, if any: names, probe, settings and `nearest` then come from its index.
     """
 
     def __init__(self, files: Sequence[Path], library: Library | None = None) -> None:
@@ -46,12 +46,12 @@ class EmbeddingFiles(Sequence[Embedding]):
 
     @property
     def probe(self) -> ProbeInfo:
-        """Which network measured the first of them."""
+        """The probe of the first of them."""
         return self[0].probe if self.library is None else self.library.probe
 
     @property
     def settings(self) -> EmbedSettings:
-        """What decided the numbers of the first of them."""
+        """The settings of the first of them."""
         return self[0].settings if self.library is None else self.library.settings
 
     def names(self) -> list[str]:
@@ -62,7 +62,7 @@ class EmbeddingFiles(Sequence[Embedding]):
         """Return at most k tasks nearest to one of these, by its name, or to an embedding, as `Library.nearest` does.
 
         Raises:
-            ValueError: If there is no such task, or the embeddings do not compare.
+            ValueError: If there is no such task, or the embeddings cannot be compared.
         """
         if self.library is not None:
             return self.library.nearest(task, k, distance=distance)
@@ -92,8 +92,8 @@ def load_embeddings(path: str | os.PathLike[str]) -> EmbeddingFiles:
         path: The library's folder, or the files'.
 
     Returns:
-        A sequence that reads an embedding when it is asked for. Of a library: those tasks that have distances, in the
-        order in which they were added; of a folder: all files, by name.
+        A sequence that reads an embedding when it is accessed. Of a library: the tasks that have distances, in the
+        order in which they were added; of a folder: all files, sorted by name.
 
     Raises:
         ValueError: If there are none.

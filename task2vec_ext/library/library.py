@@ -22,14 +22,14 @@ from .shortlist import shortlist
 
 
 class Neighbour(NamedTuple):
-    """A task near another, and its distance from that."""
+    """A task that is near another one, and the distance between them."""
 
     name: str
     distance: float
 
 
 class Library:
-    """The embeddings of many tasks in a folder; `build_library` makes and extends it.
+    """The embeddings of many tasks in a folder, made and extended by `build_library`.
 
     Raises:
         ValueError: If there is no library, or one of another format.
@@ -47,12 +47,12 @@ class Library:
 
     @property
     def settings(self) -> EmbedSettings:
-        """What decided the numbers of all its embeddings."""
+        """The settings of all its embeddings."""
         return self.made_with.settings
 
     @property
     def probe(self) -> ProbeInfo:
-        """Which network measured all its tasks."""
+        """The network that all its tasks were embedded with."""
         return self.made_with.probe
 
     def names(self) -> list[str]:
@@ -64,7 +64,7 @@ class Library:
         return f"Library({str(self.folder)!r}, {self.status()})"
 
     def entries(self) -> list[Entry]:
-        """Return what is known of every task, in the order in which they came."""
+        """Return an entry for every task, in the order in which they were added."""
         return self.index.entries()
 
     def status(self) -> dict[str, int]:
@@ -74,7 +74,7 @@ class Library:
 
     @property
     def is_building(self) -> bool:
-        """Whether a process is changing the library at this moment."""
+        """Whether a process is changing the library now."""
         return is_locked(self.folder)
 
     def embedding(self, name: str) -> Embedding:
@@ -93,18 +93,19 @@ class Library:
         """Return the tasks nearest to one.
 
         Args:
-            task: The name of one in the library, which is left out of the answer, or an embedding.
-            k: How many.
+            task: The name of a task in the library, which is left out of the result, or an embedding.
+            k: Number of nearest tasks.
             distance: ``"sym"`` for the paper's d_sym, ``"sym_scaled"`` for that of embeddings scaled to unit mean.
 
         Returns:
             At most k tasks, nearest first. d_sym is within 1e-7 of `distance_matrix`'s. All tasks are compared; beyond
             100,000 tasks, where faiss is installed (extra ``faiss``), only the 1,000 that are nearest in centred,
-            floored log F: see `benchmarks/nearest.py` for how many of the ten nearest these hold. Tasks whose F is all
-            zero are near to none.
+            floored log F; `benchmarks/nearest.py` measures how many of the ten nearest are among these. Tasks whose F
+            is all zero are never returned.
 
         Raises:
-            ValueError: If there is no such task, nothing to compare it with, or the embedding was made in another way.
+            ValueError: If there is no such task, nothing to compare it with, or the embedding cannot be
+                compared with the library's.
 
         Note:
             Memory does not grow with the library: the matrix is read block by block.
@@ -126,7 +127,7 @@ class Library:
         return [Neighbour(self._find(slot).name, distance) for slot, distance in pairs]
 
     def remove(self, names: Iterable[str]) -> None:
-        """Forget the tasks of these names, and delete their embeddings.
+        """Remove the tasks of these names from the library, and delete their embeddings.
 
         Raises:
             ValueError: If one is not in the library; nothing was removed.
@@ -139,7 +140,7 @@ class Library:
                 self.index.remove(entry)
 
     def verify(self) -> list[str]:
-        """Return all that is wrong with the library, having read every byte of it; nothing in a sound one.
+        """Read every byte of the library and return a text for each problem; none if there is no problem.
 
         Raises:
             RuntimeError: If another process is changing the library.
@@ -183,7 +184,7 @@ class Library:
         raise ValueError(f"library: expected a task of {self.folder}, got {key!r}; task2vec library ls lists them.")
 
     def file(self, entry: Entry) -> Path:
-        """Return where a task's embedding is, or will be."""
+        """Return the file of a task's embedding, whether or not it exists yet."""
         return self.folder / "embeddings" / entry.file
 
 

@@ -80,7 +80,7 @@ class Regression(Loss):
         if (error < 1e-6).any():
             raise ValueError(
                 f"{WHO}: expected a head with an error for noise='residual', got {float(error.min()):.1e} of the "
-                "target's spread; pass noise='spread', a larger head_l2 or more images."
+                "target's spread; pass noise='spread', HeadSettings with a larger l2, or more images."
             )
         return replace(self, noise=tuple(error.tolist()))
 

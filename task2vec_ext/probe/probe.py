@@ -37,16 +37,16 @@ OFFLINE_PROBE = "tiny"
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A network whose weights' Fisher information describes tasks.
+    """The fixed network that embeddings are computed with.
 
     Args:
-        module: In eval mode; maps ``[B, 3, H, W]`` to anything, through the head.
+        module: A network in eval mode that maps ``[B, 3, H, W]`` to an output through the head.
         head: Name of the ``nn.Linear`` inside that is refitted for every task and never part of the embedding.
-        name: Architecture, to be displayed.
-        weights: Where the weights came from, to be displayed.
+        name: Architecture, for display only.
+        weights: Where the weights came from, for display only.
         preprocess: The preprocessing the weights were trained with; None where tasks give preprocessed tensors.
-        pool: Name of the module whose input is the feature map, for features of one vector a cell instead of one an
-            image. Like the head, it is not part of the embedding.
+        pool: Name of the module whose input is the feature map. If given, there is a feature vector for each cell of
+            the map instead of one for each image. Like the head, it is not part of the embedding.
 
     Raises:
         ValueError: If head or pool is not found or the module is in train mode.
@@ -134,7 +134,7 @@ class Probe:
 
         Args:
             only: Module names or prefixes (``["layer3", "layer4"]``); default: the whole probe.
-            include_batchnorm: Also the scale of every BatchNorm2d, one entry a channel (the layout of the authors'
+            include_batchnorm: Also the scale of every BatchNorm2d, one entry per channel (the layout of the authors'
                 Monte-Carlo embeddings: 17,024 for a ResNet-34 instead of 8,512).
 
         Returns:
@@ -198,11 +198,11 @@ class Probe:
         return filter_weight(self.module, layer)
 
     def prior(self, layers: Sequence[Layer], scale: float) -> Tensor:
-        """Return the trivial embedding ``t₀ = c/λ_l²`` of every filter, λ_l² the mean squared weight of its layer.
+        """Return the trivial embedding ``t₀ = c·λ_l²`` of every filter, 1/λ_l² the mean squared weight of its layer.
 
         Args:
             layers: As `layers` returns them.
-            scale: The constant c in nats (2β in the authors' parametrisation, β/2N in the paper's).
+            scale: The constant c = 2κ in nats (`VariationalSettings.kappa`).
 
         Returns:
             ``[K]`` float64 on the CPU, nats² per weight² like the Fisher.
@@ -233,7 +233,7 @@ def load_probe(
             ``"tiny"`` (ships with the package, no download), a module in eval mode, or a `Probe`, returned as it is.
         weights: For a name: a torchvision weights enum or its name (default ``"IMAGENET1K_V1"``, as in the paper), the
             path of a ``.safetensors`` or ``.pth`` checkpoint (read without running code; its head may have any number
-            of classes), ``"offline"`` (the weights of ``"tiny"``), or ``"random"`` (seed 0, as a baseline). For a
+            of classes), ``"offline"`` (the weights of ``"tiny"``), or ``"random"`` (seed 0, as a control). For a
             module: a path, loaded into that module, or None to keep its weights.
         head: Name of the ``nn.Linear`` to refit; default: ``fc``, ``head`` or ``classifier``, else the last one.
         preprocess: Default: what the weights were trained with (for modules, checkpoints and random weights
@@ -245,7 +245,7 @@ def load_probe(
 
     Raises:
         ValueError: If a name, head or checkpoint does not fit, or a module is in train mode.
-        TypeError: If the arguments are of the wrong kind.
+        TypeError: If an argument has the wrong type.
         NotImplementedError: If weights were trained with a preprocessing other than resize, crop, normalise.
         RuntimeError: If weights must be downloaded and cannot be, or timm is not installed.
     """
@@ -322,7 +322,7 @@ def check_eval(module: nn.Module) -> None:
             where = f" (its submodule {name!r} is)" if name else ""
             raise ValueError(
                 f"Probe: expected a network in eval mode, got train mode{where}: per-sample gradients do not exist "
-                "where BatchNorm couples the samples; call module.eval() first."
+                "where BatchNorm couples the images of a batch; call module.eval() first."
             )
         if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.running_mean is None:
             raise ValueError(
