@@ -174,7 +174,7 @@ def test_group_means_are_saved_and_a_file_without_them_loads(tmp_path):
             TypeError,
             "a torch.float32 tensor, got torch.float64",
         ),
-        (torch.ones(31, 8), ValueError, r"group_means of shape \[32, 8\] .* for 40 samples, got shape \[31, 8\]"),
+        (torch.ones(31, 8), ValueError, r"group_means of shape \[32, 8\] .* for 40 images, got shape \[31, 8\]"),
         (torch.full((32, 8), 2.0), ValueError, "whose mean is fisher, got one that differs by up to 1"),
         (torch.full((32, 8), torch.nan), ValueError, "differs by up to nan"),
     ],
