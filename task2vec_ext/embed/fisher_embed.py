@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..probe.layers import Layer
 
 PRIOR_SCALE = 2 * DEFAULT_KAPPA
-"""c of the prior c/λ_l²: at the optimum of the robust objective a filter's precision is F/c + λ_l² (variational.py)."""
+"""c of the prior c·λ_l²: at the optimum of the robust objective a filter's precision is F/c + λ_l² (variational.py)."""
 
 
 @torch.inference_mode(mode=False)  # a network built in inference mode has no gradients
