@@ -126,6 +126,8 @@ class EmbedSettings:
             New settings, checked.
         """
         given = {name: value for name, value in options.items() if value is not None}
+        if given.get("estimator", "variational") != "variational":
+            given.setdefault("variational", None)  # which belonged to the estimator before
         return replace(self, **given) if given else self
 
     def check(self, probe: Probe) -> list[Layer]:

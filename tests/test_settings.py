@@ -106,5 +106,6 @@ def test_override_replaces_what_is_given_and_checks_it():
     settings = EmbedSettings(seed=3, estimator="exact")
     assert settings.override(seed=None, num_samples=4) == EmbedSettings(seed=3, estimator="exact", num_samples=4)
     assert settings.override(loss=None) is settings
+    assert VARIATIONAL.override(estimator="exact") == EmbedSettings(estimator="exact")
     with pytest.raises(ValueError, match="num_samples >= 1"):
         settings.override(num_samples=0)

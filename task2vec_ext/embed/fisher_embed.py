@@ -8,6 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
+from torch import nn
 
 from .._util.warnings import Task2VecWarning
 from ..data import Batch, ClassLabel, Preprocess, as_task, check_labels, draw, read_labels
@@ -26,7 +27,7 @@ from .work import Work
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from .._util.progress import Pass
     from ..data import Task, TaskSource
@@ -151,8 +152,9 @@ def embed_like(
     source = as_task(task, target=settings.loss_object.target)
     if not isinstance(probe, Probe):
         preprocess = None if known.preprocess is None else Preprocess.from_dict(known.preprocess)
-        head = known.head or None
-        probe = load_probe(probe or known.name, weights=weights or known.weights, head=head, preprocess=preprocess)
+        if weights is None and not isinstance(probe, nn.Module):
+            weights = known.weights
+        probe = load_probe(probe or known.name, weights=weights, head=known.head or None, preprocess=preprocess)
     if differences := known.differences(ProbeInfo.of(probe)):
         raise ValueError(
             f"embed_like: expected the probe of the embeddings to compare with, got another: {'; '.join(differences)}; "

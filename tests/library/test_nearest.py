@@ -82,6 +82,8 @@ def test_a_task_that_is_not_in_the_library_is_embedded_as_its_tasks_were(tmp_pat
     query = embed_for(library, tasks_of(3)[1], small_probe(), batch_size=5, progress=False)
     assert torch.allclose(query.fisher, library.embedding("task1").fisher, rtol=1e-6)
     assert library.nearest(query, k=1)[0].name == "task1"
+    of_module = embed_for(library, tasks_of(3)[1], small_resnet(), batch_size=5, progress=False)
+    assert torch.equal(of_module.fisher, query.fisher)
     with pytest.raises(ValueError, match="expected the probe of the embeddings"):
         embed_for(library, Blobs(), small_probe(small_resnet(seed=1)))
     with pytest.raises(TypeError, match="seed"):
