@@ -67,11 +67,16 @@ int shared_bytes(const Slices& slices) {
   return kTableBytes + std::max({Shape::kStages * stage, sums, weights});
 }
 
+inline int shared_limit(int device) {  // bytes that a block may have
+  int limit = 0;
+  check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return limit;
+}
+
 // The slices that cost least in products and loads; tile_rows(height, width) are those of the column tile.
 template <class Shape, class T, class TileRows>
 Slices cut(int out_height, int out_width, int device, TileRows tile_rows) {
-  int limit = 0;
-  check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  const int limit = shared_limit(device);
   constexpr int kLongest = std::min<int>(kMaxSlice, Shape::kSliceBytes / static_cast<int>(sizeof(T)));
   Slices best{};
   int64_t best_cost = 0;
@@ -395,9 +400,13 @@ void launch_mma_tile(View4<Delta> delta,
   const int bytes = shared_bytes<Shape, typename Columns::Operand>(slices);
   const dim3 grid = grid_of(samples * groups * filter_tiles * splits);
   DeviceGuard guard(at.device);
-  // More than 48 KiB must be asked for, on every device.
-  check(
-      cudaFuncSetAttribute(mma_tile_kernel<Shape, Delta, Columns>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  // More than 48 KiB must be allowed, on every device. All that there is, once: a smaller number, set by another thread
+  // between this one's permission and its launch, would refuse the launch.
+  static OncePerDevice allow;
+  allow(at.device, [&] {
+    check(cudaFuncSetAttribute(mma_tile_kernel<Shape, Delta, Columns>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               shared_limit(at.device)));
+  });
   TASK2VEC_LAUNCH((mma_tile_kernel<Shape, Delta, Columns>), grid, dim3(Shape::kThreads), bytes, stream_of(at), delta,
                   columns, slices, group_filters, filter_tiles, groups, out_height, out_width, column_tiles, splits,
                   out);

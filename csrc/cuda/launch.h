@@ -1,7 +1,10 @@
 // What every launch needs: errors as exceptions, and the caller's device for as long as it takes.
 #pragma once
+#include <algorithm>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "cuda/device.h"
 #include "kernels.h"
@@ -35,6 +38,22 @@ class DeviceGuard {
  private:
   int previous_ = 0;
   bool changed_ = false;
+};
+
+// Does something once for each device, whichever thread comes first; the others wait for it. Again if it throws.
+class OncePerDevice {
+ public:
+  template <class F>
+  void operator()(int device, F&& f) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (std::find(done_.begin(), done_.end(), device) != done_.end()) return;
+    f();
+    done_.push_back(device);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<int> done_;
 };
 
 inline cudaStream_t stream_of(Place at) { return static_cast<cudaStream_t>(at.stream); }

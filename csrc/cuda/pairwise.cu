@@ -102,6 +102,7 @@ __global__ void __launch_bounds__(kPairWarps * 32) sym_exact_kernel(const double
     qq += q * q;
     rq += r * q;
   }
+  __syncwarp();  // all lanes have read out[pair], which the first will write: shuffles order no memory
   for (int offset = 16; offset > 0; offset >>= 1) {
     rr += __shfl_xor_sync(0xffffffffu, rr, offset);
     qq += __shfl_xor_sync(0xffffffffu, qq, offset);

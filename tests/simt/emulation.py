@@ -1,7 +1,7 @@
 """The CUDA kernels compiled for the CPU: csrc/cuda as plain C++ on the device of cuda/device.h and simt.h.
 
-A build is kept in the user's cache under a hash of all that goes into it. TASK2VEC_SIMT_FLAGS are further flags for the
-compiler ($CXX, or g++) and the linker.
+A module for the tests, and a program that ThreadSanitizer watches (races.cpp). A build stays in the user's cache under
+a hash of all that goes into it. TASK2VEC_SIMT_FLAGS are more flags for the compiler ($CXX, or g++) of the module.
 """
 
 import functools
@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,9 @@ FLAGS = (
     *("-DTASK2VEC_MODULE=_simt", "-DTASK2VEC_CUDA"),
     *('-DTASK2VEC_ARCHITECTURES="simt"', '-DTASK2VEC_CUDA_VERSION="simt"'),
 )
+# The optimiser removes accesses that it can: -O1 leaves more of them to watch, and compiles fast.
+WATCHED = ("-fsanitize=thread,alignment", "-fno-sanitize-recover=alignment")
+RACE_FLAGS = ("-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Wno-unknown-pragmas")
 
 
 def missing() -> str | None:
@@ -47,30 +51,84 @@ def build(cache: Path) -> Path:
     import pybind11
 
     flags = [*FLAGS, *shlex.split(os.environ.get("TASK2VEC_SIMT_FLAGS", ""))]
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    version = subprocess.run([*_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
-    digest = hashlib.sha256(repr((version, flags, suffix, pybind11.__version__)).encode())
-    for path in sorted([*ROOT.glob("csrc/**/*.*"), *ROOT.glob("python/*.cpp"), *DEVICE.glob("**/*.h")]):
-        digest.update(f"\0{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
-    library = cache / f"simt-{digest.hexdigest()[:32]}{suffix}"
-    if library.exists():
-        return library
-
-    # The emulated device comes before csrc/: its cuda/device.h is found first.
-    includes = [f"-I{path}" for path in (DEVICE, ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include"))]
+    includes = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
     sources = [*sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "python" / "module.cpp"]
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    with_flags = {source: [*flags, *includes] for source in sources}
+    return _build(cache, "simt", suffix, with_flags, [*flags, "-shared"], pybind11.__version__)
+
+
+def build_races(cache: Path) -> Path:
+    """Return the program races.cpp in `cache`, compiled if it is not there yet."""
+    return _build(cache, "races", "", race_sources(ROOT, WATCHED), WATCHED)
+
+
+def race_sources(root: Path, watched: Sequence[str]) -> dict[Path, list[str]]:
+    """Return the sources of the program races.cpp, with the kernels of `root`, and the flags of each."""
+    kernels = [*sorted(root.glob("csrc/cuda/*.cu")), DEVICE / "racy.cpp"]
+    sources = {source: [*RACE_FLAGS, *watched] for source in kernels}
+    return {**sources, DEVICE / "races.cpp": [*RACE_FLAGS, "-O2"]}
+
+
+def no_races() -> str | None:
+    """Why races cannot be looked for here, or None."""
+    if reason := missing():
+        return reason
+    if shutil.which("setarch") is None:
+        return "no setarch in PATH (util-linux)"
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder, "empty.cpp"), Path(folder, "empty")
+        source.write_text("int main() {}\n")
+        for command in ([*_compiler(), *WATCHED, source, "-o", program], watched_command(program)):
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
+            if done.returncode:
+                return f"no ThreadSanitizer: {shlex.join(map(str, command))} failed: {done.stderr.strip()[-200:]}"
+    return None
+
+
+def watched_command(program: Path, *parts: str) -> list[str | Path]:
+    """Return the command that runs a program built by `build_races`; its address space must not be randomised."""
+    return ["setarch", "-R", program, *parts]
+
+
+def _build(
+    cache: Path,
+    stem: str,
+    suffix: str,
+    sources: Mapping[Path, Sequence[str]],
+    link: Sequence[str],
+    version: str = "",
+) -> Path:
+    """Compile each source with its flags, and link them into a file of `cache` unless it is there."""
+    compiler = subprocess.run([*_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+    flags = [[flag for flag in of_source if not flag.startswith("-I")] for of_source in sources.values()]
+    digest = hashlib.sha256(repr((compiler, version, flags, link, suffix)).encode())
+    for path in sorted({*ROOT.glob("csrc/**/*.*"), *DEVICE.glob("**/*.h"), *sources}):
+        digest.update(f"\0{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    built = cache / f"{stem}-{digest.hexdigest()[:32]}{suffix}"
+    if built.exists():
+        return built
+
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = [Path(folder, source.name).with_suffix(".o") for source in sources]
-        jobs = [
-            [*_compiler(), *flags, *includes, "-x", "c++", "-c", source, "-o", to]
-            for source, to in zip(sources, objects, strict=True)
-        ]
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        objects = compile_objects(sources, Path(folder))
+        linked = Path(folder, built.name)
+        _run([*_compiler(), *link, *objects, "-o", linked])
+        linked.replace(built)  # at once: another process may be building the same
+    return built
+
+
+def compile_objects(sources: Mapping[Path, Sequence[str]], folder: Path, root: Path = ROOT) -> list[Path]:
+    """Compile each source with its flags into `folder`, headers of `root`."""
+    includes = [f"-I{path}" for path in (DEVICE, root / "csrc")]  # the emulated device's cuda/device.h is found first
+    objects = [Path(folder, source.name).with_suffix(".o") for source in sources]
+    jobs = [
+        [*_compiler(), *flags, *includes, "-x", "c++", "-c", source, "-o", to]
+        for (source, flags), to in zip(sources.items(), objects, strict=True)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(_run, jobs))
-        linked = Path(folder, library.name)
-        _run([*_compiler(), *flags, "-shared", *objects, "-o", linked])
-        linked.replace(library)  # at once: another process may be building the same
-    return library
+    return objects
 
 
 def _compiler() -> list[str]:
@@ -81,9 +139,12 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "task2vec_ext")
 
 
+def _environment() -> dict[str, str]:
+    """Return the environment without a sanitizer that the tests preload."""
+    return {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+
+
 def _run(command: list[str | Path]) -> None:
-    # A sanitizer that the tests preload is not for the compiler.
-    environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
     if done.returncode:
         raise RuntimeError(f"emulation: {shlex.join(map(str, command))} failed:\n{done.stderr}")

@@ -11,7 +11,8 @@
 #define __launch_bounds__(...)
 #define __shared__ static thread_local  // one OS thread runs one block at a time
 #define TASK2VEC_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  ((void)(stream), simt::launch(grid, block, shared_bytes, [&] { kernel(__VA_ARGS__); }))
+  ((void)(stream),                                                      \
+   simt::launch(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, [&] { kernel(__VA_ARGS__); }))
 #define TASK2VEC_DYNAMIC_SHARED(name) unsigned char* const name = simt::block.shared.get()
 
 // ---- the runtime's functions -----------------------------------------------------------------------------
@@ -26,8 +27,8 @@ constexpr cudaError_t cudaSuccess = 0;
 constexpr int cudaDevAttrMaxSharedMemoryPerBlockOptin = 0, cudaFuncAttributeMaxDynamicSharedMemorySize = 0;
 inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) { return *value = 99 << 10, 0; }  // sm_86
 template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel, int, int) {
-  return 0;
+cudaError_t cudaFuncSetAttribute(Kernel kernel, int, int bytes) {
+  return simt::permissions.allow(reinterpret_cast<const void*>(kernel), size_t(bytes)), 0;
 }
 
 // ---- the device's functions ------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ void load_matrices_transposed(uint32_t (&fragment)[kMatrices], const void* row) 
   }
 }
 template <class T>
-void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+SIMT_UNWATCHED void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   struct Fragments {
     T a[4][4 / sizeof(T)], b[2][4 / sizeof(T)];  // registers, and what each holds
   } mine;
