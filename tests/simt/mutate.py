@@ -83,7 +83,7 @@ class Program:
         for pattern, words in (
             (r"SUMMARY: ThreadSanitizer: (.+?) \S*?([\w.]+:\d+)", r"\1, \2"),
             (r"([\w.]+:\d+):\d+: runtime error: .*(misaligned) address", r"\2, \1"),
-            (r"what\(\):  simt: (.+)", r"error: \1"),
+            (r"WRONG simt: (.+)", r"error: \1"),
             (r"WRONG (.+): error (\S+)", r"wrong result (\2)"),
         ):
             if found := re.search(pattern, output):

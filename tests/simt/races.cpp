@@ -1,15 +1,17 @@
 // All CUDA kernels on small arrays, each result compared with plain loops; the kernels are compiled for
 // ThreadSanitizer, which reports what no barrier orders. No Python and no torch: nothing but the kernels is watched.
 //
-//   races [convolution] [noise] [pairwise]   some parts, or all; exit status 1 for a wrong result
-//   races NAME                               a kernel of racy.cpp
+//   races [convolution] [noise] [pairwise] [threads]   some parts, or all; exit status 1 for a wrong result
+//   races NAME                                         a kernel of racy.cpp
 //
 // This file knows nothing of the emulation and is not instrumented: its loops are fast, and would report nothing.
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "kernels.h"
@@ -21,7 +23,7 @@ using namespace task2vec;
 
 namespace {
 
-int wrong = 0;
+std::atomic<int> wrong{0};
 const Place kHere{0, nullptr};
 const Scalar kScalars[] = {Scalar::kFloat32, Scalar::kFloat16, Scalar::kBFloat16};
 
@@ -228,6 +230,16 @@ void convolutions() {
     }
 }
 
+// Two threads of the host start the same kernel with more and with less shared memory.
+void threads() {
+  const auto many = [] {
+    convolution("a thread", Scalar::kFloat32, true, conv_of(1, 8, 16, 12, 12, {3, 1, 1, 1}), kMma);
+  };
+  const auto few = [] { convolution("another", Scalar::kFloat32, true, conv_of(1, 8, 16, 3, 4, {3, 1, 1, 1}), kMma); };
+  std::thread first(many), second(few);
+  first.join(), second.join();
+}
+
 // ---- noise -----------------------------------------------------------------------------------------------
 
 const NoiseKey kKey{7, 1, 2};
@@ -351,9 +363,9 @@ void pairwise() {
 
 }  // namespace
 
-int main(int count, char** arguments) {
+int main(int count, char** arguments) try {
   std::vector<std::string> parts(arguments + 1, arguments + count);
-  if (parts.empty()) parts = {"convolution", "noise", "pairwise"};
+  if (parts.empty()) parts = {"convolution", "noise", "pairwise", "threads"};
   for (const std::string& part : parts) {
     if (part == "convolution")
       convolutions();
@@ -361,8 +373,13 @@ int main(int count, char** arguments) {
       noise();
     else if (part == "pairwise")
       pairwise();
+    else if (part == "threads")
+      threads();
     else
       run_racy(part);
   }
   return wrong != 0;
+} catch (const std::exception& error) {
+  std::printf("WRONG %s\n", error.what());
+  return 1;
 }

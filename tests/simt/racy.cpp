@@ -75,11 +75,22 @@ void copy_not_waited_for_kernel(float* out) { copy<1>(out); }
 struct alignas(16) Vector {
   float value[4];
 };
+void misaligned_copy_kernel(float* out) {  // an exception of the emulation, and no race
+  TASK2VEC_DYNAMIC_SHARED(shared);
+  copy_async<16>(shared, out + 1, false);
+}
 void misaligned_kernel(float* out) {
   if (threadIdx.x == 0) *reinterpret_cast<Vector*>(out + 1) = Vector{};
 }
 
-const std::pair<const char*, void (*)(float*)> kKernels[] = {
+void too_much_kernel(float*) {}
+
+struct Kernel {
+  const char* name;
+  void (*kernel)(float*);
+  size_t shared_bytes = sizeof(float) * kThreads;
+};
+const Kernel kKernels[] = {
     {"barrier", barrier_kernel},
     {"no-barrier", no_barrier_kernel},
     {"warp-barrier", warp_barrier_kernel},
@@ -93,6 +104,8 @@ const std::pair<const char*, void (*)(float*)> kKernels[] = {
     {"copy", copy_kernel},
     {"copy-not-waited-for", copy_not_waited_for_kernel},
     {"misaligned", misaligned_kernel},
+    {"misaligned-copy", misaligned_copy_kernel},
+    {"too-much-shared-memory", too_much_kernel, (48 << 10) + 1},
 };
 
 }  // namespace
@@ -100,7 +113,7 @@ const std::pair<const char*, void (*)(float*)> kKernels[] = {
 void run_racy(const std::string& name) {
   alignas(16) float out[kThreads + 4];
   for (const auto& kernel : kKernels)
-    if (kernel.first == name)
-      return TASK2VEC_LAUNCH(kernel.second, dim3(2), dim3(kThreads), sizeof(float) * kThreads, nullptr, out);
+    if (kernel.name == name)
+      return TASK2VEC_LAUNCH(kernel.kernel, dim3(2), dim3(kThreads), kernel.shared_bytes, nullptr, out);
   throw std::invalid_argument("races: unknown part or kernel " + name);
 }

@@ -116,6 +116,7 @@ struct Block {
     void operator()(unsigned char* p) const { std::free(p); }
   };
   std::unique_ptr<unsigned char, Free> shared;  // of the size asked for: AddressSanitizer sees its end
+  bool failed = false;                          // a plain number, which can be read before memory is ordered
   std::exception_ptr error;
 };
 inline thread_local Block block;
@@ -134,7 +135,7 @@ SIMT_UNWATCHED inline void fiber_main() {  // a fiber serves the same thread ind
     try {
       (*block.body)();
     } catch (...) {
-      block.error = std::current_exception();
+      block.error = std::current_exception(), block.failed = true;
     }
     wait(State::done);
   }
@@ -232,7 +233,11 @@ SIMT_UNWATCHED inline void run_block(const std::function<void()>& body) {
     bool alive = false;
     for (size_t i = 0; i < n; ++i) {
       if (block.fibers[i].state == State::ready) run(i);
-      if (block.error) abandon(std::exchange(block.error, nullptr));
+      if (block.failed) {
+        block.failed = false;
+        order(true, all);
+        abandon(std::exchange(block.error, nullptr));
+      }
       alive |= block.fibers[i].state != State::done;
     }
     if (!alive) return order(true, all);

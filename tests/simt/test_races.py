@@ -27,10 +27,11 @@ def watch():
     return run
 
 
-@pytest.mark.parametrize("part", ["convolution", "noise", "pairwise"])
+@pytest.mark.parametrize("part", ["convolution", "noise", "pairwise", "threads"])
 def test_kernels_are_right_and_free_of_races(part, watch):
     status, output = watch(part)
-    assert status == 0, "\n".join(line for line in output.splitlines() if not line.startswith("      "))[-8000:]
+    told = [line for line in output.splitlines() if ": error " not in line or "WRONG" in line]
+    assert status == 0, "\n".join(told[:200])
     assert "error" in output
 
 
@@ -57,6 +58,17 @@ def test_a_race_is_reported(name, watch):
     assert "ThreadSanitizer: data race" in output
     assert "racy.cpp" in output
     assert "CUDA thread" in output
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("misaligned-copy", "misaligned address"),
+        ("too-much-shared-memory", "more than 48 KiB of shared memory without permission; CUDA refuses it"),
+    ],
+)
+def test_what_the_emulation_refuses_is_no_race(name, error, watch):
+    assert watch(name) == (1, f"WRONG simt: {error}\n")
 
 
 def test_a_misaligned_store_is_reported(watch):
