@@ -1,8 +1,8 @@
 """Which missing barriers and waits are noticed? Run by hand: `python tests/simt/mutate.py [TEXT]`, about ten minutes.
 
-Every mutant is csrc/cuda with one barrier left out, one wait for copies weakened by a group, or one check of alignment
-ignored. races.cpp is run with each, under the sanitizers and without. TEXT: only mutants whose place contains it. The
-table is that of docs/cuda_without_gpu.md; the exit status is 1 if the sanitizers miss a mutant.
+Every mutant is csrc/cuda with one barrier or lock left out, one wait for copies weakened by a group, or one check of
+alignment ignored. races.cpp is run with each, under the sanitizers and without. TEXT: only mutants whose place contains
+it. The table is that of docs/cuda_without_gpu.md; the exit status is 1 if the sanitizers miss a mutant.
 """
 
 import re
@@ -17,12 +17,13 @@ from typing import NamedTuple
 import emulation
 
 CUDA = emulation.ROOT / "csrc" / "cuda"
-PARTS = {"noise.cu": "noise", "pairwise.cu": "pairwise"}  # the others: convolution
+PARTS = {"noise.cu": "noise", "pairwise.cu": "pairwise", "launch.h": "threads"}  # the others: convolution
 # What is replaced, by what, and the name of that.
 CHANGES = [
     (r"__sync(?:threads|warp)\([^)]*\);", ";", "no barrier"),
     (r"copies_wait<(.+)>\(\);", r"copies_wait<\1 + 1>();", "one group less is waited for"),
     (r"reinterpret_cast<uintptr_t>\([\w.]+\) % (?:16|sizeof\(Quad<T>\)) == 0", "true", "alignment not checked"),
+    (r"const std::lock_guard<std::mutex> \w+\(\w+\);", ";", "no lock"),
 ]
 SECONDS = 300
 
@@ -39,7 +40,7 @@ class Mutant(NamedTuple):
 
 
 def mutants() -> Iterator[Mutant]:
-    for path in sorted({*CUDA.glob("*.cu"), *CUDA.glob("*.cuh")}):
+    for path in sorted(CUDA.glob("*.*")):
         lines = path.read_text(encoding="utf-8").split("\n")
         for number, line in enumerate(lines):
             code = line.split("//")[0]
@@ -68,7 +69,7 @@ class Program:
             touched = {
                 (root / source.relative_to(emulation.ROOT) if source.suffix == ".cu" else source): flags
                 for source, flags in self.sources.items()
-                if source == mutant.path or f'"cuda/{mutant.path.name}"' in source.read_text(encoding="utf-8")
+                if source == mutant.path or mutant.path.suffix != ".cu"
             }
             new = {path.name: path for path in emulation.compile_objects(touched, root, root)}
             objects = [new.get(path.name, path) for path in self.objects]
