@@ -118,9 +118,8 @@ class Step:
         """Run forward and backward without any weight gradient; `each` is given the tensors of every layer."""
 
         def follow(name: str, use: ConvUse, output: Tensor) -> Tensor:
-            if (
-                not output.requires_grad
-            ):  # the first layer: the graph starts here; cloned, as an in-place ReLU may follow
+            if not output.requires_grad:  # the first layer: the graph starts here
+                # Cloned, as an in-place ReLU may follow.
                 output = output.detach().requires_grad_().clone()
             if each is not None:
                 output.register_hook(lambda grad_output: each(LayerTensors.of(name, use, grad_output)))

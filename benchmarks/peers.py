@@ -52,12 +52,12 @@ def main() -> None:
 
 def measure(setup: Setup, repeats: int, budget: float = 60, *, memory: bool = True) -> Iterator[dict[str, Any]]:
     """Yield memory and error of every way, one after the other; then also the times and their ratios."""
-    result: dict[str, Any] = {
+    record: dict[str, Any] = {
         **{name: getattr(setup, name) for name in ("arch", "batch_size", "size", "device")},
         "repeats": repeats,
         "budget_seconds": budget,
     }
-    rows: dict[str, dict[str, Any]] = result.setdefault("ways", {})
+    rows: dict[str, dict[str, Any]] = record.setdefault("ways", {})
     ways: dict[str, Callable[[], object]] = {}
     step = setup.build()
     errors = step.errors()
@@ -86,7 +86,7 @@ def measure(setup: Setup, repeats: int, budget: float = 60, *, memory: bool = Tr
                 row["failed"] = f"gives other numbers: relative error {row['relative_error']:.1e}"
                 continue
         ways[name] = way
-        yield result
+        yield record
     say("all in turns")
     seconds = interleave(ways, repeats, setup.device, budget=budget)
     for name, values in seconds.items():
@@ -95,7 +95,7 @@ def measure(setup: Setup, repeats: int, budget: float = 60, *, memory: bool = Tr
         rows[name]["time_to_ours"] = ratio(values, seconds["ours"])
         if memory:
             rows[name]["memory_to_plain"] = rows[name]["peak_bytes"] / rows["plain"]["peak_bytes"]
-    yield result
+    yield record
 
 
 def build(setup: Setup, name: str) -> Callable[[], object]:

@@ -86,7 +86,7 @@ def test_tf32_as_emulated_is_within_its_limits(tensors, rounded):
     for route, actual in (("direct", direct), ("gram", gram), ("shifted_gram", gram)):
         expected = expect(x, delta, layer, route, "tf32")
         assert expected.compare(actual).error_to_limit <= 0.8, route
-        assert expected.compare(actual).error_to_limit > 0.02, route  # no idle limit
+        assert expected.compare(actual).error_to_limit > 0.01, route  # no idle limit
         assert expected.compare(actual * 1.1).error_to_limit > 1, route
 
 
@@ -115,17 +115,22 @@ def test_a_missing_row_of_outputs_is_more_than_rounding(tensors):
 @pytest.mark.parametrize("route", CUDA_ROUTES)
 @pytest.mark.parametrize("name", ["middle", "pointwise"])
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_the_emulated_kernels_are_within_their_limits(route, name, precision, simt, monkeypatch):
+def test_the_emulated_kernels_are_within_their_limits(route, name, precision, simt):
     from _rounding import expect
 
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32" if precision == "tf32" else "ieee")
     channels, filters, size, kernel, stride, padding = SHAPES[name]
     generator = torch.Generator().manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     x, delta = (torch.randn(1, c, size, size, generator=generator).to(dtype) for c in (channels, filters))
     layer = ((filters, channels, kernel, kernel), (stride,) * 2, (padding,) * 2, (1, 1), 1)
     runtime = Runtime(simt, 0, 0, 1, tensor_cores=True)
-    actual = cuda.filter_grad_sq_cuda(x, delta, conv_geometry(x, delta, *layer), route, runtime)
+    settings = torch.backends.cudnn.conv
+    before = settings.fp32_precision
+    settings.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    try:
+        actual = cuda.filter_grad_sq_cuda(x, delta, conv_geometry(x, delta, *layer), route, runtime)
+    finally:
+        settings.fp32_precision = before
     assert expect(x, delta, layer, route, precision).compare(actual).error_to_limit <= 0.8
 
 
@@ -137,4 +142,4 @@ def test_no_number_passes_for_another(value):
     x, delta = torch.ones(1, 3, 5, 5), torch.zeros(1, 4, 5, 5)
     expected = expect(x, delta, layer, "direct", "fp32")
     assert expected.compare(torch.zeros(1, 4)) == (0, 0)
-    assert expected.compare(torch.full((1, 4), value)).error_to_limit == float("inf")
+    assert expected.compare(torch.full((1, 4), value)).error_to_limit > 1e30
