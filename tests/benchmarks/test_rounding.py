@@ -33,9 +33,10 @@ def layer(request):
     return request.param
 
 
-@pytest.fixture(params=["random", "images"])
+@pytest.fixture(params=["random", "images", "pooled"])
 def tensors(request, layer):
-    """Standard normal numbers; or positive inputs, where sums do not cancel, under sparse gradients."""
+    """Standard normal numbers; positive inputs, where sums do not cancel, under sparse gradients; and the same under
+    the gradient of average pooling, whose rounding is the same at every location."""
     channels, filters, size, kernel, stride, padding = layer
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, channels, size, size, generator=generator)
@@ -43,6 +44,8 @@ def tensors(request, layer):
     delta = torch.randn(2, filters, out, out, generator=generator)
     if request.param == "images":
         x, delta = x.relu() + 1, (delta + 0.5).relu() * 1e-4
+    elif request.param == "pooled":
+        x, delta = x.relu() + 1, delta[:, :, :1, :1].expand_as(delta).contiguous()
     return x, delta, ((filters, channels, kernel, kernel), (stride,) * 2, (padding,) * 2, (1, 1), 1)
 
 
@@ -72,7 +75,7 @@ def test_float32_routes_of_the_cpu_are_within_their_limits(tensors):
     for route in available_routes(conv_geometry(x, delta, *layer), "cpu"):
         actual = filter_grad_sq(x, delta, *layer, route=route)
         found = expect(x, delta, layer, route, "fp32").compare(actual)
-        assert found.error_to_limit <= 0.5, route  # half: another compiler sums in another order
+        assert found.error_to_limit <= 1, route  # 0.9 for pooled: equal terms round alike; others 0.1
         assert expect(x, delta, layer, route, "fp32").compare(actual * 1.001).error_to_limit > 1, route
 
 
@@ -86,7 +89,7 @@ def test_tf32_as_emulated_is_within_its_limits(tensors, rounded):
     for route, actual in (("direct", direct), ("gram", gram), ("shifted_gram", gram)):
         expected = expect(x, delta, layer, route, "tf32")
         assert expected.compare(actual).error_to_limit <= 0.8, route
-        assert expected.compare(actual).error_to_limit > 0.01, route  # no idle limit
+        assert expected.compare(actual).error_to_limit > 0.002, route  # no idle limit
         assert expected.compare(actual * 1.1).error_to_limit > 1, route
 
 
@@ -96,7 +99,7 @@ def test_16_bit_numbers_in_the_gram_routes_are_within_their_limits(tensors):
     x, delta = (t.bfloat16() for t in tensors[:2])
     actual = gram_form(x.float(), delta.float(), tensors[2], nearest)
     expected = expect(x, delta, tensors[2], "gram", "bf16")
-    assert 0.02 < expected.compare(actual).error_to_limit <= 0.8
+    assert 0.002 < expected.compare(actual).error_to_limit <= 0.8
     assert expected.compare(actual * 1.02).error_to_limit > 1
 
 
