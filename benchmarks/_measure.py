@@ -32,7 +32,13 @@ def parser(description: str | None, *, repeats: int) -> argparse.ArgumentParser:
 
 
 def interleave(
-    ways: Mapping[str, Step], repeats: int, device: str, *, budget: float = float("inf"), before: Step | None = None
+    ways: Mapping[str, Step],
+    repeats: int,
+    device: str,
+    *,
+    budget: float = float("inf"),
+    before: Step | None = None,
+    clock: Callable[[Step, str], float] | None = None,
 ) -> dict[str, list[float]]:
     """Return the seconds of every run of every way, in turns (A B A B …), so that a slow spell hits all alike.
 
@@ -42,7 +48,9 @@ def interleave(
         device: Synchronised before the clock is read.
         budget: Seconds after which a way is left out of further rounds.
         before: Run before each way, untimed (say, to empty the caches).
+        clock: Returns the seconds of one run; default: `seconds_of`.
     """
+    clock = clock or seconds_of
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, step in ways.items():
@@ -50,7 +58,7 @@ def interleave(
                 continue
             if before is not None:
                 before()
-            seconds[name].append(seconds_of(step, device))
+            seconds[name].append(clock(step, device))
     return seconds
 
 
@@ -61,6 +69,50 @@ def seconds_of(step: Step, device: str) -> float:
     step()
     synchronize(device)
     return time.perf_counter() - started
+
+
+def gpu_seconds_of(step: Step, device: str) -> float:
+    """Return the seconds that the GPU takes for one run, by events in its own stream: without the host's work.
+
+    That holds where the host is ahead: for a `captured` graph, or after work that keeps the GPU busy meanwhile.
+    """
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    step()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def captured(step: Step) -> Step | None:
+    """Return the replay of a CUDA graph of one run, launched at once; None if the step cannot be captured."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()  # libraries set themselves up in a first run
+        torch.cuda.synchronize()
+        try:
+            graph.capture_begin()  # torch.cuda.graph would also collect garbage, each time
+            try:
+                step()
+            finally:
+                graph.capture_end()
+        except RuntimeError as error:
+            print(f"not captured as a CUDA graph, timed by events alone: {error}", file=sys.stderr)
+            return None
+    torch.cuda.current_stream().wait_stream(stream)
+    return graph.replay
+
+
+def host_seconds_of(step: Step, device: str, calls: int = 10) -> float:
+    """Return the seconds of the host's own work in one run: until the call returns, while the GPU may go on."""
+    synchronize(device)
+    started = time.perf_counter()
+    for _ in range(calls):
+        step()
+    seconds = (time.perf_counter() - started) / calls
+    synchronize(device)
+    return seconds
 
 
 def synchronize(device: str) -> None:
@@ -129,6 +181,12 @@ def check(what: str, error: float, limit: float) -> float:
             f"{what}: expected an error to the reference of at most {limit:g}, got {error:g}; nothing timed."
         )
     return error
+
+
+def stop_if(failed: Sequence[str]) -> None:
+    """End the benchmark with status 1 and what failed, if anything did."""
+    if failed:
+        raise SystemExit("\n".join(failed))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

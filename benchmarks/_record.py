@@ -33,8 +33,28 @@ def write_record(name: str, result: dict[str, Any]) -> Path:
 
     A benchmark with rows calls it after each of them: an interrupted run keeps the rows it has.
     """
+    record = {**_made_by(name), "result": result}
+    path = results_folder() / f"{name}.json"
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def read_result(name: str) -> dict[str, Any]:
+    """Return the result of this machine's record if the same commit and versions have made it, else {}."""
+    path = results_folder() / f"{name}.json"
+    if not path.exists():
+        return {}
+    record = json.loads(path.read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(_made_by(name)))
+    same = all(record[key] == now[key] for key in ("commit", "hardware", "versions"))
+    return record["result"] if same else {}
+
+
+def _made_by(name: str) -> dict[str, Any]:
     arguments = ["DIR" if before in PLACES else value for before, value in zip(sys.argv, sys.argv[1:], strict=False)]
-    record = {
+    return {
         "benchmark": name,
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments]),
         "commit": _commit(),
@@ -49,13 +69,7 @@ def write_record(name: str, result: dict[str, Any]) -> Path:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "result": result,
     }
-    path = results_folder() / f"{name}.json"
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)
-    return path
 
 
 def _commit() -> str | None:

@@ -3,12 +3,13 @@
     python benchmarks/end_to_end.py [--arch resnet34] [--images 512] [--batch-size 32]
 
 `fisher_embed` of preprocessed images in memory, everything included, against what no method can do without: one
-forward pass over them (to fit the head) and one plain forward and backward.
+forward pass over them (to fit the head) and one plain forward and backward. The error to autograd, one image at a time,
+is a figure in TF32, whose rounding opens other ReLUs (`_step.LIMIT`); in float32 a wrong embedding is not timed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -40,15 +41,15 @@ def main() -> None:
     batch_size = options.batch_size or (256 if options.device.startswith("cuda") else 32)
     # On a GPU as a user has it by default: cuDNN may use TF32.
     precision = "tf32" if options.device.startswith("cuda") else "fp32"
-    result = measure(
-        Setup(options.arch, batch_size, options.size, options.device, precision), options.images, options.repeats
-    )
+    setup = Setup(options.arch, batch_size, options.size, options.device, precision)
+    for result in measure(setup, options.images, options.repeats):
+        path = write_record("end_to_end", result)
     report(result)
-    print(write_record("end_to_end", result))
+    print(path)
 
 
-def measure(setup: Setup, count: int, repeats: int) -> dict[str, Any]:
-    """Return the time of both, their ratio, and the stages of ours."""
+def measure(setup: Setup, count: int, repeats: int) -> Iterator[dict[str, Any]]:
+    """Yield the error, then also the time of both and their ratio, then also the stages of ours."""
     step = replace(setup, channels_last=True).build()
     images, labels = blobs(count, setup.size)
     task = TensorDataset(images, labels)
@@ -58,27 +59,27 @@ def measure(setup: Setup, count: int, repeats: int) -> dict[str, Any]:
 
     few = 2 * CLASSES
     error = error_of(embed(TensorDataset(*task[:few])), step.probe, *task[:few])
-    check("fisher_embed", error, LIMIT[setup.precision])
+    if setup.precision == "fp32":
+        check("fisher_embed", error, LIMIT)
+    result: dict[str, Any] = {
+        **{name: getattr(setup, name) for name in ("arch", "batch_size", "size", "device", "precision")},
+        "images": count,
+        "relative_error": error,
+    }
+    yield result
     ways: dict[str, Callable[[], object]] = {
         "plain": lambda: plain_steps(step, images, labels, setup.batch_size),
         "fisher_embed": embed,
     }
     replace(setup, batch_size=2).build().plain()  # what a first call loads
     seconds = interleave(ways, repeats, setup.device)
-    work = Work(setup.device, setup.batch_size, progress=False)
-    stages = timed_stages(as_task(task), step.probe, EmbedSettings(), work)
-    return {
-        "arch": setup.arch,
-        "images": count,
-        "batch_size": setup.batch_size,
-        "size": setup.size,
-        "device": setup.device,
-        "precision": setup.precision,
-        "relative_error": error,
+    result |= {
         "seconds": {name: summary(values) for name, values in seconds.items()},
         "time_ratio": ratio(seconds["fisher_embed"], seconds["plain"]),
-        "stages": asdict(stages),
     }
+    yield result
+    work = Work(setup.device, setup.batch_size, progress=False)
+    yield result | {"stages": asdict(timed_stages(as_task(task), step.probe, EmbedSettings(), work))}
 
 
 def blobs(count: int, size: int) -> tuple[Tensor, Tensor]:

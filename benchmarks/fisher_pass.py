@@ -2,6 +2,9 @@
 
     python benchmarks/fisher_pass.py [--arch resnet34 resnet50 resnet18] [--batch-size 16] [--precision fp32]
 
+A row is timed only if the operator is right up to rounding on the tensors of every layer. The error of the whole pass
+is reported beside it.
+
 A plain step is one forward and backward of the summed loss with every weight's gradient, in eval mode. Both are timed
 with contiguous and with channels-last images and weights; the faster layout of each counts.
 """
@@ -11,19 +14,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import torch
-from _measure import check, interleave, parser, peak_memory, print_table, ratio, say, seconds_of, summary
-from _record import write_record
-from _step import LIMIT, PRECISIONS, Setup, Step
-from torch import Tensor
+from _measure import interleave, parser, peak_memory, print_table, ratio, say, seconds_of, stop_if, summary
+from _record import read_result, write_record
+from _rounding import PRECISIONS
+from _step import LayerTensors, Setup, Step
 
 from task2vec_ext.kernels import filter_grad_sq
-from task2vec_ext.kernels.geometry import conv_geometry
-from task2vec_ext.kernels.routes import Route, choose_route
-from task2vec_ext.probe.probe import frozen
-from task2vec_ext.probe.watch import ConvUse, Watch
+from task2vec_ext.kernels.routes import Route
 
 LAYOUTS = {"contiguous": False, "channels-last": True}
 
@@ -34,27 +34,36 @@ def main() -> None:
     arguments.add_argument("--arch", nargs="+", default=["resnet34", "resnet50", "resnet18"])
     arguments.add_argument("--batch-size", type=int, help="default: 16 on the CPU, 256 on a GPU")
     arguments.add_argument("--precision", nargs="+", choices=PRECISIONS, help="default: fp32; on a GPU tf32 bf16")
+    arguments.add_argument("--append", action="store_true", help="keep the other rows of a record of the same sizes")
     options = arguments.parse_args()
     cuda = options.device.startswith("cuda")
     options.batch_size = options.batch_size or (256 if cuda else 16)
-    rows = []
+    common = {name: getattr(options, name) for name in ("batch_size", "size", "device")}
+    before = read_result("fisher_pass") if options.append else {}
+    rows = before.get("rows", []) if all(before.get(name) == value for name, value in common.items()) else []
+    failed = []
     for arch in options.arch:
         for precision in options.precision or (["tf32", "bf16"] if cuda else ["fp32"]):
             say(f"{arch} {precision}")
-            setup = Setup(arch, options.batch_size, options.size, options.device, precision)
-            rows.append(measure(setup, options.repeats))
-            report(rows[-1])
-            common = {name: getattr(options, name) for name in ("batch_size", "size", "device")}
+            row = measure(Setup(arch, options.batch_size, options.size, options.device, precision), options.repeats)
+            rows = [other for other in rows if (other["arch"], other["precision"]) != (arch, precision)] + [row]
             path = write_record("fisher_pass", {**common, "rows": rows})
+            report(row)
+            failed += [f"{arch} {precision}: {row['failed']}"] if "failed" in row else []
     print(path)
+    stop_if(failed)
 
 
 def measure(setup: Setup, repeats: int, *, memory: bool = True) -> dict[str, Any]:
     """Return time and memory of both ways in both layouts, their ratios, and the breakdown of ours."""
+    row: dict[str, Any] = {"arch": setup.arch, "precision": setup.precision, "errors": {}}
     steps = {layout: replace(setup, channels_last=last).build() for layout, last in LAYOUTS.items()}
     for layout, step in steps.items():
-        errors = step.errors()
-        check(f"{setup.arch} {layout}", errors["relative_error"], LIMIT[setup.precision])
+        row["errors"][layout], failed = step.check()
+        if failed is not None:
+            return {**row, "failed": f"{layout}, {failed}; nothing timed"}
+    for name in ("relative_error", "relative_error_to_float64"):
+        row[name] = max(errors[name] for errors in row["errors"].values())
     ways = {}
     for layout, step in steps.items():
         ways[f"plain {layout}"], ways[f"fisher {layout}"] = step.plain, step.fisher
@@ -62,10 +71,7 @@ def measure(setup: Setup, repeats: int, *, memory: bool = True) -> dict[str, Any
         way()
     seconds = interleave(ways, repeats, setup.device)
     plain, fisher = (fastest(seconds, kind) for kind in ("plain", "fisher"))
-    row: dict[str, Any] = {
-        "arch": setup.arch,
-        "precision": setup.precision,
-        **errors,
+    row |= {
         "seconds": {name: summary(values) for name, values in seconds.items()},
         "plain": plain,
         "fisher": fisher,
@@ -103,17 +109,14 @@ def breakdown(step: Step, repeats: int, device: str) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {layer.name: [] for layer in step.layers}
     routes: dict[str, Route] = {}
 
-    def operator(name: str, use: ConvUse, grad_output: Tensor) -> None:
-        input = use.input.detach().to(grad_output.dtype)  # under autocast the layer computes in a narrower type
-        if input.device.type == "cpu" and input.dtype == torch.bfloat16:  # which the operator does not take on the CPU
-            input, grad_output = input.float(), grad_output.float()
-        layer = (use.weight.shape, use.stride, use.padding, use.dilation, use.groups)
-        routes[name] = choose_route(conv_geometry(input, grad_output, *layer), input.device.type)
-        seconds[name].append(seconds_of(lambda: filter_grad_sq(input, grad_output, *layer), device))
+    def operator(layer: LayerTensors) -> None:
+        routes[layer.name] = layer.route
+        run = partial(filter_grad_sq, layer.input, layer.grad_output, *layer.layer)
+        seconds[layer.name].append(seconds_of(run, device))
 
     for _ in range(repeats):
-        input_gradients(step, operator)
-    parts = {"forward": step.forward, "with input gradients": lambda: input_gradients(step)}
+        step.input_gradients(operator)
+    parts = {"forward": step.forward, "with input gradients": step.input_gradients}
     timed = {name: summary(values)["median"] for name, values in interleave(parts, repeats, device).items()}
     layers = {name: summary(values)["median"] for name, values in seconds.items()}
     by_route = {route: sum(layers[name] for name in layers if routes[name] == route) for route in set(routes.values())}
@@ -126,25 +129,11 @@ def breakdown(step: Step, repeats: int, device: str) -> dict[str, Any]:
     }
 
 
-def input_gradients(step: Step, each: Callable[[str, ConvUse, Tensor], None] | None = None) -> None:
-    """Run forward and backward without any weight gradient; `each` is given every layer's use and grad_output."""
-
-    def follow(name: str, use: ConvUse, output: Tensor) -> Tensor:
-        if not output.requires_grad:  # the first layer: the graph starts here; cloned, as an in-place ReLU may follow
-            output = output.detach().requires_grad_().clone()
-        if each is not None:
-            output.register_hook(lambda grad_output: each(name, use, grad_output))
-        return output
-
-    probe = step.faster
-    weights = {layer.name: probe.weight(layer.name) for layer in step.layers}
-    with frozen(probe.module), torch.enable_grad(), step.context, Watch(weights, follow):
-        features = probe.features(step.batch.images)
-    features.sum().backward()
-
-
 def report(row: dict[str, Any]) -> None:
     """Print one network's figures."""
+    if "failed" in row:
+        print(f"{row['arch']} {row['precision']}: {row['failed']}")
+        return
     parts = row["breakdown"]
     plain = row["seconds"][row["plain"]]["median"]
     lines: list[tuple[Any, ...]] = [
@@ -155,8 +144,10 @@ def report(row: dict[str, Any]) -> None:
     ]
     for route, seconds in parts["operator"].items():
         lines.append((f"  {route}, {parts['layers_by_route'][route]} layers", seconds, seconds / plain, None))
+    share = max(errors["operator"]["error_to_limit"] for errors in row["errors"].values())
     title = (
-        f"{row['arch']} {row['precision']}: {row['images_per_second']:.1f} images/s, error {row['relative_error']:.1e}"
+        f"{row['arch']} {row['precision']}: {row['images_per_second']:.1f} images/s, error: operator {share:.2f} of "
+        f"its limit, pass {row['relative_error']:.1e}"
     )
     if "memory_ratio" in row:
         title += f", memory ÷ plain {row['memory_ratio']:.2f}"

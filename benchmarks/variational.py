@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from _measure import check, interleave, parser, print_table, ratio, summary
 from _record import write_record
-from _step import PRECISIONS, Setup, Step
+from _rounding import PRECISIONS
+from _step import Setup, Step
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,8 +40,12 @@ def main() -> None:
     cuda = options.device.startswith("cuda")
     options.batch_size = options.batch_size or (256 if cuda else 16)
     options.precision = options.precision or ("tf32" if cuda else "fp32")
-    error = check("local_noise", error_to_reference(options.device), 1e-4)
-
+    result: dict[str, Any] = {
+        **{name: getattr(options, name) for name in ("arch", "batch_size", "size", "device", "precision")},
+        "error_of_local_noise": check("local_noise", error_to_reference(options.device), 1e-4),
+        "local_noise": operator(options.batch_size, options.repeats, options.device),
+    }
+    write_record("variational", result)
     setup = Setup(options.arch, options.batch_size, options.size, options.device, options.precision, channels_last=True)
     step = setup.build()
     ways = {"plain": step.plain, **{noise: ours(step, noise) for noise in ("activations", "weights")}}
@@ -49,13 +54,9 @@ def main() -> None:
         way()
     seconds = interleave(ways, options.repeats, options.device)
     pairs = [("activations", "plain"), ("weights", "plain"), ("activations", "authors"), ("authors", "plain")]
-    result = {
-        **{name: getattr(options, name) for name in ("arch", "batch_size", "size", "device", "precision")},
-        "error_of_local_noise": error,
-        "seconds": {name: summary(values) for name, values in seconds.items()},
-        "ratios": {f"{a} ÷ {b}": ratio(seconds[a], seconds[b]) for a, b in pairs},
-        "local_noise": operator(options.batch_size, options.repeats, options.device),
-    }
+    result["seconds"] = {name: summary(values) for name, values in seconds.items()}
+    result["ratios"] = {f"{a} ÷ {b}": ratio(seconds[a], seconds[b]) for a, b in pairs}
+    path = write_record("variational", result)
     print_table(
         f"{options.arch}, {options.size} px, batch {options.batch_size}, {options.precision}, {options.device}",
         ["a step", "seconds", "÷ plain", "÷ authors'"],
@@ -69,7 +70,7 @@ def main() -> None:
         f"local_noise {alone['shape']}: {alone['gigabytes_per_second']:.1f} GB/s, copy "
         f"{alone['copy_gigabytes_per_second']:.1f} GB/s ({alone['share']:.0%})"
     )
-    print(write_record("variational", result))
+    print(path)
 
 
 def error_to_reference(device: str) -> float:
@@ -143,7 +144,7 @@ def operator(batch_size: int, repeats: int, device: str) -> dict[str, Any]:
     """Return the GB/s of `local_noise` on a ResNet's largest map, and of a copy."""
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     shape = (batch_size, 64, 112, 112)
-    output = torch.randn(shape).to(device, dtype, memory_format=torch.channels_last)
+    output = torch.randn(shape, device=device).to(dtype, memory_format=torch.channels_last)
     norm, sigma = torch.rand(batch_size, 1, 112, 112, device=device), torch.rand(64, device=device)
     target = torch.empty_like(output)
     ways = {

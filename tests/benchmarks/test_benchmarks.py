@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -133,6 +135,48 @@ def test_the_reference_tells_a_wrong_pass_from_a_right_one(setup, monkeypatch):
     assert list(step.errors().values()) == pytest.approx([0.01, 0.01], rel=1e-2)
 
 
+def test_fisher_pass_does_not_time_a_wrong_operator_and_goes_on(setup, monkeypatch, tmp_path, capsys):
+    import _record
+    import _step
+    import fisher_pass
+
+    right, wrong = _step.filter_grad_sq, [1.0001]  # in one layer of the first row
+    monkeypatch.setattr(_record, "RESULTS", tmp_path)
+    monkeypatch.setattr(_step, "filter_grad_sq", lambda *args: right(*args) * (wrong.pop() if wrong else 1))
+    monkeypatch.setattr(fisher_pass, "peak_memory", lambda *args, **kwargs: 1)  # a fresh process takes seconds
+    options = "--arch tiny --size 24 --batch-size 2 --repeats 1 --device cpu --precision fp32 bf16"
+    monkeypatch.setattr(sys, "argv", ["fisher_pass.py", *options.split()])
+    with pytest.raises(SystemExit, match=r"tiny fp32: contiguous, filter_grad_sq in \S+: expected an error within"):
+        fisher_pass.main()
+    first, second = fisher_pass.read_result("fisher_pass")["rows"]
+    assert "seconds" not in first
+    assert second["precision"] == "bf16"
+    assert "nothing timed" in capsys.readouterr().out
+
+
+def test_fisher_pass_appends_to_rows_of_the_same_commit(monkeypatch, tmp_path):
+    import _record
+    import fisher_pass
+
+    monkeypatch.setattr(_record, "RESULTS", tmp_path)
+    monkeypatch.setenv("TASK2VEC_COMMIT", "abc")
+    monkeypatch.setattr(fisher_pass, "report", lambda row: None)
+    monkeypatch.setattr(
+        fisher_pass, "measure", lambda setup, repeats: {"arch": setup.arch, "precision": setup.precision}
+    )
+
+    def rows(arch):
+        monkeypatch.setattr(sys, "argv", ["fisher_pass.py", "--append", "--device", "cpu", "--arch", arch])
+        fisher_pass.main()
+        return [row["arch"] for row in fisher_pass.read_result("fisher_pass")["rows"]]
+
+    assert rows("resnet34") == ["resnet34"]
+    assert rows("resnet50") == ["resnet34", "resnet50"]
+    assert rows("resnet34") == ["resnet50", "resnet34"]  # measured again
+    monkeypatch.setenv("TASK2VEC_COMMIT", "def")
+    assert rows("resnet18") == ["resnet18"]
+
+
 def test_fisher_pass_breaks_the_time_down_by_layer(setup, capsys):
     import fisher_pass
 
@@ -144,20 +188,18 @@ def test_fisher_pass_breaks_the_time_down_by_layer(setup, capsys):
 
 
 def test_input_gradients_are_those_of_the_pass_and_leave_no_weight_gradient(setup):
-    from fisher_pass import input_gradients
-
     step = setup.build()
     seen = {}
-    input_gradients(step, lambda name, use, grad_output: seen.update({name: (use, grad_output)}))
+    step.input_gradients(lambda layer: seen.update({layer.name: layer}))
     assert set(seen) == {layer.name for layer in step.layers}
-    assert all(use.input.shape[1] == use.weight.shape[1] for use, _ in seen.values())
+    assert all(layer.input.shape[1] == layer.layer[0][1] for layer in seen.values())
     assert all(parameter.grad is None for parameter in step.probe.module.parameters())
 
 
 def test_every_peer_gives_our_numbers_before_it_is_timed(setup):
     import peers
 
-    ways = peers.measure(setup, repeats=1, memory=False)["ways"]
+    ways = list(peers.measure(setup, repeats=1, memory=False))[-1]["ways"]
     assert set(ways) == {"plain", "ours", "vmap", "opacus", "backpack", "loop"}
     for name, way in ways.items():
         if name in peers.PACKAGES and way["version"] is None:
@@ -172,7 +214,7 @@ def test_a_peer_of_other_numbers_is_not_timed(setup, monkeypatch):
 
     monkeypatch.setattr(peers, "WAYS", {name: peers.WAYS[name] for name in ("plain", "ours", "loop")})
     monkeypatch.setitem(peers.WAYS, "loop", lambda step: lambda: torch.ones(step.layers[-1].stop))
-    row = peers.measure(setup, repeats=1, memory=False)
+    *_, row = peers.measure(setup, repeats=1, memory=False)
     assert "other numbers" in row["ways"]["loop"]["failed"]
     assert "seconds" not in row["ways"]["loop"]
     peers.report(row)
@@ -194,11 +236,91 @@ def test_filter_grad_sq_measures_every_shape_by_every_route_it_does_not_skip(cap
     assert "shapes get their fastest route" in capsys.readouterr().out
 
 
+def test_filter_grad_sq_does_not_time_a_wrong_route_and_goes_on(monkeypatch, capsys):
+    import filter_grad_sq
+
+    right = filter_grad_sq.filter_grad_sq
+    wrong = {"winograd": 1.001, "direct": 1.0, "shifted_gram": 1.0}
+    monkeypatch.setattr(filter_grad_sq, "measure_ceilings", lambda *_: {"gflops": 1.0, "gb_a_second": 1.0})
+    monkeypatch.setattr(filter_grad_sq, "FLUSH_BYTES", 1)
+    monkeypatch.setattr(filter_grad_sq, "SKIP", 1e9)
+    monkeypatch.setattr(filter_grad_sq, "filter_grad_sq", lambda *args, route: right(*args, route=route) * wrong[route])
+    options = argparse.Namespace(arch=["tiny"], size=16, batch_size=2, repeats=1, device="cpu")
+    *_, table = filter_grad_sq.measure(options, "fp32")
+    failed = {route for row in table["shapes"] for route, figures in row["routes"].items() if "failed" in figures}
+    assert failed == {"winograd"}
+    assert all(row["fastest"] in ("direct", "shifted_gram") for row in table["shapes"])
+    filter_grad_sq.report(table)
+    assert "shapes get their fastest route" in capsys.readouterr().out
+
+
+class _Graph:
+    """A CUDA graph on the CPU: it keeps nothing and replays nothing."""
+
+    def capture_begin(self):
+        pass
+
+    def capture_end(self):
+        pass
+
+    def replay(self):
+        pass
+
+
+class _Event:
+    def __init__(self, enable_timing):
+        self.at = None
+
+    def record(self):
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.at - self.at)
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """torch.cuda's clock and graphs, as the benchmarks call them, on the CPU."""
+
+    class Stream:
+        def wait_stream(self, other):
+            assert isinstance(other, Stream)
+
+    for name, value in {
+        "CUDAGraph": _Graph,
+        "Event": _Event,
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": lambda stream: nullcontext(),
+        "synchronize": lambda: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_the_gpus_clock_times_the_replay_or_the_call(capturable, pretended_gpu, monkeypatch, capsys):
+    import _measure
+
+    def refuse(self):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    if not capturable:
+        monkeypatch.setattr(_Graph, "capture_end", refuse)
+    calls = []
+    replay = _measure.captured(lambda: calls.append(1))
+    assert len(calls) == 2  # to warm up, and into the graph
+    assert (replay is not None) is capturable
+    assert ("not permitted" in capsys.readouterr().err) is not capturable
+    assert _measure.gpu_seconds_of(replay or calls.clear, "cuda") >= 0
+    assert _measure.host_seconds_of(lambda: calls.append(1), "cuda", calls=3) > 0
+
+
 def test_end_to_end_clocks_every_stage(setup):
     import end_to_end
 
-    result = end_to_end.measure(setup, count=20, repeats=1)
-    assert result["relative_error"] < 1e-3
+    first, *_, result = end_to_end.measure(setup, count=20, repeats=1)
+    assert first["relative_error"] < 1e-3
+    assert result["time_ratio"]["n"] == 1
     assert all(result["stages"][name] > 0 for name in ("features", "head", "fisher", "waiting"))
 
 
@@ -235,6 +357,15 @@ def test_inaturalist_stand_in_is_the_same_every_time(published, tmp_path_factory
     files = sorted(path.relative_to(again) for path in again.rglob("*.j*"))
     assert len(files) == 31
     assert all((again / file).read_bytes() == (published / file).read_bytes() for file in files)
+
+
+def test_inaturalist_stand_in_may_copy_images_of_a_class(tmp_path):
+    from inaturalist import task_of, write_synthetic
+
+    write_synthetic(tmp_path, 30, side=40, classes=4, distinct=2)
+    files = {path.read_bytes() for path in tmp_path.rglob("*.jpg")}
+    assert len(files) == 8
+    assert len(task_of(tmp_path)) == 30
 
 
 def test_inaturalist_stand_in_never_overwrites_annotations(published):

@@ -1,13 +1,18 @@
-"""The operator on a real GPU."""
+"""The kernels on a real GPU.
+
+Fit for many processes (pytest -n 8): no test depends on another, and large tensors are made on the GPU.
+"""
 
 import pytest
 import torch
 from cases import CASES, TENSOR_CORE_CASES, TOLERANCE, Case, assert_near, every_case, oracle, tolerance
+from pairs import EXACT, FAST, HARD, hard, loop, rows
 from torch.nn import functional as F
 
 from task2vec_ext import filter_grad_sq
-from task2vec_ext.kernels import reference
+from task2vec_ext.kernels import pairwise, reference
 from task2vec_ext.kernels.noise import local_noise, weight_noise
+from task2vec_ext.kernels.pairwise import sym_distances
 from task2vec_ext.kernels.routes import CUDA_ROUTES
 
 pytestmark = pytest.mark.cuda
@@ -19,6 +24,7 @@ PRECISIONS = {
     "bf16": (torch.bfloat16, "ieee"),
 }
 LAYOUTS = {"channels-first": torch.contiguous_format, "channels-last": torch.channels_last}
+BY_NAME = {case.name: case for case in CASES + TENSOR_CORE_CASES}
 SIMPLE, WIDE = CASES[0], TENSOR_CORE_CASES[0]
 # The reference takes no other; autograd does.
 NUMERIC_PADDING = [case for case in CASES + TENSOR_CORE_CASES if not isinstance(case.arguments()["padding"], str)]
@@ -30,6 +36,7 @@ LARGE = [
     Case("resnet-stem", 3, 64, (224, 224), (7, 7), samples=2, options={"padding": 3, "stride": 2}),
 ]
 
+NOISE_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 NOISE_CASES = [case for case in NUMERIC_PADDING if "strips-of-padding" not in case.name] + LARGE[1:3]
 LOG_VARIANCE = torch.linspace(-3, 0, 64)
 
@@ -55,12 +62,13 @@ def bound(dtype, route):
 
 
 def on_gpu(case, dtype, layout=torch.contiguous_format, device="cuda"):
-    return tuple(t.to(device, memory_format=layout) for t in case.tensors(dtype))
+    made = case.tensors(dtype, device if case in LARGE else "cpu")  # one CPU thread takes seconds for a large case
+    return tuple(t.to(device, memory_format=layout) for t in made)
 
 
 def exact(x, delta, arguments):
-    """float64 on the CPU, from the very numbers that the GPU gets."""
-    return reference.filter_grad_sq(x.cpu().double(), delta.cpu().double(), **arguments)
+    """By plain torch operations in float64, from the very numbers that the operator gets."""
+    return reference.filter_grad_sq(x.double(), delta.double(), **arguments).cpu()
 
 
 @every_case
@@ -87,7 +95,7 @@ def test_every_route_equals_the_reference(case, layout, route, dtype):
 def test_layers_of_a_resnet_equal_the_reference(case, layout, dtype):
     x, delta = on_gpu(case, dtype, layout)
     actual = filter_grad_sq(x, delta, **case.arguments(), route="direct")
-    chosen = range(0, case.samples, max(1, case.samples // 4))  # a few samples: float64 on the CPU takes its time
+    chosen = range(0, case.samples, max(1, case.samples // 4))  # a few samples: the reference keeps whole gradients
     for n in chosen:
         expected = exact(x[n : n + 1], delta[n : n + 1], case.arguments())
         # Sums of thousands of products: 8 times what the small cases may be off.
@@ -180,15 +188,56 @@ def test_no_samples(route, dtype):
     assert filter_grad_sq(x, delta, **SIMPLE.arguments(), route=route).shape == (0, SIMPLE.filters)
 
 
+# What a sanitizer runs, which makes kernels a hundred times slower (benchmarks/gpu.sh): every kernel, precision and
+# layout, several slices, groups and tiles, and edges of them.
+SANITIZED = [
+    *[("conv3x3-p1-wide", layout, "direct", name) for layout in LAYOUTS for name in PRECISIONS],
+    *[("conv3x3-s2-p1-wide", "channels-last", "shifted_gram", name) for name in PRECISIONS],
+    *[("conv3x3-p1-g3", "channels-first", route, "f32") for route in CUDA_ROUTES],  # direct: the narrow kernel
+    *[("conv3x3-many-slices", "channels-last", "direct", name) for name in ("tf32", "bf16")],
+    ("conv3x3-two-tiles-of-channels-and-filters", "channels-last", "direct", "tf32"),
+    ("many-filters-many-columns", "channels-first", "direct", "f32"),
+    ("conv3x3-g2-wide", "channels-last", "direct", "bf16"),
+    ("conv1x1-two-tiles-of-channels-and-filters", "channels-last", "direct", "bf16"),
+    ("conv1x1-two-tiles-of-channels-and-filters", "channels-last", "gram", "tf32"),
+]
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize(
+    ("case", "layout", "route", "dtype"),
+    [(BY_NAME[case], LAYOUTS[layout], route, PRECISIONS[name]) for case, layout, route, name in SANITIZED],
+    ids=["-".join(entry) for entry in SANITIZED],
+    indirect=["dtype"],
+)
+def test_every_kernel_once(case, layout, route, dtype):
+    x, delta = on_gpu(case, dtype, layout)
+    actual = filter_grad_sq(x, delta, **case.arguments(), route=route)
+    assert_near(actual.cpu(), exact(x, delta, case.arguments()), bound(dtype, route))
+
+
 # ---- noise ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", NOISE_CASES, ids=lambda case: case.name)
 @every_layout
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["f32", "f16", "bf16"])
+@pytest.mark.parametrize("dtype", NOISE_DTYPES.values(), ids=NOISE_DTYPES)
 def test_local_noise_equals_the_cpus(case, layout, dtype):
+    check_local_noise(case, layout, dtype)
+
+
+@pytest.mark.sanitizer
+@every_layout
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_local_noise_once(layout, dtype):
+    check_local_noise(WIDE, layout, dtype)
+
+
+def check_local_noise(case, layout, dtype):
+    tensors = [t.to(dtype) for t in case.tensors(torch.float64)]
+
     def run(device):
-        x, output = (t.to(dtype).to(device, memory_format=layout) for t in case.tensors(torch.float64))
+        x, output = (t.to(device, memory_format=layout) for t in tensors)
         if device == "cpu":  # of the very numbers that the GPU gets
             x, output = x.float(), output.float()
         leaves = [output, x, torch.linspace(-3, 0, case.filters, device=device)]
@@ -202,6 +251,7 @@ def test_local_noise_equals_the_cpus(case, layout, dtype):
         assert (actual.float().cpu() - expected).abs().max() <= bound * expected.abs().max()
 
 
+@pytest.mark.sanitizer
 def test_weight_noise_equals_the_cpus():
     def run(device):
         generator = torch.Generator().manual_seed(0)
@@ -225,3 +275,43 @@ def test_noise_gives_the_same_bits_twice():
 
     for a, b in zip(run(), run(), strict=True):
         assert torch.equal(a, b)
+
+
+# ---- d_sym ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["float32-first", "float64"])
+def promised(request, monkeypatch):
+    """How near d_sym must come, with the pass set that comes first."""
+    fast = request.param == "float32-first"
+    monkeypatch.setattr(pairwise, "FAST_FROM", 0 if fast else 1 << 62)
+    return FAST if fast else EXACT
+
+
+@pytest.mark.parametrize("name", [pytest.param(HARD[0], marks=pytest.mark.sanitizer), *HARD[1:]])
+def test_distances_equal_the_loop_on_hard_inputs(name, promised):
+    values = hard(name)
+    actual = sym_distances(values.cuda())
+    assert actual.is_cuda
+    torch.testing.assert_close(actual.cpu(), loop(values, values), rtol=0, atol=promised)
+    assert torch.equal(actual, actual.T)
+    assert torch.equal(actual.diagonal(), torch.zeros_like(actual.diagonal()))
+    cross = sym_distances(values[:4].cuda(), values[3:].cuda())
+    torch.testing.assert_close(cross.cpu(), loop(values[:4], values[3:]), rtol=0, atol=promised)
+
+
+@pytest.mark.parametrize("A", [1, 5, 130])
+@pytest.mark.parametrize("B", [1, 67])
+@pytest.mark.parametrize("K", [1, 16, 519])
+def test_distances_of_any_number_of_rows_and_filters(A, B, K, promised):
+    a, b = rows(A, K), 3 * rows(B, K, seed=7)
+    torch.testing.assert_close(sym_distances(a.cuda(), b.cuda()).cpu(), loop(a, b), rtol=0, atol=promised)
+
+
+def test_distances_of_many_tasks_equal_the_cpus_and_have_the_same_bits_twice(promised):
+    values = rows(700, 8512)  # more blocks than multiprocessors; the paper's number of filters
+    on_gpu = values.cuda()
+    first, second = sym_distances(on_gpu), sym_distances(on_gpu)
+    assert torch.equal(first, second)
+    some = slice(0, 700, 100)
+    torch.testing.assert_close(first[some].cpu(), loop(values[some], values), rtol=0, atol=promised)

@@ -28,12 +28,15 @@ class Case:
         torch.manual_seed(0)
         return nn.Conv2d(self.channels, self.filters, self.kernel, bias=False, **self.options)
 
-    def tensors(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-        """Return (input, grad_output), standard normal."""
-        generator = torch.Generator().manual_seed(1)
-        x = torch.randn(self.samples, self.channels, *self.size, generator=generator, dtype=torch.float64)
-        out = self.conv().double()(x)
-        delta = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    def tensors(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> tuple[Tensor, Tensor]:
+        """Return (input, grad_output), standard normal; numbers made on a GPU are others than the CPU's."""
+        x = torch.empty(self.samples, self.channels, *self.size, device="meta")
+        out = self.conv().to("meta")(x)
+        generator = torch.Generator(device).manual_seed(1)
+        x, delta = (
+            torch.randn(shape, generator=generator, dtype=torch.float64, device=device)
+            for shape in (x.shape, out.shape)
+        )
         return x.to(dtype), delta.to(dtype)
 
     def geometry(self) -> ConvGeometry:
