@@ -91,20 +91,11 @@ def setup():
     return Setup("tiny", batch_size=2, size=24)
 
 
-def _mebibytes(count):
-    return torch.ones(count, 1 << 18)
-
-
-def _build(kept, freed, taken):
-    held = _mebibytes(kept)
-    _mebibytes(freed)
-    return lambda: _mebibytes(taken).sum() + held.sum()
-
-
 def test_peak_memory_is_that_of_the_step_alone():
     from _measure import peak_memory
+    from memory import step_of
 
-    assert 64 <= peak_memory(_build, 50, 300, 64, device="cpu") / 2**20 < 90
+    assert 64 <= peak_memory(step_of, 50, 300, 64, device="cpu") / 2**20 < 90
 
 
 def test_ways_take_turns_until_their_budget_is_spent():
