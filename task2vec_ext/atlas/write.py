@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from .._util.atomic import atomic_path
+from .._util.words import check_word
 from ..data import Task
 from ..distance import check_comparable, distance_matrix
 from ..distance.rules import SymDistanceName
@@ -63,13 +64,14 @@ def write_atlas(
         The page. It is one file and needs no server and no network.
 
     Raises:
-        ValueError: If there are no embeddings, two have one name, or they do not compare.
+        ValueError: If there are no embeddings, two have one name, they do not compare, or the distance is unknown.
         ImportError: If scipy or scikit-learn is not installed.
         OSError: If the page could not be written.
 
     Note:
         Embeddings that come from files are read twice. Only a few are in memory with their group means at a time.
     """
+    check_word("write_atlas", "distance", distance, SymDistanceName)
     rows, fisher, first = [], [], None
     for embedding in embeddings:
         first = first or embedding

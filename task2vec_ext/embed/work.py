@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from .._util.words import check_word
+from ..data.loader import OnError
 from ..settings import whole
 
 if TYPE_CHECKING:
@@ -12,7 +14,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from .._util.progress import Pass
-    from ..data.loader import OnError
     from ..settings import EmbedSettings
     from .feature_cache import FeatureCache
 
@@ -34,7 +35,7 @@ class Work:
 
     Raises:
         TypeError: If a number is not whole.
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or `on_error` neither word.
     """
 
     device: str | torch.device | None = None
@@ -46,7 +47,8 @@ class Work:
     process_group: ProcessGroup | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check numbers and words."""
+        check_word("fisher_embed", "on_error", self.on_error, OnError)
         for name, least in (("batch_size", 1), ("num_workers", 0)):
             object.__setattr__(self, name, whole("fisher_embed", name, getattr(self, name), least))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .._util.atomic import atomic_path
+from .._util.words import check_word
 from ..data import Task, TaskSource, as_task, check_labels, draw, hold_out, read_labels, subset
 from ..fisher.head import HeadMethod, HeadSettings, fit_head
 from .errors import IMAGENET, ErrorMatrix
@@ -107,6 +108,7 @@ def transfer_errors(
     Source:
         Achille et al., Task2Vec, ICCV 2019 (arXiv 1902.03545), §5.
     """
+    check_word("transfer_errors", "method", method, HeadMethod)
     given = [task if isinstance(task, tuple) else _train_and_test(task, share, seed) for task in tasks]
     if not experts or not given:
         raise ValueError(

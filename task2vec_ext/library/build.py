@@ -86,6 +86,7 @@ def build_library(
         ValueError: If two tasks have one name, a task has other images than when it was embedded, the library was
             built with another probe, other settings or in a newer format, or `shard_images` is given without a group.
             Raised before any task is embedded.
+        TypeError: If `tasks` is one path, not a list.
         RuntimeError: If another process is changing the library.
         OSError: If an embedding could not be written.
 
@@ -95,6 +96,10 @@ def build_library(
     if shard_images and process_group is None:
         raise ValueError(
             "build_library: expected a process_group with shard_images, got none; start several (torchrun)."
+        )
+    if isinstance(tasks, (str, os.PathLike)):  # its letters would be tasks
+        raise TypeError(
+            f"build_library: expected a list of tasks, got {os.fspath(tasks)!r}; pass [{os.fspath(tasks)!r}]."
         )
     settings = settings or EmbedSettings()
     named = [as_task(task, target=settings.loss_object.target) for task in tasks]
@@ -116,6 +121,7 @@ def build_library(
             if index.settings() is None:
                 index.create(made_with.to_json())
             library = _opened(root, made_with)
+            library.restore_matrix()
             todo = _todo(library, named, retry_failed)
             for file in (root / "embeddings").glob(".task2vec-*"):  # what a killed build was just writing
                 file.unlink()

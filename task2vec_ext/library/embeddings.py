@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import overload
 
+from .._util.words import check_word
 from ..distance import SymDistanceName, cross_distances
 from ..embedding import Embedding, ProbeInfo
 from ..settings import EmbedSettings
@@ -62,8 +63,9 @@ class EmbeddingFiles(Sequence[Embedding]):
         """Return at most k tasks nearest to one of these, by its name, or to an embedding, as `Library.nearest` does.
 
         Raises:
-            ValueError: If there is no such task, or the embeddings cannot be compared.
+            ValueError: If there is no such task or distance, or the embeddings cannot be compared.
         """
+        check_word("nearest", "distance", distance, SymDistanceName)
         if self.library is not None:
             return self.library.nearest(task, k, distance=distance)
         known = {one.name: one for one in self.without_groups()}

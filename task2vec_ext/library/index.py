@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from .._util.lock import BusyError, locked
 from .._util.names import file_name
 from ..settings import JSON
 
@@ -172,27 +173,13 @@ class Index:
             ) from error
 
 
-class LibraryBusyError(RuntimeError):
-    """Another process is changing the library."""
-
-
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Keep every other process from changing a library, or raise LibraryBusyError where one is.
-
-    SQLite's lock: it ends with the process that holds it, however that ends, and is not handed down to its workers.
-    """
-    with ExitStack() as ending:
-        try:
-            db = ending.enter_context(closing(sqlite3.connect(folder / "lock", timeout=1, isolation_level=None)))
-            db.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error):
-                raise RuntimeError(f"library: expected to lock {folder}, got: {error}; see to permissions.") from error
-            raise LibraryBusyError(
-                f"library: another process is adding tasks to {folder}; wait until it ends (task2vec library status "
-                "DIR shows how far it is)."
-            ) from None
+    """Keep every other process from changing a library, or raise BusyError where one is."""
+    busy = (
+        f"another process is adding tasks to {folder}; wait until it ends (task2vec library status DIR shows how far)."
+    )
+    with locked(folder, "library", busy):
         yield
 
 
@@ -201,7 +188,7 @@ def is_locked(folder: Path) -> bool:
     try:
         with lock(folder):
             return False
-    except LibraryBusyError:
+    except BusyError:
         return True
 
 

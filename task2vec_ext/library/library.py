@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from .._util.words import check_word
 from ..distance.comparable import check_comparable
 from ..distance.rules import SymDistanceName
 from ..embedding import Embedding, ProbeInfo
@@ -104,12 +105,13 @@ class Library:
             is all zero are never returned.
 
         Raises:
-            ValueError: If there is no such task, nothing to compare it with, or the embedding cannot be
+            ValueError: If there is no such task or distance, nothing to compare it with, or the embedding cannot be
                 compared with the library's.
 
         Note:
-            Memory does not grow with the library: the matrix is read block by block.
+            Memory does not grow with the library: the matrix is read block by block. A lost one is made again.
         """
+        check_word("library", "distance", distance, SymDistanceName)
         if k < 1:
             raise ValueError(f"library: expected k >= 1 nearest tasks, got {k}.")
         query = self.embedding(task) if isinstance(task, str) else task
@@ -121,10 +123,19 @@ class Library:
             raise ValueError(f"library: expected an embedding that is not all zero, {query.name!r} is.")
         if own is None:
             check_comparable([Embedding.load(self.file(self._find(int(slots[0])))), query])
+        self.restore_matrix()
         slots = shortlist(self.folder / "shortlist.faiss", self.matrix, query.fisher, slots)
         found = nearest(self.matrix, query.fisher[None], slots, k, distance)
         pairs = zip(found.slots[0].tolist(), found.distances[0].tolist(), strict=True)
         return [Neighbour(self._find(slot).name, distance) for slot, distance in pairs]
+
+    def restore_matrix(self) -> None:
+        """Write the matrix again, from the embeddings, if it was lost or cut off."""
+        done = [entry for entry in self.entries() if entry.state == "done"]
+        if done and not self.matrix.holds(max(entry.id for entry in done)):
+            for entry in done:
+                if self.file(entry).is_file():
+                    self.matrix.write(entry.id, Embedding.load(self.file(entry)).fisher)
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove the tasks of these names from the library, and delete their embeddings.
@@ -172,7 +183,7 @@ class Library:
         except (OSError, ValueError):  # no file, or too short
             row = torch.empty(0)
         if not torch.equal(row, embedding.fisher.float()):
-            return f"row {entry.id} of {self.matrix.path} is not its embedding; {remedy}"
+            return f"row {entry.id} of {self.matrix.path} is not its embedding; delete that file, it is made again"
         return None
 
     def _find(self, key: int | str) -> Entry:

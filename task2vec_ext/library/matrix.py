@@ -38,6 +38,10 @@ class Matrix:
         finally:
             os.close(file)
 
+    def holds(self, slot: int) -> bool:
+        """Return whether the file goes as far as this slot."""
+        return self.path.is_file() and self.path.stat().st_size >= (slot + 1) * self._row_bytes
+
     def read(self, slots: Tensor) -> Tensor:
         """Return the rows ``[n, K]`` float32 of slots ``[n]``, ascending, none beyond the last that was written."""
         first, last = int(slots[0]), int(slots[-1])

@@ -39,7 +39,10 @@ def shortlist(path: Path, matrix: Matrix, query: Tensor, slots: Tensor) -> Tenso
         return slots
     import faiss
 
-    index = faiss.read_index(str(path)) if path.is_file() else None
+    try:
+        index = faiss.read_index(str(path)) if path.is_file() else None
+    except RuntimeError:  # damaged: it is made again, as is one that was lost
+        index = None
     new = slots if index is None else slots[~torch.isin(slots, torch.from_numpy(faiss.vector_to_array(index.id_map)))]
     if len(new) > EXACT_UP_TO:
         index, new = build(matrix, slots), slots[:0]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .._util.words import check_word
 from .figure import checked_distances, label_text, legend, looks, needs, new_figure, styled, symmetric
 from .labels import write_names
 
@@ -45,8 +46,7 @@ def map_positions(distances: Any, method: MapMethod = "tsne", *, seed: int = 0) 
         Same input, same bits, on one machine with one version of the library.
     """
     matrix = symmetric(checked_distances("map_positions", distances))
-    if method not in ("tsne", "umap"):
-        raise ValueError(f"map_positions: expected method to be tsne or umap, got {method!r}.")
+    check_word("map_positions", "method", method, MapMethod)
     places = _classical_scaling(matrix)
     if len(matrix) >= _FEWEST:
         places = {"tsne": _tsne, "umap": _umap}[method](matrix, places, seed)

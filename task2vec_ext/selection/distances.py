@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from .._util.words import check_word
 from ..distance.distance import cross_distances
 from ..experts import ErrorMatrix
 from .measures import chosen_error
@@ -17,6 +18,8 @@ from .selector import ExpertFacts, Selector, TaskFacts
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+PairDistance = Literal["sym", "sym_scaled", "asym", "asym_scaled"]
 
 PAPER_ALPHA = 0.15
 """The paper's α, for a ResNet-34 probe: used before anything is learned, and to break ties between learned values."""
@@ -45,8 +48,12 @@ class Distance(Selector):
     name: str = "asym"
     why: ClassVar[str] = "was trained on the nearest task"
     passes_per_task: ClassVar[int | None] = 3
-    distance: Literal["sym", "sym_scaled", "asym", "asym_scaled"] = "asym"
+    distance: PairDistance = "asym"
     alpha: float | None = PAPER_ALPHA
+
+    def __post_init__(self) -> None:
+        """Check the distance."""
+        check_word("Distance", "distance", self.distance, PairDistance)
 
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:
         alpha = PAPER_ALPHA if self.alpha is None else self.alpha

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from .._util.words import check_word
 from ..distance.comparable import check_comparable
 from ..embedding import Embedding
 from ..experts import ErrorMatrix
@@ -18,6 +19,8 @@ from .selector import ExpertFacts, Selector, TaskFacts
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+Form = Literal["layers", "filters"]
 
 _SOFTNESS = 0.5
 """Temperature of the soft targets, in standard deviations of a task's errors: an expert one deviation better than
@@ -56,10 +59,17 @@ class Model2Vec(Selector):
     name: str = "model2vec"
     why: ClassVar[str] = "is the nearest, as its errors on other tasks place it"
     passes_per_task: ClassVar[int | None] = 3
-    form: Literal["layers", "filters"] | int = "layers"
+    form: Form | int = "layers"
     l2: float = 1.0
     alpha: float = PAPER_ALPHA
     models: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the form."""
+        if not isinstance(self.form, int):
+            check_word("Model2Vec", "form", self.form, Form)
+        elif self.form < 1:
+            raise ValueError(f"Model2Vec: expected a rank >= 1 as form, got {self.form}.")
 
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:
         if not self.models:

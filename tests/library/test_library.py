@@ -353,6 +353,26 @@ def test_verify_finds_all_that_is_wrong(built):
     assert build_library(tasks_of(5), built.folder, small_probe()).verify() == []
 
 
+def test_a_lost_matrix_is_made_again(built, monkeypatch):
+    expected, matrix = built.nearest("task1"), built.folder / "matrix.f32"
+    for damage in (matrix.unlink, lambda: matrix.write_bytes(matrix.read_bytes()[:-1])):
+        damage()
+        assert any("delete that file" in line for line in built.verify())
+        assert Library(built.folder).nearest("task1") == expected
+        assert built.verify() == []
+    matrix.unlink()
+    embedded = watch(monkeypatch)
+    build_library(tasks_of(6), built.folder, small_probe())
+    assert embedded == ["task5"]
+    assert built.verify() == []
+
+
+def test_one_path_is_no_list_of_tasks(tmp_path):
+    with pytest.raises(TypeError, match="expected a list of tasks, got 'good'"):
+        build_library("good", tmp_path / "library", "tiny")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_lost_index_costs_no_embedding_of_the_same_settings(built, monkeypatch):
     before = sums(built)
     embedded = watch(monkeypatch)
