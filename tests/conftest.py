@@ -13,6 +13,22 @@ from PIL import Image
 
 # Small tensors: threads would only wait for each other. The tests of threaded loops ask for them.
 torch.set_num_threads(1)
+IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ  # of `pytest -n auto`
+if IN_WORKER:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start: the other workers use the cores
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Neighbours stay in one worker, which builds their fixtures once; who is done takes tests from the others."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if IN_WORKER:  # slow tests first, or one worker would be left with one at the end
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def _missing(marker: str) -> str | None:

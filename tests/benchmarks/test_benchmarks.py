@@ -18,11 +18,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
-TINY = {
-    "fisher_pass": "--arch tiny --size 24 --batch-size 2 --repeats 1 --device cpu --precision fp32",
-    "filter_grad_sq": "--arch tiny --size 16 --batch-size 2 --repeats 1 --device cpu --precision fp32",
-    "distances": "--tasks 60 --filters 40 --rounds 2",
-}
+TINY = "--tasks 60 --filters 40 --rounds 2"
 
 
 @pytest.fixture(autouse=True)
@@ -32,11 +28,11 @@ def _importable(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["clone", "elsewhere"])
-@pytest.mark.parametrize("script", TINY)
-def test_a_script_runs_from_any_folder_and_writes_its_record(script, place, tmp_path):
+def test_a_script_runs_from_any_folder_and_writes_its_record(place, tmp_path):
+    """The fastest of them; test_gpu_script.py runs most."""
     results = tmp_path / "results"
     ran = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / f"{script}.py", *TINY[script].split()],
+        [sys.executable, ROOT / "benchmarks" / "distances.py", *TINY.split()],
         cwd=ROOT if place == "clone" else tmp_path,
         env={**os.environ, "TASK2VEC_RESULTS": str(results), "TASK2VEC_COMMIT": "abc"},
         capture_output=True,
@@ -46,10 +42,10 @@ def test_a_script_runs_from_any_folder_and_writes_its_record(script, place, tmp_
     assert ran.returncode == 0, ran.stderr
     (file,) = results.glob("*/*.*")
     record = json.loads(file.read_text())
-    assert file.name == f"{script}.json"
+    assert file.name == "distances.json"
     assert ran.stdout.endswith(f"{file}\n")
     assert record["commit"] == "abc"
-    assert record["command"] == f"python benchmarks/{script}.py {TINY[script]}"
+    assert record["command"] == f"python benchmarks/distances.py {TINY}"
 
 
 def test_no_script_hides_another_module():

@@ -161,7 +161,7 @@ def test_the_readme_is_read_in_a_minute():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 
 
-@pytest.mark.parametrize("command", ["task2vec demo", "pytest"])
+@pytest.mark.parametrize("command", ["task2vec demo", "pytest -n auto"])
 def test_set_up_is_one_line_of_the_readme_which_ci_runs(command):
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert f'readme "{command}"' in ci

@@ -4,6 +4,8 @@ A module for the tests, and a program that ThreadSanitizer watches (races.cpp). 
 a hash of all that goes into it. TASK2VEC_SIMT_FLAGS are more flags for the compiler ($CXX, or g++) of the module.
 """
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -13,7 +15,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -110,12 +112,25 @@ def _build(
         return built
 
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
+    with _only_one(cache), tempfile.TemporaryDirectory(dir=cache) as folder:
+        if built.exists():  # made by another process in the meantime
+            return built
         objects = compile_objects(sources, Path(folder))
         linked = Path(folder, built.name)
         _run([*_compiler(), *link, *objects, "-o", linked])
-        linked.replace(built)  # at once: another process may be building the same
+        linked.replace(built)  # at once: another process may look for it
     return built
+
+
+@contextlib.contextmanager
+def _only_one(cache: Path) -> Iterator[None]:
+    """Wait until no other process compiles into `cache`: the second one would compile the same."""
+    folder = os.open(cache, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # gone when it is closed, also by the end of the process
+        yield
+    finally:
+        os.close(folder)
 
 
 def compile_objects(sources: Mapping[Path, Sequence[str]], folder: Path, root: Path = ROOT) -> list[Path]:
