@@ -117,7 +117,7 @@ def _read(
                 features = torch.empty(len(indices), *z.shape[1:])
                 targets = torch.empty(len(indices), *y.shape[1:], dtype=y.dtype)
             rows = slice(stop, stop := stop + len(batch.index))
-            features[rows], targets[rows], kept[rows] = z.float().cpu(), y.cpu(), batch.index.cpu()
+            features[rows], targets[rows], kept[rows] = z.float().cpu(), y.cpu(), batch.index
     return Features(features[:stop], targets[:stop], kept[:stop]), first, probe
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..kernels.filter_grad_sq import filter_grad_sq
 from ..probe.layers import filter_weight
-from ..probe.watch import ConvUse, LinearUse, Use, Watch
+from ..probe.watch import BatchNormUse, ConvUse, LinearUse, Use, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -97,10 +97,12 @@ def _follow(name: str, use: Use, output: Tensor, captured: Captured, samples: in
 
 def _grad_sq(use: Use, input: Tensor, grad_output: Tensor, samples: int) -> Tensor:
     """Return ``[B, C_out]`` for one layer."""
-    with torch.no_grad():
-        # Under autocast the layer itself computed in a narrower type than its input's; the CPU's loops take no 16 bits.
+    with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
+        # Under autocast the layer itself computed in a narrower type than its input's. The CPU's loops take no 16 bits,
+        # and a BatchNorm's difference of sums loses them.
         dtype = grad_output.dtype
-        if input.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
+        wide = input.device.type == "cpu" or isinstance(use, BatchNormUse)
+        if wide and dtype in (torch.float16, torch.bfloat16):
             dtype = torch.float32
         input, grad_output = input.to(dtype), grad_output.to(dtype)
         if len(input) != samples:

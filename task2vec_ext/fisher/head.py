@@ -236,6 +236,7 @@ def _fit_adam(
             order = torch.multinomial(weights.cpu(), len(z), replacement=True, generator=generator)
         for rows in order.to(z.device).split(ADAM_BATCH):
             optimizer.zero_grad()
-            F.cross_entropy(F.linear(z[rows], weight, bias), labels[rows]).backward()
+            with torch.autocast(z.device.type, enabled=False):  # of the caller's
+                F.cross_entropy(F.linear(z[rows], weight, bias), labels[rows]).backward()
             optimizer.step()
     return weight.detach(), bias.detach()

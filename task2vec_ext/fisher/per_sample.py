@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 
+from .._util.later import later
 from ..jackknife import GROUPS, Groups, group_sizes, num_groups
-from ..losses import CrossEntropy, Loss, per_image
+from ..losses import CrossEntropy, Loss, signs_per_image
 from ..probe.folding import FoldedProbe, fold
 from ..probe.probe import check_eval, frozen
 from .capture import capture
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -55,7 +57,8 @@ def cotangents(
         estimator: One of these.
         logits: ``[B, …, C]``.
         targets: ``[B, …]``, as ``loss.prepare`` returns them; only ``empirical`` uses their values.
-        index: ``[B]``, the images' numbers. ε and y are functions of (seed, index): batches and order do not matter.
+        index: ``[B]``, the images' numbers, on the CPU. ε and y are functions of (seed, index): batches and order do
+            not matter.
         seed: Of ε and y.
         loss: The fitted loss.
 
@@ -73,7 +76,7 @@ def cotangents(
             yield loss.root(logits, targets, one.reshape(shape)).to(logits.dtype)
         return
     if estimator == "signed":
-        signs = per_image(index, seed, lambda random: random.integers(0, 2, shape) * 2 - 1)
+        signs = signs_per_image(index, seed, shape, logits.device)
         yield loss.root(logits, targets, signs).to(logits.dtype)
         return
     if estimator == "sampled":
@@ -113,7 +116,8 @@ def per_sample_fisher(
         probe: In eval mode; untouched. `folding.fold` gives a faster one.
         layers: As ``probe.layers()`` returns them.
         head: Fitted to the task, on the probe's device.
-        batch: Preprocessed images on the probe's device, labels as the head's loss prepared them.
+        batch: Preprocessed images on the probe's device, labels as the head's loss prepared them, the images' numbers
+            (`index`) on the CPU.
         estimator: See `cotangents`.
         seed: See `cotangents`.
 
@@ -125,28 +129,44 @@ def per_sample_fisher(
         NotImplementedError: If the per-sample gradient of a layer is unknown; see `check_per_sample`.
     """
     check_eval(probe.module)
+    device = batch.images.device
     with torch.enable_grad(), frozen(probe.module), capture(probe.module, layers, len(batch.images)) as captured:
         features = probe.features(batch.images)
-        logits = head.logits(features.detach())
-        if not torch.isfinite(logits).all():
-            raise ValueError(
-                f"fisher_embed: expected finite outputs of {probe.name}, got NaN or infinity for images "
-                f"{batch.index.tolist()[:5]}…; check its weights and the preprocessing."
-            )
-        total: Tensor | None = None
-        passes = logits[0].numel() if estimator == "exact" else 1
-        for number, v in enumerate(cotangents(estimator, logits, batch.labels, batch.index, seed, head.loss)):
-            # The head is linear: its own backward is one product, outside autograd.
-            torch.autograd.backward(features, (v @ head.weight).to(features.dtype), retain_graph=number < passes - 1)
-            row = captured.take().double()
-            total = row if total is None else total.add_(row)
+        with torch.autocast(device.type, enabled=False):  # of the caller's: it is the network's
+            logits = head.logits(features.detach())
+            finite = later(torch.isfinite(logits).all())
+            total: Tensor | None = None
+            passes = logits[0].numel() if estimator == "exact" else 1
+            for number, v in enumerate(cotangents(estimator, logits, batch.labels, batch.index, seed, head.loss)):
+                # The head is linear: its own backward is one product, outside autograd.
+                to_features = (v @ head.weight).to(features.dtype)
+                torch.autograd.backward(features, to_features, retain_graph=number < passes - 1)
+                row = captured.take().double()
+                total = row if total is None else total.add_(row)
     assert total is not None
-    unit = total.new_empty(layers[-1].stop)  # [K]: 1/P, times s² where BatchNorm was folded in
-    scale = probe.scale if isinstance(probe, FoldedProbe) else {}
-    for layer in layers:
-        factor = scale[layer.name].double().square() if layer.name in scale else 1.0
-        unit[layer.start : layer.stop] = factor / layer.fan_in
-    return total * unit
+    if not finite():  # asked once the backward pass is queued: a GPU never waits for the answer
+        raise ValueError(
+            f"fisher_embed: expected finite outputs of {probe.name}, got NaN or infinity for images "
+            f"{batch.index.tolist()[:5]}…; check its weights and the preprocessing."
+        )
+    return total * _units(probe, tuple(layers), device)
+
+
+_UNITS: WeakKeyDictionary[Probe, dict[Hashable, Tensor]] = WeakKeyDictionary()
+
+
+def _units(probe: Probe, layers: tuple[Layer, ...], device: torch.device) -> Tensor:
+    """Return 1/P of every filter, times s² where BatchNorm was folded in, ``[K]`` float64; made once for a probe."""
+    made = _UNITS.setdefault(probe, {})
+    if (layers, device) not in made:
+        scale = probe.scale if isinstance(probe, FoldedProbe) else {}
+        ones = torch.ones(layers[-1].stop, dtype=torch.float64, device=device)
+        factors = [
+            scale[layer.name].double().square() if layer.name in scale else ones[layer.start : layer.stop]
+            for layer in layers
+        ]
+        made[layers, device] = torch.cat([factor / layer.fan_in for factor, layer in zip(factors, layers, strict=True)])
+    return made[layers, device]
 
 
 class FisherSum(NamedTuple):
@@ -202,25 +222,29 @@ def sum_fisher(
         RuntimeError: If the result is not finite.
 
     Note:
-        Where it stops does not depend on the batches: it checks whenever all groups have equally many images.
+        The sums stay on the probe's device until the end. With `rel_error` they are fetched for each check. Where it
+        stops does not depend on the batches: it checks whenever all groups have equally many images.
     """
-    totals, samples = torch.zeros(GROUPS, layers[-1].stop, dtype=torch.float64), 0
+    totals, samples, done = torch.zeros(GROUPS, layers[-1].stop, dtype=torch.float64), 0, False
 
     def enough() -> bool:
         if rel_error is None or samples % GROUPS or samples < _FIRST_LOOK:
             return False
-        return FisherSum(totals, samples).groups.relative_error() <= rel_error
+        return FisherSum(totals.cpu(), samples).groups.relative_error() <= rel_error
 
     for batch in batches:
-        probe = fold(probe, layers, batch.images[:1])
-        rows = per_sample_fisher(probe, layers, head, batch, estimator, seed).cpu()
-        while len(rows) and not enough():
+        if samples == 0:
+            probe, totals = fold(probe, layers, batch.images[:1]), totals.to(batch.images.device)
+        rows = per_sample_fisher(probe, layers, head, batch, estimator, seed)
+        while len(rows) and not done:
             first = samples % GROUPS
             part, rows = rows[: GROUPS - first], rows[GROUPS - first :]
             totals[first : first + len(part)] += part
             samples += len(part)
-        if enough():
+            done = enough()
+        if done:
             break
+    totals = totals.cpu()
     total = totals.sum(0)
     if samples and not math.isfinite(float(total.sum())):
         broken = next(layer.name for layer in layers if not torch.isfinite(total[layer.start : layer.stop]).all())

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._util.later import later
 from ..kernels.noise import local_noise, weight_noise
 from ..probe.folding import FoldedProbe
 from ..probe.probe import check_eval, frozen
@@ -191,20 +192,23 @@ def variational_epochs(
     nll: list[float] = []
     step = 0
     for batches in epochs:
-        total, seen = 0.0, 0
+        total, seen = torch.zeros((), dtype=torch.float64), 0
         with torch.enable_grad(), frozen(probe.module):
             for batch in batches:
                 adam.zero_grad()
                 features = noisy.features(batch.images, step)
-                loss = F.cross_entropy(F.linear(features.float(), weight, bias), batch.labels)
-                if not torch.isfinite(loss):
+                with torch.autocast(batch.images.device.type, enabled=False):  # of the caller's: it is the network's
+                    loss = F.cross_entropy(F.linear(features.float(), weight, bias), batch.labels)
+                    finite = later(torch.isfinite(loss) & torch.isfinite(noisy.log_variance).all())
+                    (loss + kappa * noisy.divergence(log_prior)).backward()
+                if not finite():  # asked once the backward pass is queued: a GPU never waits for the answer
                     raise noisy.not_finite(batch.images, step)
-                (loss + kappa * noisy.divergence(log_prior)).backward()
                 adam.step()
-                if not torch.isfinite(noisy.log_variance).all():
-                    raise noisy.not_finite(batch.images, step)
-                total, seen, step = total + float(loss.detach()) * len(batch.index), seen + len(batch.index), step + 1
-        nll.append(total / max(seen, 1))
+                total = total.to(loss.device) + loss.detach().double() * len(batch.index)
+                seen, step = seen + len(batch.index), step + 1
+        if seen and not torch.isfinite(noisy.log_variance).all():  # after the epoch's last step
+            raise noisy.not_finite(batch.images, step - 1)
+        nll.append(float(total) / max(seen, 1))
         log_variance = noisy.log_variance.detach().double().cpu()
         precision = noisy.of_filters(log_prior.detach()).double().cpu().neg().exp()
         fisher = 2 * kappa * (log_variance.neg().exp() - precision)

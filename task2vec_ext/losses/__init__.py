@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ._common import per_image
+from ._common import per_image, signs_per_image
 from .cross_entropy import CrossEntropy
 from .dense import Dense
 from .loss import Loss
@@ -48,6 +48,7 @@ __all__ = [
     "as_loss",
     "loss_of",
     "per_image",
+    "signs_per_image",
 ]
 
 

@@ -77,5 +77,5 @@ class CrossEntropy(Loss):
 
     def sample(self, logits: Tensor, targets: Tensor, index: Tensor, seed: int) -> Tensor:
         p = logits.double().softmax(-1)
-        uniform = per_image(index, seed, lambda random: random.random((*logits.shape[1:-1], 1))).to(p)
+        uniform = per_image(index, seed, lambda random: random.random((*logits.shape[1:-1], 1)), p.device)
         return (p.cumsum(-1) < uniform).sum(-1).clamp(max=logits.shape[-1] - 1)

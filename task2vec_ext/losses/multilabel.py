@@ -93,7 +93,7 @@ class MultiLabel(Loss):
 
     def sample(self, logits: Tensor, targets: Tensor, index: Tensor, seed: int) -> Tensor:
         p = logits.double().sigmoid()
-        return (per_image(index, seed, lambda random: random.random(logits.shape[1:])).to(p) < p).to(p)
+        return (per_image(index, seed, lambda random: random.random(logits.shape[1:]), p.device) < p).to(p)
 
 
 def _average_precision(scores: Tensor, positive: Tensor) -> float:

@@ -86,7 +86,7 @@ class Regression(Loss):
 
     def _sigma(self, like: Tensor) -> Tensor:
         assert not isinstance(self.noise, str)  # the fit has replaced it
-        return torch.tensor(self.noise, dtype=torch.float64, device=like.device)
+        return torch.tensor(self.noise, dtype=torch.float64).to(like.device, non_blocking=True)
 
     def nll(self, logits: Tensor, targets: Tensor) -> float:
         sigma = self._sigma(logits)
@@ -104,5 +104,5 @@ class Regression(Loss):
         return (logits.double() - targets) / self._sigma(logits).square()
 
     def sample(self, logits: Tensor, targets: Tensor, index: Tensor, seed: int) -> Tensor:
-        normal = per_image(index, seed, lambda random: random.standard_normal(logits.shape[1:]))
-        return logits.double() + self._sigma(logits) * normal.to(logits.device)
+        normal = per_image(index, seed, lambda random: random.standard_normal(logits.shape[1:]), logits.device)
+        return logits.double() + self._sigma(logits) * normal

@@ -39,7 +39,7 @@ class ImageFeed:
     def batches(
         self, indices: Tensor, what: str, on_error: OnError = "raise", skipped: list[Failure] | None = None
     ) -> Iterator[Iterator[Batch]]:
-        """Yield an iterator over batches on the device; workers and progress bar end with the block."""
+        """Yield an iterator over batches, all but `index` on the device; workers and bar end with the block."""
         dtype = next((p.dtype for p in self.probe.module.parameters() if p.is_floating_point()), torch.float32)
         loader = batches(
             self.task,
@@ -58,8 +58,9 @@ class ImageFeed:
 
             def moved_batches() -> Iterator[Batch]:
                 for batch in loader:
-                    moved = Batch(*(part.to(self.device, non_blocking=True) for part in batch))
-                    yield moved._replace(images=moved.images.to(dtype))
+                    # The images' numbers stay here: what is drawn for them is drawn on the CPU.
+                    images, labels = (part.to(self.device, non_blocking=True) for part in (batch.images, batch.labels))
+                    yield Batch(batch.index, images.to(dtype), labels)
                     advance(len(batch.index))
 
             yield moved_batches()
@@ -70,7 +71,7 @@ def with_targets(batches: Iterator[Batch], targets: Tensor) -> Iterator[Batch]:
     stop = 0
     for batch in batches:
         rows = slice(stop, stop := stop + len(batch.index))
-        yield batch._replace(labels=targets[rows].to(batch.images.device))
+        yield batch._replace(labels=targets[rows].to(batch.images.device, non_blocking=True))
 
 
 def same_as_before(batches: Iterator[Batch], seen: Batch | None) -> Iterator[Batch]:

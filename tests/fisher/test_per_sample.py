@@ -1,3 +1,6 @@
+import warnings
+from contextlib import nullcontext
+
 import pytest
 import torch
 from cases import assert_near
@@ -5,11 +8,15 @@ from small import Blobs, assert_untouched, small_probe, small_resnet, state_of
 from torch import nn
 
 from task2vec_ext.data import Batch
+from task2vec_ext.fisher import per_sample
+from task2vec_ext.fisher.capture import _grad_sq
 from task2vec_ext.fisher.head import Head
 from task2vec_ext.fisher.per_sample import ESTIMATORS, cotangents, per_sample_fisher, sum_fisher
 from task2vec_ext.kernels import reference
-from task2vec_ext.losses import CrossEntropy
+from task2vec_ext.losses import CrossEntropy, MultiLabel, Regression
+from task2vec_ext.probe.folding import fold
 from task2vec_ext.probe.layers import Layer
+from task2vec_ext.probe.watch import BatchNormUse
 
 N, C = 5, 3
 
@@ -285,3 +292,90 @@ def test_a_second_take_without_a_backward_pass_is_an_error():
         captured.take()
         with pytest.raises(RuntimeError, match="no gradient reached conv1"):
             captured.take()
+
+
+def test_autocast_of_the_callers_does_not_narrow_the_entries_of_batchnorm():
+    generator = torch.Generator().manual_seed(0)
+    input = 3 + torch.randn(2, 4, 9, 9, generator=generator)  # Σ δ·x and μ·Σ δ nearly cancel
+    grad_output = 1 + torch.randn(2, 4, 9, 9, generator=generator)
+    use = BatchNormUse(input, torch.full((4,), 3.0), torch.ones(4), torch.ones(4))
+    expected = _grad_sq(use, input, grad_output, 2)
+    assert_near(expected, (grad_output * (input - 3)).double().sum((2, 3)).square(), 1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(_grad_sq(use, input, grad_output, 2), expected)
+
+
+def test_autocast_of_the_callers_is_for_the_network_alone():
+    # Autocast leaves float64 as it is, so that a narrowed head would be all the difference.
+    probe, head, batch = small_probe(small_resnet().double()), head_for(10, torch.float32), batch_of(4)
+    expected = per_sample_fisher(probe, probe.layers(), head, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(per_sample_fisher(probe, probe.layers(), head, batch), expected)
+
+
+# ---- what waits for a GPU -------------------------------------------------------------------------------------------
+
+LOSSES = {
+    "cross_entropy": (CrossEntropy(), torch.arange(40) % C),
+    "multilabel": (MultiLabel(), torch.eye(C)[torch.arange(40) % C]),
+    "regression": (Regression(noise=(1.0, 2.0, 0.5)), torch.arange(40.0 * C).view(40, C)),
+}
+every_loss = pytest.mark.parametrize("loss", LOSSES)
+every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
+
+
+def on(device, loss):
+    """A folded probe, its layers, a head and a batch of 40 images on a device; the images' numbers on the CPU."""
+    probe, batch = small_probe(), batch_of(40, torch.float32)
+    layers = probe.layers(include_batchnorm=True)[:-1]  # the last BatchNorm is folded
+    probe = fold(probe, layers, batch.images[:1])
+    probe.module.to(device)
+    probe.scale.update({name: factor.to(device) for name, factor in probe.scale.items()})
+    loss, targets = LOSSES[loss]
+    head = head_for(10)
+    head = Head(head.weight.to(device), head.bias.to(device), 0.0, 0.0, loss)
+    return probe, layers, head, Batch(batch.index, batch.images.to(device), targets.to(device))
+
+
+@every_loss
+@every_estimator
+def test_a_pass_reads_one_flag_a_batch_and_its_sums_once(estimator, loss, monkeypatch):
+    """On the meta device: whatever would wait for a GPU (item, nonzero, a copy to the CPU) raises there."""
+    probe, layers, head, batch = on("meta", loss)
+    flags, fetched = [], []
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which has no meta device
+    monkeypatch.setattr(per_sample, "later", lambda flag: flags.append(flag.shape) or (lambda: True))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: fetched.append(self.shape) or torch.zeros(self.shape))
+    assert sum_fisher(probe, layers, head, [batch] * 3, estimator).samples == 120
+    assert flags == [()] * 3
+    assert fetched == [(32, layers[-1].stop)]
+
+
+@pytest.mark.cuda
+@every_loss
+@every_estimator
+def test_a_pass_synchronises_with_the_gpu_once(estimator, loss):
+    probe, layers, head, batch = on("cuda", loss)
+    sum_fisher(probe, layers, head, [batch], estimator)  # what is loaded and made at first
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            per_sample_fisher(probe, layers, head, batch, estimator)
+            assert [str(one.message) for one in seen] == []
+            sum_fisher(probe, layers, head, [batch] * 3, estimator)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert ["synchroniz" in str(one.message) for one in seen] == [True]
+
+
+@pytest.mark.cuda
+@every_loss
+def test_a_gpu_gives_the_cpus_numbers(loss):
+    (cpu, *arguments), (gpu, *on_gpu) = on("cpu", loss), on("cuda", loss)
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    try:
+        assert_near(per_sample_fisher(gpu, *on_gpu).cpu(), per_sample_fisher(cpu, *arguments), 1e-3)
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before

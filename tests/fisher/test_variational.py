@@ -371,6 +371,18 @@ def test_under_autocast_a_layers_input_is_its_outputs_dtype():
         noisy.features(batches_of(1)[0].images, 0)
 
 
+@both_noises
+def test_autocast_of_the_callers_is_for_the_network_alone(noise):
+    # Autocast leaves float64 as it is, so that a narrowed loss would be all the difference.
+    probe = small_probe(small_resnet(widths=TRAINABLE).double())
+    batches = [batch._replace(images=batch.images.double()) for batch in batches_of(2)]
+    expected = run(probe, batches=batches, noise=noise)[-1]
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = run(probe, batches=batches, noise=noise)[-1]
+    assert actual.nll == expected.nll
+    assert torch.equal(actual.fisher, expected.fisher)
+
+
 def test_noise_that_is_not_finite_is_its_own_layers():
     probe = small_probe()
     noisy = _NoisyProbe(probe, probe.layers(), VariationalSettings(), 0)

@@ -14,7 +14,17 @@ from torch import distributions as D
 from task2vec_ext.data import Batch
 from task2vec_ext.fisher.head import Head, fit_head
 from task2vec_ext.fisher.per_sample import cotangents, per_sample_fisher
-from task2vec_ext.losses import CrossEntropy, Dense, MultiLabel, PseudoLabels, Regression, as_loss, loss_of
+from task2vec_ext.losses import (
+    CrossEntropy,
+    Dense,
+    MultiLabel,
+    PseudoLabels,
+    Regression,
+    as_loss,
+    loss_of,
+    per_image,
+    signs_per_image,
+)
 
 C = 3
 LOSSES = {
@@ -360,3 +370,19 @@ def test_a_head_that_does_not_err_has_no_residual_noise():
 def test_options_of_the_fit_that_exclude_each_other_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         fit_head(torch.randn(4, 2), torch.tensor([0, 1, 0, 1]), 2, **options)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (7, 5, 2), (129,)], ids=str)
+@pytest.mark.parametrize("seed", [0, 2**63 - 1])
+def test_random_numbers_are_those_of_numpys_generator_of_seed_and_image(shape, seed):
+    index = torch.tensor([5, 0, 2**40, 1])
+
+    def each(draw):
+        rows = [draw(np.random.Generator(np.random.Philox(key=[seed, i]))) for i in index.tolist()]
+        return torch.from_numpy(np.stack(rows))
+
+    cpu = torch.device("cpu")
+    for draw in (lambda random: random.random(shape), lambda random: random.standard_normal(shape)):
+        assert torch.equal(per_image(index, seed, draw, cpu), each(draw))
+    signs = each(lambda random: random.integers(0, 2, shape) * 2 - 1)
+    assert torch.equal(signs_per_image(index, seed, shape, cpu), signs)
