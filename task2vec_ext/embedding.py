@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from ._util.atomic import atomic_path
+from .fisher.cross_fit import CrossFitHead
+from .fisher.head import Head
 from .jackknife import FEWEST_GROUPS, Groups, checked_group_means, group_sizes
 from .probe.layers import Layer, LayerKind
 from .settings import JSON, EmbedSettings, settings_of_format_2, value_differences
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from .probe.probe import Probe
 
 
-FORMAT_VERSION = 3  # raised where older versions would misread a file
+FORMAT_VERSION = 4  # raised where older versions would misread a file
 _METADATA_KEY = "task2vec_ext"  # one key only: safetensors does not promise an order of several
 _TENSORS = ("fisher", "prior", "group_means")
 _BLANK_DIGEST = "0" * 64
@@ -73,20 +75,52 @@ class ProbeInfo:
 
 @dataclass(frozen=True)
 class HeadInfo:
-    """The fitted head: how well it does on the images that it was fitted to.
+    """The fitted head, and how well it does.
 
     Args:
         num_outputs: C classes or labels, or K numbers.
-        score: At most 1, in the measure that ``metric`` names.
-        nll: Mean negative log-likelihood in nats: of an image's label, of all its known labels, of its standardised
-            numbers, or of a labelled cell of the feature map for ``"dense"``.
+        score: On the images that the head was fitted to: at most 1, in the measure that ``metric`` names.
+        nll: On the same images: the mean negative log-likelihood in nats of an image's label, of all its known labels,
+            of its standardised numbers, or of a labelled cell of the feature map for ``"dense"``.
         metric: ``"accuracy"``, ``"mean average precision"`` (over labels) or ``"R²"`` (mean over targets).
+        held_out_score: The score of heads on images that they were not fitted to; None if there are no such heads
+            (``HeadSettings(cross_fit=None)``) or no such images.
+        held_out_nll: Their NLL on those images.
+        num_not_held_out: How many images are in the fit of every head, because they are the only ones with a class.
     """
 
     num_outputs: int
     score: float
     nll: float
     metric: str = "accuracy"
+    held_out_score: float | None = None
+    held_out_nll: float | None = None
+    num_not_held_out: int = 0
+
+    @classmethod
+    def of(cls, head: Head | CrossFitHead) -> HeadInfo:
+        """Return what an embedding keeps of a head."""
+        if isinstance(head, Head):
+            return cls(len(head.weight), head.score, head.nll, head.loss.metric)
+        whole = cls.of(head.whole)
+        if math.isnan(head.nll):
+            return replace(whole, num_not_held_out=head.num_in_all)
+        return replace(whole, held_out_score=head.score, held_out_nll=head.nll, num_not_held_out=head.num_in_all)
+
+    @property
+    def best_score(self) -> float:
+        """The held-out score, where there is one; else the in-sample score."""
+        return self.score if self.held_out_score is None else self.held_out_score
+
+    @property
+    def best_nll(self) -> float:
+        """The held-out NLL, where there is one; else the in-sample NLL."""
+        return self.nll if self.held_out_nll is None else self.held_out_nll
+
+    @property
+    def protocol(self) -> str:
+        """Which of the two these are: ``"held-out"`` or ``"in-sample"``."""
+        return "in-sample" if self.held_out_score is None else "held-out"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -213,7 +247,7 @@ class Embedding:
         """One line: name, size, images, norm, head, probe."""
         return (
             f"Embedding({self.name!r}, K={len(self):,}, N={self.num_samples:,}, norm={self.norm:.4g}, "
-            f"head {self.head.metric} {self.head.score:.1%} of {self.head.num_outputs} outputs, "
+            f"{self.head.protocol} {self.head.metric} {self.head.best_score:.1%} of {self.head.num_outputs} outputs, "
             f"probe {self.probe.name} {self.probe.weights})"
         )
 
@@ -228,12 +262,19 @@ class Embedding:
             (
                 f"Task2Vec embedding of {self.name!r}: {len(self):,} filters of {self.probe.name} {self.probe.weights}",
                 f"  norm   {norm} nats² per weight² (how hard the task is), from {images}",
-                f"  head   {self.head.metric} {self.head.score:.1%} on its own images, "
-                f"{self.head.num_outputs} outputs, NLL {self.head.nll:.3g} nats",
+                f"  head   {self._head_line()}",
                 f"  made   {self.settings.estimator} estimator, {what} loss, seed {self.settings.seed}",
                 "  next   distance_matrix([this, …]), embedding.save(FILE), Library.nearest(embedding)",
             )
         )
+
+    def _head_line(self) -> str:
+        """How well the head does, on images that it has not seen where there are such."""
+        head = self.head
+        line = f"{head.protocol} {head.metric} {head.best_score:.1%}, NLL {head.best_nll:.3g} nats; "
+        if head.held_out_score is not None:
+            line += f"in-sample {head.score:.1%}, {head.nll:.3g} nats; "
+        return f"{line}{head.num_outputs} outputs"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the embedding as safetensors, atomically.
@@ -362,7 +403,9 @@ def _check_counts(embedding: Embedding) -> None:
             f"got {embedding.num_samples} and {embedding.num_skipped}."
         )
     head = embedding.head
-    if not (-math.inf < head.score <= 1 and math.isfinite(head.nll)):
+    if not (
+        -math.inf < head.best_score <= 1 and -math.inf < head.score <= 1 and math.isfinite(head.nll + head.best_nll)
+    ):
         raise ValueError(f"Embedding: expected a score of at most 1 and a finite nll, got {head}.")
 
 

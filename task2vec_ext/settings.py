@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .fisher.head import HeadSettings
+from ._util.numbers import whole
+from .fisher.head import DEFAULT_FOLDS, HeadSettings
 from .fisher.per_sample import ANY_ESTIMATORS, AnyEstimator
 from .fisher.variational import VariationalSettings, check_layers
 from .losses import Loss, LossName, as_loss, loss_of
@@ -109,6 +109,7 @@ class EmbedSettings:
                 f"{self.loss_object.name!r}; use estimator='signed'."
             )
         object.__setattr__(self, "variational", self.variational or VariationalSettings())
+        object.__setattr__(self, "head", replace(self.head, cross_fit=None))  # one head, fitted on with the noise
 
     @property
     def loss_object(self) -> Loss:
@@ -127,7 +128,10 @@ class EmbedSettings:
         """
         given = {name: value for name, value in options.items() if value is not None}
         if given.get("estimator", "variational") != "variational":
-            given.setdefault("variational", None)  # which belonged to the estimator before
+            # Both belonged to the estimator before.
+            given.setdefault("variational", None)
+            if self.estimator == "variational":
+                given.setdefault("head", replace(self.head, cross_fit=DEFAULT_FOLDS))
         return replace(self, **given) if given else self
 
     def check(self, probe: Probe) -> list[Layer]:
@@ -177,7 +181,7 @@ class EmbedSettings:
         if "loss" in known:
             known["loss"] = loss_of(known["loss"])
         if known.get("head") is not None:
-            known["head"] = HeadSettings(**known["head"])
+            known["head"] = HeadSettings(**({"cross_fit": None} | known["head"]))  # version 0.2 had one head
         if known.get("variational") is not None:
             known["variational"] = VariationalSettings(**known["variational"])
         try:
@@ -253,29 +257,3 @@ def value_differences(name: str, a: JSON, b: JSON) -> list[str]:
         keys = sorted({*a, *b})
         return [text for key in keys for text in value_differences(f"{name} {key}", a.get(key), b.get(key))]
     return [f"{name}: {a} against {b}"]
-
-
-def whole(who: str, name: str, value: int, least: int, most: int | None = None) -> int:
-    """Return a whole number of any integer type as an int, or raise.
-
-    Args:
-        who: Whose argument, for the message.
-        name: The argument's name.
-        value: What was given.
-        least: The smallest allowed.
-        most: The largest allowed; default: no limit.
-
-    Raises:
-        TypeError: If it is not a whole number.
-        ValueError: If it is out of range.
-    """
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None:
-        raise TypeError(f"{who}: expected {name} as a whole number, got {value!r} ({type(value).__name__}).")
-    if number < least or (most is not None and number > most):
-        limits = f">= {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{who}: expected {name} {limits}, got {number}.")
-    return number

@@ -124,7 +124,7 @@ def _row(embedding: Embedding) -> dict[str, Any]:
         "outputs": embedding.head.num_outputs,
         "images": embedding.num_samples,
         "norm": [_rounded(value) for value in (embedding.norm, *interval)],
-        "score": _rounded(embedding.head.score),
+        "score": _rounded(embedding.head.best_score),
         "metric": embedding.head.metric,
         "sheet": None,
         "experts": [],

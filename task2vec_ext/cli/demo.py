@@ -35,7 +35,7 @@ def demo(
         near = tasks[other]
         own += near.family == task.family
         name = near.name if near.family == task.family else f"{near.name} ({near.family})"
-        measured = f"{e.head.score:.0%}", f"{e.norm:.3g}"
+        measured = f"{e.head.best_score:.0%}", f"{e.norm:.3g}"
         rows.append((task.name, task.family, str(len(task.classes)), *measured, name, f"{distance:.2f}"))
     print_table(console(), ("task", "family", "classes", "accuracy", "norm", "nearest task", "distance"), rows)
     sizes = [sum(other.family == task.family for other in tasks) - 1 for task in tasks]

@@ -66,7 +66,17 @@ def run_demo(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lam
     report("comparing the tasks …")
     distances = distance_matrix(embeddings, DISTANCE)
     rows = [
-        (e.name, family, e.head.num_outputs, e.num_samples, e.head.score, e.head.nll, e.norm, names[other], distance)
+        (
+            e.name,
+            family,
+            e.head.num_outputs,
+            e.num_samples,
+            e.head.best_score,
+            e.head.best_nll,
+            e.norm,
+            names[other],
+            distance,
+        )
         for e, family, (other, distance) in zip(embeddings, families, nearest(distances), strict=True)
     ]
     columns = ("task", "family", "classes", "images", "head_accuracy", "head_nll", "norm", "nearest", "distance")

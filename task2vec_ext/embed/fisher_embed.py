@@ -13,6 +13,7 @@ from torch import nn
 from .._util.warnings import Task2VecWarning
 from ..data import Batch, ClassLabel, Preprocess, as_task, check_labels, draw, read_labels
 from ..embedding import Embedding, HeadInfo, ProbeInfo
+from ..fisher.cross_fit import CrossFitHead, fit_cross_fit_head
 from ..fisher.head import Head, fit_head
 from ..fisher.per_sample import AnyEstimator, Estimator, FisherSum, sum_fisher
 from ..fisher.variational import DEFAULT_KAPPA, variational_epochs
@@ -195,18 +196,18 @@ def embed_task(task: Task, probe: Probe, settings: EmbedSettings, work: Work) ->
         measure = measure_fisher if settings.variational is None else measure_robust_fisher
         measured = measure(feed, seen, layers, head, targets, settings, team)
     _check_reached(settings, measured, task.name)
-    num_outputs = len(head.weight)
+    info = HeadInfo.of(head)
     return Embedding(
         fisher=measured.fisher,
         prior=measured.prior,
         layers=tuple(layers),
         probe=ProbeInfo.of(probe),
-        head=HeadInfo(num_outputs, head.score, head.nll, loss.metric),
+        head=info,
         settings=settings,
         num_samples=measured.samples,
         num_skipped=seen.num_skipped,
         name=task.name,
-        classes=task.classes if task.classes is not None and len(task.classes) == num_outputs else None,
+        classes=task.classes if task.classes is not None and len(task.classes) == info.num_outputs else None,
         group_means=measured.group_means,
         prior_scale=measured.prior_scale,
         epoch_nll=measured.epoch_nll,
@@ -243,8 +244,10 @@ def draw_images(task: Task, settings: EmbedSettings) -> Tensor:
 
 def fit_task_head(
     seen: FirstPass, settings: EmbedSettings, device: torch.device, team: Team | None = None
-) -> tuple[Head, Tensor]:
+) -> tuple[Head | CrossFitHead, Tensor]:
     """Return the head fitted to a task's features, on the device, and the targets as it takes them, ``[N, …]``.
+
+    With ``settings.head.cross_fit`` it is a head for each fold.
 
     Args:
         seen: What `read_features` returned.
@@ -259,7 +262,7 @@ def fit_task_head(
         ValueError: If the targets do not vary, or ``"exact"`` would take too many backward passes.
     """
     team, loss = team or Team(None), settings.loss_object
-    features, targets, _ = seen.of_task
+    features, targets, indices = seen.of_task
     targets, num_outputs = team.first(lambda: loss.prepare(targets, features, settings.seed))
     passes = features[0, ..., 0].numel() * num_outputs
     if settings.estimator == "exact" and passes > loss.max_passes:
@@ -268,12 +271,26 @@ def fit_task_head(
             f"{loss.name!r}, got {passes:,}; use 'signed', or a smaller image_size."
         )
 
-    def fit() -> Head:
-        rows, wanted = features.to(device), targets.to(device)
-        fitted = fit_head(rows, wanted, num_outputs, loss=loss, seed=settings.seed, **vars(settings.head))
+    def fit() -> Head | CrossFitHead:
+        fitted: Head | CrossFitHead
+        rows, wanted, options = features.to(device), targets.to(device), settings.head
+        if options.cross_fit is None:
+            how: dict[str, Any] = {name: getattr(options, name) for name in ("method", "l2", "class_balanced")}
+            fitted = fit_head(rows, wanted, num_outputs, loss=loss, seed=settings.seed, **how)
+        else:
+            fitted = fit_cross_fit_head(rows, wanted, num_outputs, indices, loss, options, settings.seed)
         return fitted.to(torch.device("cpu"))  # which every rank has
 
-    return team.first(fit).to(device), targets
+    head = team.first(fit)
+    if isinstance(head, CrossFitHead) and head.num_in_all:
+        warnings.warn(
+            f"fisher_embed: expected two images or more of each class for cross_fit, got {head.num_in_all} of "
+            f"{len(indices)} images that are the only ones with a class or label; every head is fitted to these, and "
+            "their part of the Fisher is in-sample; leave such classes out, or add images",
+            Task2VecWarning,
+            stacklevel=6,
+        )
+    return head.to(device), targets
 
 
 class Measured(NamedTuple):
@@ -292,7 +309,7 @@ def measure_fisher(
     feed: ImageFeed,
     seen: FirstPass,
     layers: Sequence[Layer],
-    head: Head,
+    head: Head | CrossFitHead,
     targets: Tensor,
     settings: EmbedSettings,
     team: Team | None = None,
@@ -337,7 +354,7 @@ def measure_robust_fisher(
     feed: ImageFeed,
     seen: FirstPass,
     layers: Sequence[Layer],
-    head: Head,
+    head: Head | CrossFitHead,
     targets: Tensor,
     settings: EmbedSettings,
     team: Team | None = None,
@@ -345,6 +362,7 @@ def measure_robust_fisher(
     """Return the robust Fisher of a task: several passes over images drawn from it. Arguments as `measure_fisher`'s."""
     options, indices = settings.variational, seen.of_task.indices
     assert options is not None
+    assert isinstance(head, Head)  # EmbedSettings sees to it
 
     def epochs() -> Iterator[Iterator[Batch]]:
         for number, chosen in enumerate(options.epochs_of(targets, settings.seed), 1):

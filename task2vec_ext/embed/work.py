@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from .._util.numbers import whole
 from .._util.words import check_word
 from ..data.loader import OnError
-from ..settings import whole
 
 if TYPE_CHECKING:
     import torch

@@ -1,11 +1,13 @@
 """The head that is fitted to a task, and the Fisher information of the probe's filters under it."""
 
+from .cross_fit import CrossFitHead, fit_cross_fit_head
 from .head import Head, HeadMethod, HeadSettings, fit_head
 from .per_sample import AnyEstimator, Estimator, FisherSum, cotangents, per_sample_fisher, sum_fisher
 from .variational import Noise, Objective, VariationalSettings
 
 __all__ = [
     "AnyEstimator",
+    "CrossFitHead",
     "Estimator",
     "FisherSum",
     "Head",
@@ -15,6 +17,7 @@ __all__ = [
     "Objective",
     "VariationalSettings",
     "cotangents",
+    "fit_cross_fit_head",
     "fit_head",
     "per_sample_fisher",
     "sum_fisher",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._util.numbers import whole
 from .._util.warnings import Task2VecWarning
 from ..losses import CrossEntropy, Loss
 
@@ -22,6 +24,9 @@ DEFAULT_L2: dict[HeadMethod, float] = {"lbfgs": 1e-2, "adam": 1e-4}
 fit converges, and the embedding depends little on the penalty: of 37 real tasks of 100 images (ResNet-18), 70 % had a
 nearest neighbour of their own domain with 1e-4, 1e-3 and 1e-2, 73 % with 1e-1. 1e-2 gives confident heads (0.01–0.1
 nats) in a fifth of the steps that 1e-4 takes."""
+
+DEFAULT_FOLDS = 5
+"""Folds of `HeadSettings.cross_fit`."""
 
 _SCALE = 1e8
 """The objective is multiplied by this: torch's L-BFGS forgets curvature pairs below an absolute 1e-10 and would
@@ -40,14 +45,19 @@ class HeadSettings:
         l2: Strength of the L2 penalty, > 0; default: 1e-2 for ``"lbfgs"``, the authors' 1e-4 for ``"adam"``.
         class_balanced: Every class has the same weight in the fit, and a draw of ``num_samples`` takes equally many
             images of each class, as far as there are enough.
+        cross_fit: Number of folds, >= 2: the Fisher of an image is taken under a head that was fitted to the other
+            folds and has not seen it. None: under the head of all images, as in the paper; it memorises a few hundred
+            images, and the Fisher then depends on how many there are. Always None for the ``"variational"`` estimator.
 
     Raises:
-        ValueError: If the method is unknown or the penalty not positive.
+        ValueError: If the method is unknown, the penalty not positive, or there are too few folds.
+        TypeError: If the number of folds is not whole.
     """
 
     method: HeadMethod = "lbfgs"
     l2: float | None = None
     class_balanced: bool = False
+    cross_fit: int | None = DEFAULT_FOLDS
 
     def __post_init__(self) -> None:
         """Check the values, and fill in the penalty."""
@@ -59,6 +69,8 @@ class HeadSettings:
             raise ValueError(
                 f"HeadSettings: expected l2 > 0 (without it a separable task has no optimum), got {self.l2}."
             )
+        if self.cross_fit is not None:
+            object.__setattr__(self, "cross_fit", whole("HeadSettings", "cross_fit", self.cross_fit, 2))
 
     def check(self, loss: Loss) -> None:
         """Raise unless a head can be fitted so.
@@ -108,6 +120,14 @@ class Head:
         """Return ``[B, …, C]`` float64 for features ``[B, …, D]``."""
         return F.linear(features.to(self.weight.dtype), self.weight, self.bias)
 
+    def pull(self, cotangents: Tensor) -> Tensor:
+        """Return the gradient at the features, ``[B, …, D]`` float64, for cotangents of the logits ``[B, …, C]``."""
+        return cotangents @ self.weight
+
+    def of(self, index: Tensor) -> Head:
+        """Return the head for the images of a batch ``[B]``: this one for all of them."""
+        return self
+
     def to(self, device: torch.device) -> Head:
         """Return the head on `device`."""
         return dataclasses.replace(self, weight=self.weight.to(device), bias=self.bias.to(device))
@@ -145,80 +165,143 @@ def fit_head(
         NotImplementedError: If ``"adam"`` is to fit anything but plain cross-entropy.
     """
     settings = HeadSettings(method, l2, class_balanced)
-    settings.check(loss)
-    l2 = settings.penalty
-    if not torch.isfinite(features).all():
-        rows = (~torch.isfinite(features)).flatten(1).any(1).nonzero().flatten()
-        raise ValueError(
-            f"fit_head: expected finite features, got NaN or infinity for {len(rows)} images, the first is number "
-            f"{int(rows[0])}; check the probe's weights and the preprocessing."
-        )
-    features, targets = loss.rows(features, targets)
-    weights = loss.weights(targets, num_outputs, class_balanced)
-    if method == "lbfgs":
-        weight, bias = _fit_lbfgs(features.double(), targets, num_outputs, loss, l2, weights)
-    else:
-        weight, bias = _fit_adam(features, targets, num_outputs, l2, weights[:, 0] if class_balanced else None, seed)
-    weight, bias = weight.double(), bias.double()
-    logits = F.linear(features.double(), weight, bias)
-    loss = loss.fitted(logits, targets)
-    return Head(weight, bias, loss.score(logits, targets), loss.nll(logits, targets), loss)
+    fit = HeadFit(features, targets, num_outputs, loss, settings, seed)
+    return fit.head(*fit.solve())
 
 
-def _fit_lbfgs(
-    z: Tensor, targets: Tensor, num_outputs: int, loss: Loss, l2: float, weights: Tensor
-) -> tuple[Tensor, Tensor]:
+class HeadFit:
+    """The fit of a head to a task, prepared once: to all images, or to some of them.
+
+    Args:
+        features: As for `fit_head`, and so are the others.
+        targets: Of the features.
+        num_outputs: C.
+        loss: Of the targets.
+        settings: Method, penalty and balance.
+        seed: Of ``"adam"``.
+
+    Raises:
+        ValueError: If features are not finite, or options are out of range or exclude each other.
+        NotImplementedError: If ``"adam"`` is to fit anything but plain cross-entropy.
+    """
+
+    def __init__(
+        self, features: Tensor, targets: Tensor, num_outputs: int, loss: Loss, settings: HeadSettings, seed: int
+    ) -> None:
+        """Check features and options; whiten the features."""
+        settings.check(loss)
+        if not torch.isfinite(features).all():
+            rows = (~torch.isfinite(features)).flatten(1).any(1).nonzero().flatten()
+            raise ValueError(
+                f"fit_head: expected finite features, got NaN or infinity for {len(rows)} images, the first is number "
+                f"{int(rows[0])}; check the probe's weights and the preprocessing."
+            )
+        self.features, self.targets = loss.rows(features, targets)
+        self.num_outputs, self.loss, self.settings, self.seed = num_outputs, loss, settings, seed
+        self._convex: _Convex | None = None
+        if settings.method == "lbfgs":
+            weights = self.weights(slice(None)).mean(1, keepdim=True)
+            terms = loss.objective(self.targets, num_outputs)
+            self._convex = _Convex(
+                self.features.double(), weights, num_outputs, terms, loss.curvature, settings.penalty
+            )
+
+    def weights(self, rows: Tensor | slice) -> Tensor:
+        """Return the weights of the terms of some rows' loss."""
+        return self.loss.weights(self.targets[rows], self.num_outputs, self.settings.class_balanced)
+
+    def solve(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return W ``[C, D]`` and b ``[C]`` float64, fitted to all rows, or to some: ``[M]`` int64.
+
+        After a fit to all rows, the convex fits to some of them begin at its solution.
+        """
+        if self._convex is None:
+            some = slice(None) if rows is None else rows
+            weights = self.weights(some)[:, 0] if self.settings.class_balanced else None
+            weight, bias = _fit_adam(
+                self.features[some], self.targets[some], self.num_outputs, self.settings.penalty, weights, self.seed
+            )
+            return weight.double(), bias.double()
+        if rows is None:
+            self._convex.start, result = self._convex.solve(self.weights(slice(None)))
+            return result
+        own = self.weights(rows)
+        weights = own.new_zeros(len(self.targets), own.shape[1])
+        weights[rows] = own * (len(self.targets) / len(rows))
+        return self._convex.solve(weights)[1]
+
+    def head(self, weight: Tensor, bias: Tensor) -> Head:
+        """Return the head of W and b, with its score and NLL over all rows, unweighted."""
+        logits = F.linear(self.features.double(), weight, bias)
+        loss = self.loss.fitted(logits, self.targets)
+        return Head(weight, bias, loss.score(logits, self.targets), loss.nll(logits, self.targets), loss)
+
+
+class _Convex:
     """L-BFGS on whitened features: the problem's own curvature, guessed from the features' covariance, is divided out.
 
     With Σ = EΛEᵀ the features' covariance and h = ``loss.curvature``, W = V·E(hΛ + l2)^(−½). In V the Hessian is near
     the identity; plain L-BFGS on W would need thousands of steps to move along directions whose curvature is l2 alone.
     Directions in which the features do not vary carry no weight at the optimum and are left out.
     """
-    n = len(z)
-    row_weights = weights.mean(1, keepdim=True)
-    mean = (row_weights * z).mean(0)  # the free bias absorbs the shift exactly
-    centred = z - mean
-    eigenvalues, basis = torch.linalg.eigh((centred * row_weights).T @ centred / n)
-    alive = eigenvalues > 1e-14 * eigenvalues[-1].clamp(min=torch.finfo(z.dtype).tiny)
-    scale = (loss.curvature * eigenvalues[alive] + l2).rsqrt()
-    whiten = basis[:, alive] * scale
-    white = centred @ whiten  # [N, rank]
-    terms = loss.objective(targets, num_outputs)
-    parameters = z.new_zeros(num_outputs, len(scale) + 1, requires_grad=True)  # V, then b
 
-    def objective() -> Tensor:
-        with torch.no_grad():
-            v, bias = parameters[:, :-1], parameters[:, -1]
-            losses, residual = terms(white @ v.T + bias)
-            residual = residual * weights / n
-            penalty = l2 * scale**2 * v  # gradient of l2/2·‖W‖²
-            parameters.grad = torch.cat([residual.T @ white + penalty, residual.sum(0)[:, None]], 1).mul_(_SCALE)
-            return ((weights * losses).sum() / n + 0.5 * (penalty * v).sum()) * _SCALE
+    def __init__(
+        self,
+        z: Tensor,  # [N, D] float64
+        row_weights: Tensor,  # [N, 1]
+        num_outputs: int,
+        terms: Callable[[Tensor], tuple[Tensor, Tensor]],
+        curvature: float,
+        l2: float,
+    ) -> None:
+        self.terms, self.l2 = terms, l2
+        self.mean = (row_weights * z).mean(0)  # the free bias absorbs the shift exactly
+        centred = z - self.mean
+        eigenvalues, basis = torch.linalg.eigh((centred * row_weights).T @ centred / len(z))
+        alive = eigenvalues > 1e-14 * eigenvalues[-1].clamp(min=torch.finfo(z.dtype).tiny)
+        self.scale = (curvature * eigenvalues[alive] + l2).rsqrt()
+        self.whiten = basis[:, alive] * self.scale
+        self.white = centred @ self.whiten  # [N, rank]
+        self.start = z.new_zeros(num_outputs, len(self.scale) + 1)  # V, then b
 
-    optimizer = torch.optim.LBFGS(
-        [parameters],
-        max_iter=4000,
-        max_eval=8000,
-        tolerance_grad=1e-9 * _SCALE,
-        tolerance_change=0,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
-    optimizer.step(objective)
-    reached = float(objective()) / _SCALE
-    assert parameters.grad is not None
-    # What is left to gain is at most ‖gradient‖² / 2μ, μ the least curvature: that of the penalty alone.
-    gap = float((parameters.grad / _SCALE).square().sum() / (2 * l2 * scale.square().min()))
-    if gap > 1e-6 * max(reached, 1e-6):
-        warnings.warn(
-            f"the head's fit stopped up to {gap:.1e} nats short of its optimum; a larger l2 (now {l2:g}) converges "
-            "faster",
-            Task2VecWarning,
-            stacklevel=3,
+    def solve(self, weights: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return the solution, and its W and b; the weights are ``[N, 1]`` or ``[N, C]``, 0 for rows left out."""
+        n, white, scale, l2 = len(self.white), self.white, self.scale, self.l2
+        parameters = self.start.clone().requires_grad_()
+
+        def objective() -> Tensor:
+            with torch.no_grad():
+                v, bias = parameters[:, :-1], parameters[:, -1]
+                losses, residual = self.terms(white @ v.T + bias)
+                residual = residual * weights / n
+                penalty = l2 * scale**2 * v  # gradient of l2/2·‖W‖²
+                parameters.grad = torch.cat([residual.T @ white + penalty, residual.sum(0)[:, None]], 1).mul_(_SCALE)
+                return ((weights * losses).sum() / n + 0.5 * (penalty * v).sum()) * _SCALE
+
+        optimizer = torch.optim.LBFGS(
+            [parameters],
+            max_iter=4000,
+            max_eval=8000,
+            tolerance_grad=1e-9 * _SCALE,
+            tolerance_change=0,
+            history_size=20,
+            line_search_fn="strong_wolfe",
         )
-    with torch.no_grad():
-        weight = parameters[:, :-1] @ whiten.T
-        return weight, parameters[:, -1] - weight @ mean
+        optimizer.step(objective)
+        reached = float(objective()) / _SCALE
+        assert parameters.grad is not None
+        # What is left to gain is at most ‖gradient‖² / 2μ, μ the least curvature: that of the penalty alone.
+        gap = float((parameters.grad / _SCALE).square().sum() / (2 * l2 * scale.square().min()))
+        if gap > 1e-6 * max(reached, 1e-6):
+            warnings.warn(
+                f"the head's fit stopped up to {gap:.1e} nats short of its optimum; a larger l2 (now {l2:g}) converges "
+                "faster",
+                Task2VecWarning,
+                stacklevel=4,
+            )
+        with torch.no_grad():
+            weight = parameters[:, :-1] @ self.whiten.T
+            return parameters.detach(), (weight, parameters[:, -1] - weight @ self.mean)
 
 
 def _fit_adam(

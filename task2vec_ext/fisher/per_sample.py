@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..data import Batch
     from ..probe.layers import Layer
     from ..probe.probe import Probe
+    from .cross_fit import CrossFitHead
     from .head import Head
 
 Estimator = Literal["exact", "signed", "sampled", "empirical"]
@@ -108,14 +109,19 @@ def check_per_sample(probe: Probe, layers: Sequence[Layer], images: Tensor) -> N
 
 
 def per_sample_fisher(
-    probe: Probe, layers: Sequence[Layer], head: Head, batch: Batch, estimator: Estimator = "signed", seed: int = 0
+    probe: Probe,
+    layers: Sequence[Layer],
+    head: Head | CrossFitHead,
+    batch: Batch,
+    estimator: Estimator = "signed",
+    seed: int = 0,
 ) -> Tensor:
     """Return the contribution of every image to the Fisher, ``Σ_v ‖∂(v·logits_n)/∂w_o‖² / P``.
 
     Args:
         probe: In eval mode; untouched. `folding.fold` gives a faster one.
         layers: As ``probe.layers()`` returns them.
-        head: Fitted to the task, on the probe's device.
+        head: Fitted to the task, on the probe's device; a cross-fitted one knows the head of each image.
         batch: Preprocessed images on the probe's device, labels as the head's loss prepared them, the images' numbers
             (`index`) on the CPU.
         estimator: See `cotangents`.
@@ -133,13 +139,14 @@ def per_sample_fisher(
     with torch.enable_grad(), frozen(probe.module), capture(probe.module, layers, len(batch.images)) as captured:
         features = probe.features(batch.images)
         with torch.autocast(device.type, enabled=False):  # of the caller's: it is the network's
-            logits = head.logits(features.detach())
+            own = head.of(batch.index)
+            logits = own.logits(features.detach())
             finite = later(torch.isfinite(logits).all())
             total: Tensor | None = None
             passes = logits[0].numel() if estimator == "exact" else 1
             for number, v in enumerate(cotangents(estimator, logits, batch.labels, batch.index, seed, head.loss)):
                 # The head is linear: its own backward is one product, outside autograd.
-                to_features = (v @ head.weight).to(features.dtype)
+                to_features = own.pull(v).to(features.dtype)
                 torch.autograd.backward(features, to_features, retain_graph=number < passes - 1)
                 row = captured.take().double()
                 total = row if total is None else total.add_(row)
@@ -198,7 +205,7 @@ class FisherSum(NamedTuple):
 def sum_fisher(
     probe: Probe,
     layers: Sequence[Layer],
-    head: Head,
+    head: Head | CrossFitHead,
     batches: Iterable[Batch],
     estimator: Estimator = "signed",
     seed: int = 0,
@@ -209,7 +216,7 @@ def sum_fisher(
     Args:
         probe: In eval mode; untouched.
         layers: As ``probe.layers()`` returns them.
-        head: Fitted to the task, on the probe's device.
+        head: Fitted to the task, on the probe's device; a cross-fitted one knows the head of each image.
         batches: Preprocessed images on the probe's device, in random order; image i goes to group i mod G.
         estimator: See `cotangents`.
         seed: See `cotangents`.

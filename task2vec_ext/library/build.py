@@ -249,7 +249,7 @@ class _Builder(NamedTuple):
             num_samples=embedding.num_samples,
             num_skipped=embedding.num_skipped,
             num_outputs=embedding.head.num_outputs,
-            score=embedding.head.score,
+            score=embedding.head.best_score,
             norm=embedding.norm,
             seconds=time.monotonic() - started,
             error=None,

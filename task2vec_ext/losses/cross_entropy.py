@@ -42,6 +42,9 @@ class CrossEntropy(Loss):
         check_lengths(self.class_weights, num_classes, "class_weights")
         return targets, num_classes
 
+    def answers(self, targets: Tensor) -> Tensor:
+        return torch.stack([torch.arange(len(targets)), targets], 1)
+
     def weights(self, targets: Tensor, num_outputs: int, balanced: bool) -> Tensor:
         counts = torch.bincount(targets, minlength=num_outputs).double()
         per_class = len(targets) / (num_outputs * counts) if balanced else torch.ones_like(counts)

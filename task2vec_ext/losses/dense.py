@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -60,6 +61,11 @@ class Dense(CrossEntropy):
             )
         check_lengths(self.class_weights, len(present), "class_weights")
         return targets.masked_scatter(labelled, numbered), len(present)
+
+    def answers(self, targets: Tensor) -> Tensor:
+        cells = targets.flatten(1)
+        pairs = torch.stack([torch.arange(len(cells))[:, None].expand_as(cells), cells], 2)
+        return pairs[cells >= 0].unique(dim=0)
 
     def rows(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         labelled = targets >= 0

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from ..data import Target
@@ -69,6 +70,13 @@ class Loss(ABC):
     def rows(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features ``[M, D]`` and targets ``[M, …]`` that the head is fitted to."""
         return features, targets
+
+    def answers(self, targets: Tensor) -> Tensor:
+        """Return which image gives which answer, ``[M, 2]`` int64 pairs (row of `targets`, number of the answer).
+
+        A head that is fitted to some of the images should see every answer. Numbers have none.
+        """
+        return torch.empty(0, 2, dtype=torch.int64)
 
     # The fit.
 

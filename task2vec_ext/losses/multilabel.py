@@ -57,6 +57,9 @@ class MultiLabel(Loss):
             )
         return targets, targets.shape[1]
 
+    def answers(self, targets: Tensor) -> Tensor:
+        return torch.cat([targets == 1, targets == 0], 1).nonzero()
+
     def weights(self, targets: Tensor, num_outputs: int, balanced: bool) -> Tensor:
         yes, no = ((targets == answer).double() for answer in (1, 0))
         known = yes + no

@@ -55,7 +55,7 @@ def plot_norms(
     Source:
         Achille et al., ICCV 2019, figure 2: norm against test error.
     """
-    rows = [(item.name, (item.norm, *norm_interval(item)), item.head.nll) for item in embeddings]
+    rows = [(item.name, (item.norm, *norm_interval(item)), item.head.best_nll) for item in embeddings]
     for word, values in (("errors", errors), ("groups", groups)):
         if not rows or (values is not None and len(values) != len(rows)):
             found = f"{len(rows)} embeddings" if values is None else f"{len(rows)} embeddings and {len(values)} {word}"
