@@ -30,7 +30,7 @@ class ImageFisher(NamedTuple):
 
 
 def image_fisher(
-    task: Task, probe: Probe, *, estimator: Estimator, l2: float, seed: int = 0, cache: Path
+    task: Task, probe: Probe, *, estimator: Estimator, l2: float | None, seed: int = 0, cache: Path
 ) -> ImageFisher:
     """Return the Fisher of all images of a task, the head fitted to all of them; `cache` is a folder that keeps it."""
     what = f"{task.digest()} {probe.fingerprint} {probe.preprocess} {estimator} {l2} {seed}"
@@ -58,14 +58,14 @@ def split(images: Batch, size: int = _BATCH) -> list[Batch]:
     return [Batch(*parts) for parts in zip(*(part.split(size) for part in images), strict=True)]
 
 
-def fitted(probe: Probe, images: Batch, l2: float) -> Head:
+def fitted(probe: Probe, images: Batch, l2: float | None) -> Head:
     """Return the head that `fisher_embed` would fit to these images."""
     with torch.no_grad():
         features = torch.cat([probe.features(batch.images) for batch in split(images)])
     return fit_head(features, images.labels, int(images.labels.max()) + 1, l2=l2)
 
 
-def refitted(probe: Probe, all_images: Batch, samples: int, l2: float, random: torch.Generator) -> Tensor:
+def refitted(probe: Probe, all_images: Batch, samples: int, l2: float | None, random: torch.Generator) -> Tensor:
     """Return the rows ``[N, K]`` of N images under the head that is fitted to them alone.
 
     Drawn without replacement: with an image twice, the head would be more confident than N images can make it.

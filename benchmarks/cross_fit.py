@@ -109,12 +109,13 @@ class Population:
 def heads_of(protocol: str, features: Tensor, labels: Tensor) -> Head | CrossFitHead:
     """Return the head of every image, by protocol."""
     classes, loss = int(labels.max()) + 1, CrossEntropy()
-    if protocol == "in_sample":
-        return fit_head(features, labels, classes)
-    if protocol == "newton":
+    name, _, penalty = protocol.partition("_l2_")
+    l2 = float(penalty) if penalty else None
+    if name == "in_sample":
+        return fit_head(features, labels, classes, l2=l2)
+    if name == "newton":
         return newton_heads(features, labels, classes)
-    folds, _, l2 = protocol.removeprefix("cross_fit_").partition("_l2_")
-    settings = HeadSettings(cross_fit=int(folds), l2=float(l2) if l2 else None)
+    settings = HeadSettings(cross_fit=int(name.removeprefix("cross_fit_")), l2=l2)
     return fit_cross_fit_head(features, labels, classes, torch.arange(len(labels)), loss, settings, 0)
 
 

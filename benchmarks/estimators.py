@@ -23,9 +23,7 @@ def main() -> None:
     parser.add_argument("--task", default="cub_order_charadriiformes")
     parser.add_argument("--num-samples", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument(
-        "--l2", type=float, nargs="+", default=[HeadSettings().penalty], help="L2 of the head: smaller, more confident"
-    )
+    parser.add_argument("--l2", type=float, nargs="+", default=[1e-2], help="L2 of the head: smaller, more confident")
     options = parser.parse_args()
 
     (task,) = _tasks.real_tasks(options.data, only=[options.task])
@@ -35,7 +33,7 @@ def main() -> None:
     result = {name: getattr(options, name) for name in ("task", "probe", "image_size", "seeds")}
     rows: list[dict] = []
     for l2 in options.l2:
-        settings = EmbedSettings(head=HeadSettings(l2=l2))
+        settings = EmbedSettings(head=HeadSettings(l2=l2, cross_fit=None))
         exact = fisher_embed(images, net, settings=settings, estimator="exact", progress=False)
         for estimator in ("signed", "sampled"):
             errors, distances = [], []

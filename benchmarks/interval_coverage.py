@@ -24,7 +24,6 @@ from _record import write_record
 from rich.progress import track
 from torch import Tensor
 
-from task2vec_ext.fisher import HeadSettings
 from task2vec_ext.jackknife import Estimate, Groups, estimate, group_sizes, halved, num_groups, side
 from task2vec_ext.kernels.pairwise import sym_distances
 
@@ -51,7 +50,7 @@ def main() -> None:
     )
     options = parser.parse_args()
 
-    net, l2 = _tasks.probe(options), HeadSettings().penalty
+    net, l2 = _tasks.probe(options), None
     tasks = _tasks.real_tasks(options.data, only=options.tasks)
     rows = [
         _image_fisher.image_fisher(task, net, estimator="signed", l2=l2, cache=options.cache).fisher for task in tasks

@@ -27,7 +27,8 @@ def main() -> None:
     parser = _tasks.parser(__doc__)
     parser.add_argument("--per-domain", type=int, default=6, help="tasks of each domain at most")
     parser.add_argument("--num-samples", type=int, default=160, help="images of each task at most")
-    parser.add_argument("--l2", type=float, default=HeadSettings().penalty, help="L2 penalty of the head")
+    parser.add_argument("--l2", type=float, help="L2 penalty of the head")
+    parser.add_argument("--cross-fit", type=int, default=HeadSettings().cross_fit, help="folds of the head; 0: none")
     parser.add_argument("--estimator", default="signed")
     parser.add_argument("--keep", type=Path, help="folder that keeps the embeddings, so that a second run resumes")
     options = parser.parse_args()
@@ -37,7 +38,9 @@ def main() -> None:
     tasks = [task for task in tasks if sizes[_tasks.domain(task)] > 1]
     domains = [_tasks.domain(task) for task in tasks]
     net = _tasks.probe(options)
-    settings = EmbedSettings(estimator=options.estimator, head=HeadSettings(l2=options.l2))
+    settings = EmbedSettings(
+        estimator=options.estimator, head=HeadSettings(l2=options.l2, cross_fit=options.cross_fit or None)
+    )
     started = time.perf_counter()
     embeddings = []
     for task in track(tasks, "embedding"):
@@ -61,8 +64,9 @@ def main() -> None:
         "domains": len(set(domains)),
         "images": sum(embedding.num_samples for embedding in embeddings),
         "l2": options.l2,
+        "cross_fit": options.cross_fit,
         "seconds": seconds,
-        "head_nll_median": sorted(embedding.head.nll for embedding in embeddings)[len(embeddings) // 2],
+        "head_nll_median": sorted(embedding.head.best_nll for embedding in embeddings)[len(embeddings) // 2],
         "norm_range": [min(e.norm for e in embeddings), max(e.norm for e in embeddings)],
         # Guessing at random among the other tasks.
         "chance": sum((domains.count(d) - 1) / (len(domains) - 1) for d in domains) / len(domains),

@@ -222,8 +222,8 @@ def test_load_refuses_every_changed_byte_every_truncation_and_a_longer_file(tmp_
         (safetensors.torch.save({"fisher": torch.ones(2)}, {"task2vec_ext": "[" * 100_000}), "damaged"),
         (safetensors.torch.save({}, {"task2vec_ext": json.dumps({"format": 1, "sha256": ""})}), "damaged"),
         (
-            safetensors.torch.save({}, {"task2vec_ext": json.dumps({"format": 4, "sha256": "0" * 64})}),
-            r"newer task2vec_ext \(format 4; this one reads up to 3\): upgrade",
+            safetensors.torch.save({}, {"task2vec_ext": json.dumps({"format": 5, "sha256": "0" * 64})}),
+            r"newer task2vec_ext \(format 5; this one reads up to 4\): upgrade",
         ),
     ],
     ids=["missing", "empty", "zip", "foreign", "no-record", "deep", "no-digest", "newer"],
@@ -292,10 +292,35 @@ def test_atomic_path_names_a_missing_folder_and_refuses_what_is_no_file(tmp_path
             pytest.fail("the block must not run")
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_files_of_older_formats_are_read(tmp_path, version):
     path = tmp_path / "old.safetensors"
     fields = make()._fields()
+    for name in ("cross_fit", "held_out_score", "held_out_nll", "num_not_held_out"):
+        fields["settings"]["head"].pop(name, None)
+        fields["head"].pop(name, None)
+    if version < 3:
+        _as_format_2(fields, version)
+
+    def encoded(digest):
+        text = json.dumps({"format": version, "sha256": digest, "embedding": fields})
+        tensors = {"fisher": make().fisher, "prior": make().prior}
+        return safetensors.torch.save(tensors, metadata={"task2vec_ext": text})
+
+    path.write_bytes(encoded(hashlib.sha256(encoded("0" * 64)).hexdigest()))
+    old, one_head = Embedding.load(path), with_head(cross_fit=None)
+    if version < 3:
+        like = {"prior_scale": 2e-7, "task_digest": "d1", "metadata": {"domain": "birds"}, "version": "0.1.0"}
+    else:
+        like = {}
+    assert_same(old, make(settings=one_head, **like))
+    check_comparable([old, make(settings=one_head)])
+    with pytest.raises(ValueError, match="head cross_fit: None against 5"):
+        check_comparable([old, make()])
+
+
+def _as_format_2(fields, version):
+    """Change the fields to those of a file of version 0.1."""
     settings, probe, head = fields.pop("settings"), fields["probe"], fields["head"]
     head |= settings.pop("head")
     fields["recipe"] = {
@@ -312,17 +337,6 @@ def test_files_of_older_formats_are_read(tmp_path, version):
     if version == 1:  # one loss alone, and other names
         del fields["recipe"]["loss"], head["metric"]
         head["num_classes"], head["accuracy"] = head.pop("num_outputs"), head.pop("score")
-
-    def encoded(digest):
-        text = json.dumps({"format": version, "sha256": digest, "embedding": fields})
-        tensors = {"fisher": make().fisher, "prior": make().prior}
-        return safetensors.torch.save(tensors, metadata={"task2vec_ext": text})
-
-    path.write_bytes(encoded(hashlib.sha256(encoded("0" * 64)).hexdigest()))
-    old = Embedding.load(path)
-    expected = make(prior_scale=2e-7, task_digest="d1", metadata={"domain": "birds"}, version="0.1.0")
-    assert_same(old, expected)
-    check_comparable([old, make()])
 
 
 # ---- check_comparable

@@ -37,7 +37,7 @@ def test_json_gives_back_the_same_settings(settings):
 
 def test_every_option_has_one_form():
     assert EmbedSettings("cross_entropy") == EmbedSettings(CrossEntropy())
-    assert HeadSettings().l2 == HeadSettings(l2=1e-2).l2 == 1e-2
+    assert HeadSettings().l2 is None  # of the features' scale
     assert HeadSettings("adam").l2 == 1e-4
     assert EmbedSettings(layers=["a"]) == EmbedSettings(layers=("a",))
     assert VARIATIONAL.variational == VariationalSettings()
@@ -89,7 +89,7 @@ def test_check_knows_what_the_probe_has():
         ({"loss": "regression"}, ["loss: cross_entropy against regression"]),
         ({"loss": CrossEntropy(label_smoothing=0.1)}, ["loss label_smoothing: None against 0.1"]),
         ({"loss": CrossEntropy(class_weights=(1.0, 2.0))}, []),  # of each task's own classes
-        ({"head": HeadSettings(l2=1.0)}, ["head l2: 0.01 against 1.0"]),
+        ({"head": HeadSettings(l2=1.0)}, ["head l2: None against 1.0"]),
         ({"include_batchnorm": True}, ["include_batchnorm: False against True"]),
     ],
 )
@@ -99,7 +99,7 @@ def test_differences_are_what_keeps_two_embeddings_from_being_compared(other, di
 
 def test_changes_are_all_options_that_differ():
     found = EmbedSettings().changes(EmbedSettings(seed=5, num_samples=9, head=HeadSettings(l2=1.0)))
-    assert found == ["num_samples: None against 9", "seed: 0 against 5", "head l2: 0.01 against 1.0"]
+    assert found == ["num_samples: None against 9", "seed: 0 against 5", "head l2: None against 1.0"]
 
 
 def test_override_replaces_what_is_given_and_checks_it():

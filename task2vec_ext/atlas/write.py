@@ -125,7 +125,7 @@ def _row(embedding: Embedding) -> dict[str, Any]:
         "images": embedding.num_samples,
         "norm": [_rounded(value) for value in (embedding.norm, *interval)],
         "score": _rounded(embedding.head.best_score),
-        "metric": embedding.head.metric,
+        "metric": f"{embedding.head.protocol} {embedding.head.metric}",
         "sheet": None,
         "experts": [],
     }

@@ -43,7 +43,7 @@ def demo(
     print(
         f"The nearest task is of the same family for {own} of {len(tasks)} tasks (by chance: {chance:.0f}).\n"
         "The embeddings know nothing of the families: they are made from images, labels and the probe alone.\n\n"
-        "accuracy  of the task's linear head on the probe's features, on the images it was fitted to\n"
+        "accuracy  of the task's linear head on the probe's features, on images that it was not fitted to\n"
         "norm      of the embedding: the larger, the harder the task is for the probe\n"
         "distance  from 0, the same task, to 1\n"
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from .._util.atomic import atomic_path
 from .._util.words import check_word
 from ..data import Task, TaskSource, as_task, check_labels, draw, hold_out, read_labels, subset
-from ..fisher.head import HeadMethod, HeadSettings, fit_head
+from ..fisher.head import ADAM_L2, HeadMethod, HeadSettings, fit_head
 from .errors import IMAGENET, ErrorMatrix
 from .expert import AnyExpert, as_probe
 from .features import ExpertFeatures, Extractor
@@ -26,6 +26,10 @@ from .recipe import AnyRecipe, as_recipe
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+CLASSIFIER_L2: dict[HeadMethod, float] = {"lbfgs": 1e-2, "adam": ADAM_L2}
+"""Default penalties of a classifier on an expert's features, which have a root mean square of 1."""
 
 
 def classifier_error(
@@ -38,7 +42,7 @@ def classifier_error(
         test: Features that it is tested on.
         method: ``"lbfgs"``: the convex problem to convergence; ``"adam"``: as in the authors' code (the paper: 16
             epochs, learning rate 1e-4, for more images).
-        l2: Penalty of the fit; default: the method's.
+        l2: Penalty of the fit; default: `CLASSIFIER_L2`.
         seed: Seed of ``"adam"``.
 
     Raises:
@@ -57,6 +61,7 @@ def classifier_mistakes(
     """Return which test images the classifier of `classifier_error` labels wrong, ``[N]`` bool."""
     scale = train.features.double().square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
     classes = int(train.labels.max()) + 1
+    l2 = CLASSIFIER_L2[method] if l2 is None else l2
     head = fit_head(train.features.double() / scale, train.labels, classes, method=method, l2=l2, seed=seed)
     return head.logits(test.features.double() / scale).argmax(1) != test.labels
 
@@ -121,7 +126,8 @@ def transfer_errors(
         check_labels(read_labels(train), who=f"transfer_errors: {name}")
     recipe = None if fine_tuning is None else as_recipe(fine_tuning)
     if recipe is None:
-        how: dict[str, Any] = {"method": method, "l2": HeadSettings(method, l2).l2, "fine_tuning": None, "seed": seed}
+        l2 = HeadSettings(method, CLASSIFIER_L2[method] if l2 is None else l2).l2
+        how: dict[str, Any] = {"method": method, "l2": l2, "fine_tuning": None, "seed": seed}
     else:
         how = {"method": None, "l2": None, "fine_tuning": asdict(recipe), "seed": seed}
     fingerprints = {name: expert.fingerprint for name, expert in experts.items()}

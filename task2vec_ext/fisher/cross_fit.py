@@ -113,7 +113,7 @@ def fit_cross_fit_head(
     fold = assign_folds(loss.answers(targets.cpu()), index, settings.cross_fit, seed)
     fit = HeadFit(features, targets, num_outputs, loss, settings, seed)
     whole = fit.head(*fit.solve())
-    each = fold.to(targets.device).reshape(-1, *[1] * (targets.dim() - 1), 1).expand(*features.shape[:-1], 1)
+    each = fold.to(features.device).reshape(-1, *[1] * (features.dim() - 1)).expand(*features.shape[:-1], 1)
     fold_of_row = loss.rows(each, targets)[0][:, 0]
     heads, logits = [], whole.logits(fit.features)
     for k in range(settings.cross_fit):

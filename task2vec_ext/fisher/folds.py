@@ -45,7 +45,8 @@ def assign_folds(answers: Tensor, index: Tensor, num_folds: int, seed: int) -> T
         fold[rest] = np.resize(np.lexsort((sizes, own)), len(rest))
         sizes[:] += np.bincount(fold[rest], minlength=num_folds)
 
-    for number in counts.argsort(kind="stable"):
+    # Equal counts in an order that does not depend on how answers are numbered.
+    for number in np.lexsort(([key[some[0]] for some in having if len(some)], counts)):
         deal(having[number])
     deal(key.argsort())  # those without an answer
     for some in having:

@@ -19,11 +19,12 @@ from ..losses import CrossEntropy, Loss
 
 HeadMethod = Literal["lbfgs", "adam"]
 
-DEFAULT_L2: dict[HeadMethod, float] = {"lbfgs": 1e-2, "adam": 1e-4}
-"""Default penalties. Adam's is the weight decay of the authors' code, which stops long before the optimum. The convex
-fit converges, and the embedding depends little on the penalty: of 37 real tasks of 100 images (ResNet-18), 70 % had a
-nearest neighbour of their own domain with 1e-4, 1e-3 and 1e-2, 73 % with 1e-1. 1e-2 gives confident heads (0.01–0.1
-nats) in a fifth of the steps that 1e-4 takes."""
+RELATIVE_L2 = 0.1
+"""Default penalty of the convex fit, in units of the features' mean variance: a probe with features of another scale
+gets the same head. Near the held-out optimum of real tasks on three probes; see docs/how_many_images.md."""
+
+ADAM_L2 = 1e-4
+"""Default penalty of ``"adam"``: the weight decay of the authors' code, which stops long before the optimum."""
 
 DEFAULT_FOLDS = 5
 """Folds of `HeadSettings.cross_fit`."""
@@ -42,7 +43,8 @@ class HeadSettings:
 
     Args:
         method: ``"lbfgs"`` solves the convex problem to convergence; ``"adam"`` is the authors' recipe.
-        l2: Strength of the L2 penalty, > 0; default: 1e-2 for ``"lbfgs"``, the authors' 1e-4 for ``"adam"``.
+        l2: Strength of the L2 penalty, > 0; default for ``"lbfgs"``: 0.1 times the mean variance of the task's
+            features; for ``"adam"``: the authors' 1e-4.
         class_balanced: Every class has the same weight in the fit, and a draw of ``num_samples`` takes equally many
             images of each class, as far as there are enough.
         cross_fit: Number of folds, >= 2: the Fisher of an image is taken under a head that was fitted to the other
@@ -60,12 +62,12 @@ class HeadSettings:
     cross_fit: int | None = DEFAULT_FOLDS
 
     def __post_init__(self) -> None:
-        """Check the values, and fill in the penalty."""
+        """Check the values."""
         if self.method not in get_args(HeadMethod):
             raise ValueError(f"HeadSettings: expected method 'lbfgs' or 'adam', got {self.method!r}.")
-        if self.l2 is None:
-            object.__setattr__(self, "l2", DEFAULT_L2[self.method])
-        elif not (self.l2 > 0 and math.isfinite(self.l2)):
+        if self.l2 is None and self.method == "adam":
+            object.__setattr__(self, "l2", ADAM_L2)
+        if self.l2 is not None and not (self.l2 > 0 and math.isfinite(self.l2)):
             raise ValueError(
                 f"HeadSettings: expected l2 > 0 (without it a separable task has no optimum), got {self.l2}."
             )
@@ -91,11 +93,12 @@ class HeadSettings:
         if self.class_balanced and getattr(loss, "class_weights", None) is not None:
             raise ValueError("HeadSettings: expected either class_balanced or class_weights, got both; drop one.")
 
-    @property
-    def penalty(self) -> float:
-        """The L2 penalty, a number."""
-        assert self.l2 is not None
-        return self.l2
+    def penalty(self, features: Tensor) -> float:
+        """Return the L2 penalty of a fit to features ``[M, D]``."""
+        if self.l2 is not None:
+            return self.l2
+        variance = float(features.double().var(0, unbiased=False).mean())
+        return RELATIVE_L2 * max(variance, torch.finfo(torch.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ class HeadFit:
             weights = self.weights(slice(None)).mean(1, keepdim=True)
             terms = loss.objective(self.targets, num_outputs)
             self._convex = _Convex(
-                self.features.double(), weights, num_outputs, terms, loss.curvature, settings.penalty
+                self.features.double(), weights, num_outputs, terms, loss.curvature, settings.penalty(self.features)
             )
 
     def weights(self, rows: Tensor | slice) -> Tensor:
@@ -218,9 +221,8 @@ class HeadFit:
         if self._convex is None:
             some = slice(None) if rows is None else rows
             weights = self.weights(some)[:, 0] if self.settings.class_balanced else None
-            weight, bias = _fit_adam(
-                self.features[some], self.targets[some], self.num_outputs, self.settings.penalty, weights, self.seed
-            )
+            l2 = self.settings.penalty(self.features)
+            weight, bias = _fit_adam(self.features[some], self.targets[some], self.num_outputs, l2, weights, self.seed)
             return weight.double(), bias.double()
         if rows is None:
             self._convex.start, result = self._convex.solve(self.weights(slice(None)))

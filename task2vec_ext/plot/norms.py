@@ -38,8 +38,8 @@ def plot_norms(
 
     Args:
         embeddings: T embeddings, read one at a time.
-        errors: T errors in any measure, say test errors. Default: the heads' mean negative log-likelihood on the images
-            they were fitted to (on those, accuracies are mostly 100 %).
+        errors: T errors in any measure, say test errors. Default: the heads' mean negative log-likelihood, held-out
+            where the embeddings have it.
         groups: T group names (say, domains), drawn as colours and markers with a legend, or None.
         title: Title; default: Spearman's rank correlation of norm and error.
         ax: Where to draw; default: a new figure.
@@ -55,19 +55,22 @@ def plot_norms(
     Source:
         Achille et al., ICCV 2019, figure 2: norm against test error.
     """
-    rows = [(item.name, (item.norm, *norm_interval(item)), item.head.best_nll) for item in embeddings]
+    rows = [
+        (item.name, (item.norm, *norm_interval(item)), item.head.best_nll, item.head.protocol) for item in embeddings
+    ]
     for word, values in (("errors", errors), ("groups", groups)):
         if not rows or (values is not None and len(values) != len(rows)):
             found = f"{len(rows)} embeddings" if values is None else f"{len(rows)} embeddings and {len(values)} {word}"
             raise ValueError(f"plot_norms: expected one or more embeddings and as many {word}, got {found}.")
-    norms = np.array([norm for _, norm, _ in rows])
-    heights = np.array([nll for *_, nll in rows] if errors is None else errors, np.float64)
+    norms = np.array([norm for _, norm, *_ in rows])
+    heights = np.array([nll for *_, nll, _ in rows] if errors is None else errors, np.float64)
+    protocols = sorted({protocol for *_, protocol in rows})
     ax = ax or new_figure(11.5 if groups is not None else 9.0, 6.5).add_subplot()
     ax.set(
         xscale="log" if (norms > 0).all() else "linear",
         yscale="log" if (heights > 0).all() else "linear",
         xlabel="norm of the embedding (nats² per weight²), with 95 % interval",
-        ylabel="error of the head: NLL (nats per image)" if errors is None else "error",
+        ylabel=f"{' or '.join(protocols)} NLL of the head (nats per image)" if errors is None else "error",
     )
     ax.margins(x=0.06, y=0.08)
     for limit, span in ((ax.set_xlim, norms), (ax.set_ylim, heights)):

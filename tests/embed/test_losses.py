@@ -57,8 +57,8 @@ TASKS = {
 }
 
 
-def embed(task, loss, probe=None, *, l2=None, balanced=False, layers=None, **options) -> Embedding:
-    settings = EmbedSettings(layers=layers, head=HeadSettings(l2=l2, class_balanced=balanced))
+def embed(task, loss, probe=None, *, layers=None, head=None, **options) -> Embedding:
+    settings = EmbedSettings(layers=layers, head=HeadSettings(**(head or {})))
     return fisher_embed(task, probe or small_probe(), settings=settings, loss=loss, progress=False, **options)
 
 
@@ -71,7 +71,7 @@ def case(request):
 
 def test_the_embedding_is_the_mean_of_the_per_sample_fisher_at_the_fitted_head(case):
     task, loss, outputs = case
-    result = embed(task, loss, batch_size=7)
+    result = embed(task, loss, batch_size=7, head={"cross_fit": None})
     loss = MultiLabel() if loss == "multilabel" else loss
     probe = loss.tap(small_probe())
     z = probe.features(task.images).detach()
@@ -153,7 +153,7 @@ def test_pseudo_labels_are_the_labels_of_the_clusters_and_bear_no_class_names():
     seed = 2**40 + 5  # scikit-learn takes 32 bits of it
     pseudo = embed(blobs, PseudoLabels(num_clusters=3), estimator="empirical", seed=seed)
     blobs.targets = torch.from_numpy(labels).long()
-    assert_near(pseudo.fisher, embed(blobs, "cross_entropy", estimator="empirical").fisher, 1e-6)
+    assert_near(pseudo.fisher, embed(blobs, "cross_entropy", estimator="empirical", seed=seed).fisher, 1e-6)
     assert pseudo.classes is None
     assert pseudo.settings.loss == PseudoLabels(num_clusters=3)
 
@@ -161,10 +161,10 @@ def test_pseudo_labels_are_the_labels_of_the_clusters_and_bear_no_class_names():
 def test_one_binary_label_is_a_task_of_two_classes():
     """σ(f) is softmax(0, f); the penalty of two tied rows is half that of one."""
     blobs = Blobs(N, classes=2)
-    two = embed(blobs, "cross_entropy", estimator="exact", l2=2e-2)
+    two = embed(blobs, "cross_entropy", estimator="exact", head={"l2": 2e-2})
     labels = With(blobs.targets[:, None])
     labels.images = blobs.images
-    one = embed(labels, "multilabel", estimator="exact", l2=1e-2)
+    one = embed(labels, "multilabel", estimator="exact", head={"l2": 1e-2})
     assert_near(one.fisher, two.fisher, 1e-4)
 
 
@@ -209,7 +209,7 @@ def test_an_earlier_feature_map_leaves_out_what_comes_after_it_and_is_folded():
         (With(masks()), Dense(pool="fc"), {}, r"a feature map \[B, D, h, w\] at 'fc'"),
         (Blobs(), "multilabel", {}, "multi-hot tensor"),
         (Blobs(), "regresion", {}, "loss to be one of"),
-        (Blobs(), "regression", {"balanced": True}, "class_balanced with classes"),
+        (Blobs(), "regression", {"head": {"class_balanced": True}}, "class_balanced with classes"),
         (With(torch.ones(N, 3)), "multilabel", {}, "label 0 is 1 for every image"),
     ],
 )

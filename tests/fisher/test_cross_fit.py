@@ -13,6 +13,7 @@ from tests.support.cases import assert_near
 from tests.support.small import Blobs, small_probe
 
 N = 40
+L2 = 1e-2
 
 
 def random(*shape, seed=0):
@@ -41,7 +42,7 @@ def case(request):
     return CASES[request.param]
 
 
-def fitted(features, targets, outputs, loss, settings=HeadSettings()):  # noqa: B008 - frozen
+def fitted(features, targets, outputs, loss, settings=HeadSettings(l2=L2)):  # noqa: B008 - frozen
     return fit_cross_fit_head(features, targets, outputs, torch.arange(len(features)) + 5, loss, settings, 0)
 
 
@@ -49,14 +50,14 @@ def test_every_image_has_the_head_that_is_fitted_to_the_other_folds(case):
     features, targets, outputs, loss = case
     heads = fitted(*case)
     fold = heads.fold[5:]
-    assert_near(heads.whole.weight, fit_head(features, targets, outputs, loss=loss).weight, 1e-9)
+    assert_near(heads.whole.weight, fit_head(features, targets, outputs, loss=loss, l2=L2).weight, 1e-9)
     index = torch.tensor([13, 5, 44, 30, 21])  # in another order than that of the folds
     own = heads.of(index)
     logits, cotangents = own.logits(features[index - 5]), random(*own.logits(features[index - 5]).shape).double()
     pulled = own.pull(cotangents)
     for row, image in enumerate((index - 5).tolist()):
         other = fold != fold[image] if fold[image] != IN_ALL else torch.ones(N, dtype=torch.bool)
-        expected = fit_head(features[other], targets[other], outputs, loss=loss)
+        expected = fit_head(features[other], targets[other], outputs, loss=loss, l2=L2)
         assert_near(logits[row], expected.logits(features[image]), 1e-5)
         assert_near(pulled[row], expected.pull(cotangents[row]), 1e-5)
 
@@ -78,9 +79,9 @@ def test_score_nll_and_noise_are_those_of_images_that_a_head_has_not_seen(case):
 def test_balance_and_adam_go_with_it():
     features, targets, outputs, loss = CASES["classes"]
     targets = targets.where(torch.arange(N) % 5 != 0, 0)
-    heads = fitted(features, targets, outputs, loss, HeadSettings(class_balanced=True))
+    heads = fitted(features, targets, outputs, loss, HeadSettings(l2=L2, class_balanced=True))
     other = heads.fold[5:] != 2
-    expected = fit_head(features[other], targets[other], outputs, loss=loss, class_balanced=True)
+    expected = fit_head(features[other], targets[other], outputs, loss=loss, l2=L2, class_balanced=True)
     assert_near(heads.folds[2].weight, expected.weight, 1e-5)
     heads = fitted(features, targets, outputs, CrossEntropy(), HeadSettings(method="adam"))
     other = heads.fold[5:] != 2

@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from task2vec_ext.fisher.head import fit_head
+from tests.support.cases import assert_near
 
 
 def data(n=200, size=12, classes=4, seed=0, spread=1.0):
@@ -119,3 +120,11 @@ def test_a_fit_that_stops_early_warns(monkeypatch):
     monkeypatch.setattr(head.torch.optim, "LBFGS", Short)
     with pytest.warns(Task2VecWarning, match="short of its optimum"):
         fit_head(*data(), 4)
+
+
+def test_the_default_penalty_goes_with_the_scale_of_the_features():
+    features, labels = data()
+    head, scaled = fit_head(features, labels, 4), fit_head(features * 30, labels, 4)
+    assert_near(scaled.logits(features * 30), head.logits(features), 1e-5)
+    variance = float(features.double().var(0, unbiased=False).mean())
+    assert_near(fit_head(features, labels, 4, l2=0.1 * variance).weight, head.weight, 1e-9)

@@ -225,7 +225,7 @@ def test_tasks_of_one_name_are_refused_before_anything_is_made(tmp_path):
     ("probe", "options", "what"),
     [
         (small_probe(), {"seed": 1}, "seed: 0 against 1"),
-        (small_probe(), {"head": HeadSettings(l2=0.5)}, "head l2: 0.01 against 0.5"),
+        (small_probe(), {"head": HeadSettings(l2=0.5)}, "head l2: None against 0.5"),
         (small_probe(), {"estimator": "exact"}, "estimator: signed against exact"),
         (small_probe(), {"layers": ["layer4"]}, "layers: None against"),
         (small_probe(small_resnet(seed=1)), {}, "probe: "),
@@ -239,7 +239,7 @@ def test_a_library_of_other_settings_is_not_added_to(built, probe, options, what
 
 
 def test_how_the_work_is_done_may_change(built):
-    settings = EmbedSettings(head=HeadSettings(l2=1e-2))  # the default
+    settings = EmbedSettings(head=HeadSettings(cross_fit=5))  # the default
     options = {"batch_size": 5, "on_error": "skip", "settings": settings, "device": "cpu"}
     assert build_library(tasks_of(6), built.folder, small_probe(), **options).status()["done"] == 6
 
