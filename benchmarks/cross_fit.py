@@ -8,7 +8,8 @@ Draws of N images of real tasks, each with heads of its own, against the same pr
 - ``cross_fit_K``: K folds, the head of an image fitted to the other folds (`HeadSettings.cross_fit`);
 - ``newton``: one head, and for each image a Newton step to the head without this image (its closed-form influence).
 
-Draws are without replacement, of tasks of 900 images and more. Rows are kept in ``--cache``, and the figures made from
+``_l2_X`` behind a protocol sets the head's penalty; version 0.2 was ``in_sample_l2_0.01``. Draws are without
+replacement, of tasks of 900 images and more. Rows are kept in ``--cache``, and the figures made from
 whatever is there. Also draws docs/cross_fit.png.
 """
 
@@ -16,20 +17,24 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 
 import _image_fisher
 import _tasks
 import torch
+from _intervals import d_sym, grouped, norm
 from _record import write_record
 from torch import Tensor
 
-from task2vec_ext import Probe
+from task2vec_ext import Probe, Task
 from task2vec_ext.data import Batch
 from task2vec_ext.fisher import CrossFitHead, Head, HeadSettings, fit_cross_fit_head, fit_head, per_sample_fisher
 from task2vec_ext.fisher.head import HeadFit
-from task2vec_ext.jackknife import Groups, estimate, group_sizes, num_groups, side
+from task2vec_ext.jackknife import Estimate, Groups, group_sizes
+from task2vec_ext.kernels.pairwise import sym_distances
 from task2vec_ext.losses import CrossEntropy
 from task2vec_ext.plot import save_figure
 from task2vec_ext.probe.folding import fold
@@ -51,10 +56,9 @@ def main() -> None:
     parser = _tasks.parser(__doc__)
     parser.set_defaults(image_size=96)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="two or more names in tasks.json")
-    parser.add_argument("--protocols", nargs="+", default=["cross_fit_5", "in_sample"])
-    parser.add_argument("--samples", type=int, nargs="+", default=[100, 200])
-    parser.add_argument("--draws", type=int, default=20, help="of each task")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the reference of 800 images")
+    parser.add_argument("--protocols", nargs="+", default=["cross_fit_5", "in_sample_l2_0.01"])
+    parser.add_argument("--samples", type=int, nargs="+", default=[100, 200, 400])
+    parser.add_argument("--draws", type=int, default=18, help="of each task and size")
     parser.add_argument(
         "--cache", type=Path, default=Path(tempfile.gettempdir()) / "task2vec-draws", help="folder that keeps the draws"
     )
@@ -64,25 +68,54 @@ def main() -> None:
     options.cache.mkdir(parents=True, exist_ok=True)
     net = _tasks.probe(options)
     for task in _tasks.real_tasks(options.data, only=options.tasks):
-        population = Population(task.name, net, options.cache, _image_fisher.read(task, net))
+        population = Population(task.name, net, options.cache, task)
         for protocol in options.protocols:
-            if protocol != "newton":  # whose Hessian has (C·D)² numbers there
+            if not protocol.startswith("newton"):  # whose Hessian has (C·D)² numbers there
                 population.embed(protocol, FULL, 0)
             for samples, draw in itertools.product(options.samples, range(options.draws)):
                 population.embed(protocol, samples, draw)
-    pass
+    draws = {name: Draws(options.cache, name) for name in options.tasks}
+    rows = [row for name in options.tasks for row in draws[name].rows()]
+    coverage = [
+        found
+        for key in sorted({key for one in draws.values() for key in one.found})
+        if (found := _coverage(draws, *key))
+    ]
+    result = {
+        "probe": options.probe,
+        "image_size": options.image_size,
+        "full": FULL,
+        "rows": rows,
+        "coverage": coverage,
+    }
+    for row in [*rows, *coverage]:
+        print(row)
+    print(write_record("cross_fit", result))
+    _draw(rows, options.figure)
 
 
 class Population:
     """A task's images, their features, and the embeddings of draws of them."""
 
-    def __init__(self, name: str, probe: Probe, cache: Path, images: Batch) -> None:
-        """Compute the features of all images."""
-        self.name, self.cache, self.images = name, cache, images
-        self.layers = probe.layers()
-        self.probe = fold(probe, self.layers, images.images[:1])
+    def __init__(self, name: str, probe: Probe, cache: Path, task: Task) -> None:
+        """Remember the task; nothing is read unless a draw is missing."""
+        self.name, self.cache, self.task, self.plain, self.layers = name, cache, task, probe, probe.layers()
+
+    @cached_property
+    def images(self) -> Batch:
+        """All images."""
+        return _image_fisher.read(self.task, self.plain)
+
+    @cached_property
+    def probe(self) -> Probe:
+        """The probe, folded."""
+        return fold(self.plain, self.layers, self.images.images[:1])
+
+    @cached_property
+    def features(self) -> Tensor:
+        """The features of all images."""
         with torch.no_grad():
-            self.features = torch.cat([self.probe.features(part.images) for part in _image_fisher.split(images)])
+            return torch.cat([self.probe.features(part.images) for part in _image_fisher.split(self.images)])
 
     def embed(self, protocol: str, samples: int, draw: int) -> None:
         """Compute the embedding of a draw, and keep its groups, unless that was done before."""
@@ -97,13 +130,112 @@ class Population:
         fisher = torch.cat(
             [per_sample_fisher(self.probe, self.layers, heads, part) for part in _image_fisher.split(some)]
         )
-        count = num_groups(len(fisher))
-        groups = torch.stack([fisher[g::count].mean(0) for g in range(count)]).float()
-        held_out = isinstance(heads, CrossFitHead)
-        figures = {"mean": fisher.mean(0), "groups": groups, "samples": samples}
-        figures |= {"nll": heads.nll if held_out else None, "score": heads.score if held_out else None}
-        torch.save(figures, path)
-        print(f"{path.stem}: norm {float(fisher.mean(0).sum()):.4g}", flush=True)
+        groups = grouped(fisher)
+        torch.save({"mean": groups.mean, "groups": groups.means, "samples": samples}, path)
+        print(f"{path.stem}: norm {float(groups.mean.sum()):.4g}", flush=True)
+
+
+class Draws:
+    """All draws of a task in the cache, by protocol and number of images."""
+
+    def __init__(self, cache: Path, name: str) -> None:
+        """Read them."""
+        self.name = name
+        self.found: dict[tuple[str, int], list[Groups]] = {}
+        for file in sorted(cache.glob(f"{name}-*.pt")):
+            protocol, samples, _ = file.stem.removeprefix(f"{name}-").rsplit("-", 2)
+            kept = torch.load(file)
+            sizes = group_sizes(kept["samples"], len(kept["groups"]))
+            self.found.setdefault((protocol, int(samples)), []).append(Groups(kept["mean"], kept["groups"], sizes))
+
+    def full(self, protocol: str) -> Groups:
+        """Return the embedding of 800 images; a Newton step is compared with that of five folds."""
+        return self.found[
+            "cross_fit_5" + protocol.removeprefix("newton") if protocol.startswith("newton") else protocol, FULL
+        ][0]
+
+    def rows(self) -> Iterator[dict]:
+        """Yield, for each protocol and number of images, how far the draws are from 800 images: medians."""
+        for (protocol, samples), draws in sorted(self.found.items()):
+            if samples == FULL:
+                continue
+            full = self.full(protocol)
+            ratios = [float(one.mean.sum() / full.mean.sum()) for one in draws]
+            yield {
+                "task": self.name,
+                "protocol": protocol,
+                "samples": samples,
+                "draws": len(draws),
+                "norm_ratio": median(ratios),
+                "norm_ratio_range": [min(ratios), max(ratios)],
+                "relative_error": median(float((one.mean - full.mean).norm() / full.mean.norm()) for one in draws),
+                "d_sym": median(float(d_sym(one, full).value) for one in draws),
+                "d_sym_corrected": median(float(d_sym(one, full).corrected) for one in draws),
+                "spread_by_standard_error": _spread([norm(one) for one in draws]),
+            }
+
+
+def _spread(norms: list[Estimate]) -> float | None:
+    """Return the standard deviation of the norm over draws ÷ the root mean square of the standard errors."""
+    if len(norms) < 8:
+        return None
+    values = torch.stack([one.value for one in norms])
+    return float(values.std() / torch.stack([one.standard_error for one in norms]).square().mean().sqrt())
+
+
+def _coverage(draws: dict[str, Draws], protocol: str, samples: int) -> dict | None:
+    """Return how often 95 % intervals hold the mean over draws of as many images, and 800 images' value."""
+    every = {name: one.found.get((protocol, samples), []) for name, one in draws.items()}
+    if samples == FULL or min(map(len, every.values())) < 8:
+        return None
+    means = {name: torch.stack([one.mean for one in some]).mean(0) for name, some in every.items()}
+    fulls = {name: one.full(protocol).mean for name, one in draws.items()}
+    hits: dict[str, list[bool]] = {key: [] for key in ("norm", "norm_full", "d_sym", "d_sym_full")}
+
+    def judge(what: str, one: Estimate, truth: Tensor) -> None:
+        low, high = one.interval()
+        hits[what].append(bool(low <= truth <= high))
+
+    for a, b in itertools.pairwise([*every, next(iter(every))]):
+        for one, other in zip(every[a], every[b], strict=False):
+            for suffix, truth in (("", means), ("_full", fulls)):
+                judge("norm" + suffix, norm(one), truth[a].sum())
+                judge("d_sym" + suffix, d_sym(one, other), sym_distances(truth[a][None], truth[b][None])[0, 0])
+    shares = {key: sum(found) / len(found) for key, found in hits.items()}
+    return {"protocol": protocol, "samples": samples, "draws": len(hits["norm"]), **shares}
+
+
+def _draw(rows: list[dict], path: Path) -> None:
+    """Draw the norm against the number of images, one head against a head for each fold."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    panels = (
+        ("in_sample_l2_0.01", "one head of all images (the paper)"),
+        ("cross_fit_5", "a head for each of 5 folds"),
+    )
+    for ax, (protocol, title) in zip(axes, panels, strict=True):
+        for task in dict.fromkeys(row["task"] for row in rows):
+            own = [row for row in rows if (row["task"], row["protocol"]) == (task, protocol)]
+            x = [row["samples"] for row in own]
+            line = ax.plot(
+                [*x, FULL], [*(row["norm_ratio"] for row in own), 1], marker=".", label=task.replace("_", " ")
+            )[0]
+            low, high = zip(*(row["norm_ratio_range"] for row in own), strict=True)
+            ax.fill_between(x, low, high, color=line.get_color(), alpha=0.12, lw=0)
+        ax.axhline(1, color="0.6", lw=0.8, zorder=0)
+        ax.set(title=title, xlabel="images", xscale="log", yscale="log")
+        ticks = [*sorted({row["samples"] for row in rows}), FULL]
+        ax.set_xticks(ticks, map(str, ticks), minor=False)
+        ax.set_xticks([], minor=True)
+        ax.set_yticks([0.1, 0.2, 0.5, 1, 2], ["0.1", "0.2", "0.5", "1", "2"])
+        ax.set_yticks([], minor=True)
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel(f"norm ÷ norm at {FULL} images")
+    axes[1].legend(fontsize=7, loc="lower right")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_figure(axes[0], path)
 
 
 def heads_of(protocol: str, features: Tensor, labels: Tensor) -> Head | CrossFitHead:

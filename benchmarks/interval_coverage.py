@@ -20,11 +20,12 @@ from pathlib import Path
 import _image_fisher
 import _tasks
 import torch
+from _intervals import d_sym, grouped, norm
 from _record import write_record
 from rich.progress import track
 from torch import Tensor
 
-from task2vec_ext.jackknife import Estimate, Groups, estimate, group_sizes, halved, num_groups, side
+from task2vec_ext.jackknife import Groups
 from task2vec_ext.kernels.pairwise import sym_distances
 
 TASKS = (
@@ -59,7 +60,7 @@ def main() -> None:
     random = torch.Generator().manual_seed(0)
 
     def fixed(number: int, samples: int) -> Groups:
-        return _grouped(rows[number][torch.randint(len(rows[number]), (samples,), generator=random)])
+        return grouped(rows[number][torch.randint(len(rows[number]), (samples,), generator=random)])
 
     found: list[dict] = []
 
@@ -76,7 +77,7 @@ def main() -> None:
         images = [_image_fisher.read(task, net) for task in tasks]
 
         def refitted(number: int, samples: int) -> Groups:
-            return _grouped(_image_fisher.refitted(net, images[number], samples, l2, random))
+            return grouped(_image_fisher.refitted(net, images[number], samples, l2, random))
 
         add("refitted", -(-options.refits // len(tasks)), refitted, options.refit_samples)
 
@@ -89,12 +90,10 @@ def _count(
     relative = []
     for i, j in pairs:
         a, b, twin = draw(i, samples), draw(j, samples), draw(i, samples)
-        norm = a.mean.sum()
-        spread = side(norm, a.without().sum(1), a.sizes)
         judged = {
-            "norm": (estimate(norm, [spread], norm, log=True), truths[i].sum()),
-            "d_sym": (_distance(a, b), sym_distances(truths[i][None], truths[j][None])[0, 0]),
-            "same": (_distance(a, twin), torch.tensor(0.0, dtype=torch.float64)),
+            "norm": (norm(a), truths[i].sum()),
+            "d_sym": (d_sym(a, b), sym_distances(truths[i][None], truths[j][None])[0, 0]),
+            "same": (d_sym(a, twin), torch.tensor(0.0, dtype=torch.float64)),
         }
         for what, (one, truth) in judged.items():
             low, high = one.interval()
@@ -113,21 +112,6 @@ def _count(
             "standard_error": float(error.mean()),
         }
     return summary
-
-
-def _grouped(rows: Tensor) -> Groups:
-    count = num_groups(len(rows))
-    means = torch.stack([rows[g::count].mean(0) for g in range(count)])
-    return Groups(rows.double().mean(0), means.float(), group_sizes(len(rows), count))
-
-
-def _distance(a: Groups, b: Groups) -> Estimate:
-    value = sym_distances(a.mean[None], b.mean[None])[0, 0]
-    sides = [
-        side(value, sym_distances(one.without(), other.mean[None])[:, 0], one.sizes) for one, other in ((a, b), (b, a))
-    ]
-    halves = [sym_distances(x[None], y[None])[0, 0] for x, y in halved([a, b])]
-    return estimate(value, sides, torch.stack(halves).mean())
 
 
 if __name__ == "__main__":

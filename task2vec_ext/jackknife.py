@@ -14,8 +14,9 @@ term indicates the size of higher orders, so its square is added to the squared 
 For a statistic of several tasks, slopes and variances add up: each task's images are an independent sample. Two tasks
 that share images have similar errors, which partly cancel in a distance; its standard error is then too large.
 
-The images at hand are seen as a random sample of the task. The head is held fixed: how F would change with another
-head is not included.
+The images at hand are seen as a random sample of the task. The heads are held fixed. Cross-fitted heads change little
+from sample to sample, and the intervals cover them, too (docs/how_many_images.md); those of one head fitted to all
+images (``cross_fit=None``) do not.
 
 Source: Busing, Meijer, van der Leeden, Delete-m jackknife for unequal m, Statistics and Computing 9 (1999); degrees of
 freedom of a sum of variances: Welch and Satterthwaite.
