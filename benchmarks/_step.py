@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from task2vec_ext import Probe, load_probe
 from task2vec_ext.data import Batch
-from task2vec_ext.fisher import Estimator, Head, cotangents, per_sample_fisher
+from task2vec_ext.fisher import CrossFitHead, Estimator, Head, cotangents, per_sample_fisher
 from task2vec_ext.kernels import filter_grad_sq
 from task2vec_ext.kernels.geometry import conv_geometry
 from task2vec_ext.kernels.reference import per_sample_grad_sq
@@ -209,13 +209,16 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).norm() / expected.norm())
 
 
-def reference_fisher(probe: Probe, layers: list[Layer], head: Head, batch: Batch, seed: int = 0) -> Tensor:
+def reference_fisher(
+    probe: Probe, layers: list[Layer], head: Head | CrossFitHead, batch: Batch, seed: int = 0
+) -> Tensor:
     """Return what `per_sample_fisher` computes ("signed"), ``[B, K]``, by autograd at batch size one."""
     with torch.no_grad():
         features = torch.cat([probe.features(image[None]) for image in batch.images])
-        (v,) = cotangents("signed", head.logits(features), batch.labels, batch.index, seed)
+        own = head.of(batch.index)
+        (v,) = cotangents("signed", own.logits(features), batch.labels, batch.index, seed, head.loss)
     weights = [probe.weight(layer.name) for layer in layers]
-    squares = per_sample_grad_sq(probe.features, batch.images, (v @ head.weight).to(features.dtype), weights)
+    squares = per_sample_grad_sq(probe.features, batch.images, own.pull(v).to(features.dtype), weights)
     return torch.cat([part.double() / layer.fan_in for part, layer in zip(squares, layers, strict=True)], 1)
 
 

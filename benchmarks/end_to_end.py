@@ -25,7 +25,8 @@ from torch.utils.data import TensorDataset
 from task2vec_ext import Embedding, Probe, as_task, fisher_embed
 from task2vec_ext.data import Batch
 from task2vec_ext.embed import Work
-from task2vec_ext.fisher import fit_head
+from task2vec_ext.fisher import HeadSettings, fit_cross_fit_head
+from task2vec_ext.losses import CrossEntropy
 from task2vec_ext.settings import EmbedSettings
 
 CLASSES = 10
@@ -105,11 +106,12 @@ def plain_steps(step: Step, images: Tensor, labels: Tensor, batch_size: int) -> 
 
 
 def error_of(embedding: Embedding, probe: Probe, images: Tensor, labels: Tensor) -> float:
-    """Return an embedding's relative error to autograd, one image at a time, with a head fitted alike."""
+    """Return an embedding's relative error to autograd, one image at a time, with heads fitted alike."""
     device = next(probe.module.parameters()).device
     batch = Batch(torch.arange(len(images)), images.to(device), labels.to(device))
     with torch.no_grad():
-        head = fit_head(probe.features(batch.images).float(), batch.labels, CLASSES)
+        features = probe.features(batch.images).float()
+    head = fit_cross_fit_head(features, batch.labels, CLASSES, batch.index, CrossEntropy(), HeadSettings(), 0)
     return relative_error(embedding.fisher, reference_fisher(probe, probe.layers(), head, batch).mean(0))
 
 

@@ -22,7 +22,6 @@ from task2vec_ext.settings import EmbedSettings
 
 PROTOCOLS = {
     "cross-fitted": HeadSettings(),
-    "in-sample": HeadSettings(cross_fit=None),
     "in-sample, version 0.2": HeadSettings(l2=1e-2, cross_fit=None),
 }
 

@@ -485,13 +485,14 @@ def test_the_authors_batch_means_estimate_the_fisher_within_5_standard_errors():
 
 def test_coverage_counts_intervals_that_hold_the_truth():
     import interval_coverage
+    from _intervals import grouped
 
     random = torch.Generator().manual_seed(0)
     pools = [torch.rand(500, 30, generator=random) for _ in range(2)]
     truths = [pool.double().mean(0) for pool in pools]
 
     def draw(number, samples):
-        return interval_coverage._grouped(pools[number][torch.randint(500, (samples,), generator=random)])
+        return grouped(pools[number][torch.randint(500, (samples,), generator=random)])
 
     right = interval_coverage._count(iter([(0, 1)] * 40), truths, draw, 64)
     wrong = interval_coverage._count(iter([(0, 1)] * 40), [2 * truths[0], truths[1].flip(0)], draw, 64)
