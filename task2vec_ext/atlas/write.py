@@ -42,6 +42,7 @@ def write_atlas(
     *,
     images: Iterable[Task] = (),
     experts: Experts | None = None,
+    groups: Sequence[str] | None = None,
     distance: SymDistanceName = "sym",
     k: int = 10,
     title: str = "Atlas of tasks",
@@ -50,11 +51,12 @@ def write_atlas(
     """Write a page with a map and a matrix of the tasks, search, and the nearest tasks of each.
 
     Args:
-        embeddings: One or more, comparable, with different names, none all zero. A task's domain is that of
-            its ``metadata``.
+        embeddings: One or more, comparable, with different names, none all zero. A task's domain is that of its
+            ``metadata``.
         folder: Folder for ``index.html``; made if it does not exist.
         images: Tasks to take small images from, matched by name; others are ignored.
         experts: The experts that selection found, or None.
+        groups: A group name for each embedding, which colours it; default: the tasks' domains.
         distance: Which distance.
         k: Number of nearest tasks that are listed, with intervals.
         title: Title of the page.
@@ -64,7 +66,8 @@ def write_atlas(
         The page. It is one file and needs no server and no network.
 
     Raises:
-        ValueError: If there are no embeddings, two have one name, they do not compare, or the distance is unknown.
+        ValueError: If there are no embeddings, two have one name, they do not compare, there are not as many groups, or
+            the distance is unknown.
         ImportError: If scipy or scikit-learn is not installed.
         OSError: If the page could not be written.
 
@@ -80,6 +83,11 @@ def write_atlas(
         fisher.append(embedding.fisher)
     if first is None:
         raise ValueError("write_atlas: expected one or more embeddings, got none.")
+    if groups is not None:
+        if len(groups) != len(rows):
+            raise ValueError(f"write_atlas: expected {len(rows)} groups, one per embedding, got {len(groups)}.")
+        for row, group in zip(rows, groups, strict=True):
+            row["domainName"] = group
     names = [row["name"] for row in rows]
     if twins := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"write_atlas: expected tasks with different names, got {sorted(twins)[:5]} more than once.")
@@ -106,7 +114,7 @@ def write_atlas(
         "spread": spread_order(places),
         **_packed(distances.numpy()),
     }
-    page = Path(folder) / "index.html"
+    page = Path(folder).expanduser() / "index.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(page) as temporary:
         temporary.write_text(_page(title, data), encoding="utf-8", errors="backslashreplace")

@@ -13,11 +13,11 @@ from .._util.terminal import console, print_table
 from ..data import tasks_from
 from ..distance import DistanceName, SymDistanceName, distance_matrix
 from ..distance.nearest import nearest as nearest_ones
-from ..embed import embed_like
+from ..embed import Work, embed_like
 from ..embedding import Embedding
 from ..library import load_embeddings
 from ..plot import check_installed, plot_matrix, save_figure
-from .options import Alpha, Folder
+from .options import Alpha, Folder, SkipUnreadable, distance_label, on_error
 
 _MATRIX_COLUMNS = 12  # tasks whose whole matrix is still readable in a terminal
 
@@ -46,7 +46,8 @@ def distances(
     if csv is not None:
         write_matrix(csv, names, matrix)
     if png is not None:
-        save_figure(plot_matrix(matrix, names, title=f"Distance between tasks ({distance})"), png)
+        called = distance_label(distance, alpha)
+        save_figure(plot_matrix(matrix, names, distance=called, title="Distances between tasks"), png)
     if len(names) <= _MATRIX_COLUMNS:
         columns = ("", *map(str, range(1, len(names) + 1)))
         lines = zip(columns[1:], names, matrix.tolist(), strict=True)
@@ -72,6 +73,7 @@ def nearest(
         str | None, Option(help="If TASK is images and the library's probe was a checkpoint: that file.")
     ] = None,
     k: Annotated[int, Option("-k", min=1, help="Number of nearest tasks.")] = 10,
+    skip_unreadable: SkipUnreadable = False,
     distance: Annotated[
         SymDistanceName, Option(help="sym: the paper's d_sym; sym_scaled: of embeddings scaled to unit mean.")
     ] = "sym",
@@ -85,7 +87,8 @@ def nearest(
         tasks = tasks_from(task)
         if len(tasks) != 1:
             raise ValueError(f"nearest: expected one task, {task} has {len(tasks)}; add them with task2vec embed.")
-        query = embed_like(known.probe, known.settings, tasks[0], weights=weights)
+        work = Work(on_error=on_error(skip_unreadable))
+        query = embed_like(known.probe, known.settings, tasks[0], weights=weights, work=work)
     found = known.nearest(query, k, distance=distance)
     rows = [(str(number), name, f"{value:.4f}") for number, (name, value) in enumerate(found, 1)]
     print_table(console(), ("", "task", "distance"), rows)

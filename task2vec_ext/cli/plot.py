@@ -17,8 +17,19 @@ from ..distance import DistanceName, SymDistanceName, distance_matrix
 from ..embedding import Embedding
 from ..library import load_embeddings
 from ..plot.figure import check_suffix
-from .options import Alpha, Folder
+from .options import Alpha, Folder, distance_label
 
+ColourBy = Annotated[
+    str | None,
+    Option(
+        "--colour-by",
+        "--group-by",
+        help="Colour tasks by domain, or by a rank of the taxonomy; default: domain, else the first of --taxonomy.",
+    ),
+]
+Taxonomy = Annotated[
+    Path | None, Option(help="CSV: task and ranks, highest first, one row per class; default: the embeddings' own.")
+]
 PlotKind = Literal["matrix", "map", "taxonomy", "norms", "layers"]
 
 
@@ -35,10 +46,8 @@ def plot(
     distance: Annotated[DistanceName, Option(help="matrix, map, taxonomy: the distance.")] = "sym",
     alpha: Alpha = 0.15,
     method: Annotated[Literal["tsne", "umap"], Option(help="map: the method (umap: extra umap).")] = "tsne",
-    colour_by: Annotated[str, Option(help="Colour tasks by domain, or by a rank of the taxonomy.")] = "domain",
-    taxonomy: Annotated[
-        Path | None, Option(help="CSV: task and ranks, highest first, one row per class; default: the embeddings' own.")
-    ] = None,
+    colour_by: ColourBy = None,
+    taxonomy: Taxonomy = None,
     task: Annotated[list[str] | None, Option(help="layers: the task; may be repeated to compare tasks.")] = None,
     title: Annotated[str | None, Option(help="Title of the plot.")] = None,
     seed: Annotated[int, Option(help="Seed of the map.")] = 0,
@@ -49,10 +58,12 @@ def plot(
     files = load_embeddings(folder)
     embeddings = files.without_groups()
     ranks, lineages = _taxonomy(embeddings, taxonomy)
+    called = distance_label(distance, alpha)
     if kind == "layers":
         ax = draw.plot_layers(_chosen(files, [e.name for e in embeddings], task or []), title=title)
     elif kind == "norms":
-        ax = draw.plot_norms(files, groups=_groups(embeddings, colour_by, ranks, lineages), title=title)
+        groups = _groups(embeddings, colour_by, taxonomy, ranks, lineages)
+        ax = draw.plot_norms(files, groups=groups, title=title)
     elif kind == "taxonomy":
         placed = [e for e in embeddings if e.name in lineages]
         if len(placed) < 2:
@@ -61,14 +72,16 @@ def plot(
                 f"{len(embeddings)}; name a table of them with --taxonomy."
             )
         steps = draw.taxonomic_distances([lineages[e.name] for e in placed], ranks)
-        ax = draw.plot_taxonomy(distance_matrix(placed, distance, alpha=alpha), steps, ranks=ranks, title=title)
+        matrix = distance_matrix(placed, distance, alpha=alpha)
+        ax = draw.plot_taxonomy(matrix, steps, ranks=ranks, distance=called, title=title)
     else:
-        names, groups = [e.name for e in embeddings], _groups(embeddings, colour_by, ranks, lineages)
+        names, groups = [e.name for e in embeddings], _groups(embeddings, colour_by, taxonomy, ranks, lineages)
         matrix = distance_matrix(embeddings, distance, alpha=alpha)
         if kind == "map":
-            ax = draw.plot_map(matrix, names, groups=groups, method=method, seed=seed, title=title)
+            how: dict[str, Any] = {"method": method, "seed": seed}
+            ax = draw.plot_map(matrix, names, groups=groups, distance=called, title=title, **how)
         else:
-            ax = draw.plot_matrix(matrix, names, groups=groups, title=title)
+            ax = draw.plot_matrix(matrix, names, groups=groups, distance=called, title=title)
     draw.save_figure(ax, output)
     print(f"{kind}: {output}")
 
@@ -87,6 +100,8 @@ def atlas(
         Option(help="Also show the best experts: output of task2vec select TASK --json, for one or more tasks."),
     ] = None,
     k: Annotated[int, Option("-k", min=1, help="Number of nearest tasks to list.")] = 10,
+    colour_by: ColourBy = None,
+    taxonomy: Taxonomy = None,
     title: Annotated[str, Option(help="Title of the page.")] = "Atlas of tasks",
     seed: Annotated[int, Option(help="Seed of the map.")] = 0,
 ) -> None:
@@ -98,7 +113,12 @@ def atlas(
     files = load_embeddings(folder)
     tasks = tasks_from(*images) if images else ()
     experts = None if selection is None else _experts(selection)
-    page = write_atlas(files, output, images=tasks, experts=experts, distance=distance, k=k, title=title, seed=seed)
+    groups = None
+    if colour_by is not None or taxonomy is not None:
+        embeddings = files.without_groups()
+        groups = _groups(embeddings, colour_by, taxonomy, *_taxonomy(embeddings, taxonomy))
+    how: dict[str, Any] = {"distance": distance, "k": k, "title": title, "seed": seed}
+    page = write_atlas(files, output, images=tasks, experts=experts, groups=groups, **how)
     print(f"{len(files)} tasks, {page.stat().st_size / 1e6:.1f} MB: open {page.resolve().as_uri()} in a browser")
 
 
@@ -146,14 +166,22 @@ def _taxonomy(embeddings: list[Embedding], table: Path | None) -> tuple[tuple[st
 
 
 def _groups(
-    embeddings: list[Embedding], by: str, ranks: tuple[str, ...], lineages: dict[str, draw.Lineages]
+    embeddings: list[Embedding],
+    by: str | None,
+    table: Path | None,
+    ranks: tuple[str, ...],
+    lineages: dict[str, draw.Lineages],
 ) -> list[str] | None:
     """Return the group that colours each task, or None where no task has one."""
+    domains = [e.metadata.get("domain") for e in embeddings]
+    if by is None:
+        by = ranks[0] if table is not None and not any(domains) else "domain"
+    if table is not None and not lineages.keys() & {e.name for e in embeddings}:
+        raise ValueError(f"plot: expected tasks of these embeddings in {table}, found none of them; correct the names.")
     if by in ranks:
         taxa = [{taxa.get(by, "unknown") for taxa in lineages.get(e.name, ())} for e in embeddings]
         return [" or ".join(sorted(one)) if 0 < len(one) <= 2 else "several" if one else "unknown" for one in taxa]
     if by != "domain":
         known = ", ".join(("domain", *ranks))
         raise ValueError(f"plot: expected --colour-by to be one of {known}; got {by!r}.")
-    domains = [e.metadata.get("domain") for e in embeddings]
     return [str(domain or "unknown") for domain in domains] if any(domains) else None

@@ -83,7 +83,7 @@ def run_demo(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lam
     write_table(files["table"], columns, rows)
     write_matrix(files["distances"], names, distances)
     title = "Distance between tasks (d_sym of unit-mean embeddings)"
-    save_figure(plot_matrix(distances, names, groups=families, title=title), files["plot"])
+    save_figure(plot_matrix(distances, names, groups=families, distance=f"d_{DISTANCE}", title=title), files["plot"])
     write_atlas(
         embeddings, files["atlas"].parent, images=sources, distance=DISTANCE, title="The demo's tasks", seed=seed
     )

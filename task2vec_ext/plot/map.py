@@ -63,6 +63,7 @@ def plot_map(
     groups: Sequence[str] | None = None,
     method: MapMethod = "tsne",
     seed: int = 0,
+    distance: str = "the distances",
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -74,6 +75,7 @@ def plot_map(
         groups: T group names (say, domains), drawn as colours and markers with a legend, or None.
         method: As for `map_positions`.
         seed: As for `map_positions`.
+        distance: What the distances are called, say ``"d_sym"``.
         title: Title, or None.
         ax: Where to draw; default: a new figure.
 
@@ -95,7 +97,7 @@ def plot_map(
     for spine in ax.spines.values():
         spine.set_color("0.8")
     how = {"tsne": "t-SNE", "umap": "UMAP"}[method] if len(names) >= _FEWEST else "classical scaling"
-    ax.set_xlabel(f"{how} of the distances: near is alike, axes mean nothing", fontsize=8, color="0.4")
+    ax.set_xlabel(f"{how} of {distance}: near is alike, axes mean nothing", fontsize=8, color="0.4")
     draw_points(ax, places, groups)
     if title is not None:
         ax.set_title(title)

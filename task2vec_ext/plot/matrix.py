@@ -31,6 +31,7 @@ def plot_matrix(
     names: Sequence[str],
     *,
     groups: Sequence[str] | None = None,
+    distance: str = "distance",
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -43,6 +44,7 @@ def plot_matrix(
         distances: ``[T, T]`` tensor or array, any ``distance_matrix``; need not be symmetric.
         names: T names; long ones are shortened, and above about 250 tasks all are left out.
         groups: T group names (say, domains), drawn as a coloured strip with a legend, or None.
+        distance: What the distances are called, say ``"d_sym"``.
         title: Title, or None.
         ax: Where to draw; default: a new figure that fits the number of tasks.
 
@@ -77,7 +79,7 @@ def plot_matrix(
         ax.set_title(title, pad=72 * above + 6)
     if not np.array_equal(matrix, matrix.T):
         ax.set(xlabel="target", ylabel="source")
-    _draw_colour_bar(ax, image, extend="min" if matrix.min() < low else "neither")
+    _draw_colour_bar(ax, image, distance, extend="min" if matrix.min() < low else "neither")
     _write_names(ax, [names[index] for index in order])
     return ax
 
@@ -187,11 +189,11 @@ def _draw_tree(ax: Axes, tree: np.ndarray, start: float) -> None:
     place.set_axis_off()
 
 
-def _draw_colour_bar(ax: Axes, image: AxesImage, extend: str) -> None:
+def _draw_colour_bar(ax: Axes, image: AxesImage, distance: str, extend: str) -> None:
     """Draw a colour bar at the lower right; the legend is at the upper right."""
     side = _side(ax)
     place = ax.inset_axes((1 + 0.3 / side, 0.0, 0.15 / side, _BAR_HEIGHT), label="colour bar")
     bar = whole_figure(ax).colorbar(image, cax=place, extend=extend)
-    bar.set_label("distance (dark is near)", fontsize=9)
+    bar.set_label(f"{distance} (dark is near)", fontsize=9)
     bar.ax.tick_params(labelsize=9)
     bar.outline.set_visible(False)

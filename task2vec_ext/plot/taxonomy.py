@@ -101,6 +101,7 @@ def plot_taxonomy(
     taxonomic: Any,
     *,
     ranks: Sequence[str] | None = None,
+    distance: str = "distance",
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -112,6 +113,7 @@ def plot_taxonomy(
         distances: ``[T, T]`` tensor or array, any ``distance_matrix``; columns are targets.
         taxonomic: ``[T, T]``, see `taxonomic_distances`.
         ranks: Its ranks, the highest first, as labels of the y axis, or None.
+        distance: What the distances are called, say ``"d_sym"``.
         title: Title, or None.
         ax: Where to draw; default: a new figure.
 
@@ -125,6 +127,8 @@ def plot_taxonomy(
     Source:
         Achille et al., ICCV 2019, figure 3.
     """
+    from matplotlib.ticker import MaxNLocator
+
     matrix = checked_distances("plot_taxonomy", distances, **{"rows of taxonomic distances": taxonomic})
     steps = checked_distances("plot_taxonomy", taxonomic)
     T = len(matrix)
@@ -139,7 +143,8 @@ def plot_taxonomy(
     own = _running_mean(np.sort(by_distance, axis=1))
     ax.plot(k, own, marker=marker, ls="--", color="#009E73", lw=1.5, label="taxonomy's own order")
     ax.axhline(float(steps[others].mean()), ls=":", color="0.35", lw=1.5, label="chance")
-    ax.set(xlabel="k", ylabel="mean taxonomic distance of the k nearest", xlim=(1, max(T - 1, 1.5)))
+    ax.set(xlabel=f"k nearest by {distance}", ylabel="their mean taxonomic distance", xlim=(1, max(T - 1, 1.5)))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylim(bottom=min(0.0, float(own[0])))
     if ranks is not None:
         words = [*(f"same {rank}" for rank in reversed(ranks)), "nothing in common"]

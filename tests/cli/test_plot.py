@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from command import run
@@ -95,6 +96,39 @@ def test_plot_refuses_before_it_works(capsys, folder, tmp_path, monkeypatch, arg
     assert code == 1
     assert re.search(message, error)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_atlas_is_coloured_by_a_table(capsys, tmp_path):
+    """Tasks of folders have no domain: the first rank of a table, or another one."""
+    for number in range(4):
+        plain = replace(embedding(number, number // 2), metadata={})
+        plain.save(tmp_path / f"{number}.safetensors")
+    names = [f"f{number // 2}-task{number}" for number in range(4)]
+    rows = [f"{name},{'land' if number < 3 else 'sea'},{name}" for number, name in enumerate(names)]
+    (tmp_path / "t.csv").write_text("\n".join(["task,domain,kind", *rows]))
+    for options, groups in (([], ["land", "sea"]), (["--group-by", "kind"], names)):
+        code, _, error = run(
+            capsys, "atlas", tmp_path, "-o", tmp_path / "a", "--taxonomy", tmp_path / "t.csv", *options
+        )
+        assert code == 0, error
+        data = data_of(tmp_path / "a" / "index.html")
+        assert [domain["name"] for domain in data["domains"]] == groups
+    (tmp_path / "t.csv").write_text("task,domain\nnobody,land\n")
+    error = run(capsys, "atlas", tmp_path, "-o", tmp_path / "a", "--taxonomy", tmp_path / "t.csv")[2]
+    assert "expected tasks of these embeddings in" in error
+
+
+def test_plots_name_their_distance(capsys, folder, tmp_path, drawn):
+    for kind, distance, place in (
+        ("matrix", "d_sym_scaled", lambda ax: ax.child_axes[-1].get_ylabel()),
+        ("map", "d_asym, α = 0.3", lambda ax: ax.get_xlabel()),
+        ("taxonomy", "d_sym", lambda ax: ax.get_xlabel()),
+    ):
+        options = ["--distance", distance.removeprefix("d_").split(",")[0], "--alpha", 0.3]
+        assert run(capsys, "plot", folder, "--kind", kind, "-o", tmp_path / "p.svg", *options)[0] == 0
+        assert distance in place(drawn[-1])
+    ticks = drawn[-1].get_xticks()
+    assert all(tick == int(tick) for tick in ticks)  # k is a whole number
 
 
 def test_folders_without_embeddings_or_taxonomy_say_so(capsys, tmp_path):
