@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from .._util.atomic import check_writable
 from .._util.terminal import console, print_table
 from ..data import tasks_from
 from ..embed import fisher_embed
@@ -17,7 +18,19 @@ from ..experts.expert import AnyExpert
 from ..experts.recipe import RecipeName
 from ..fisher.head import HeadMethod
 from ..probe import load_probe
-from .options import Device, ImageSize, NumSamples, NumWorkers, ProbeName, Seed, Specs, Weights
+from .options import (
+    Device,
+    ImageSize,
+    NumSamples,
+    NumWorkers,
+    ProbeName,
+    Seed,
+    SkipUnreadable,
+    Specs,
+    Weights,
+    kept,
+    on_error,
+)
 
 expert = typer.Typer(help="Fine-tune networks and measure their errors.", no_args_is_help=True)
 
@@ -41,19 +54,24 @@ def train(
     device: Device = None,
     num_workers: NumWorkers = 0,
     seed: Seed = 0,
+    skip_unreadable: SkipUnreadable = False,
 ) -> None:
     """Fine-tune the probe on every task.
 
     If interrupted, run it again: it resumes after the last whole epoch.
     """
-    net = load_probe(probe, weights=weights, image_size=image_size)
+    net, tasks = load_probe(probe, weights=weights, image_size=image_size), tasks_from(*specs)
+    check_writable("expert train", output)
     work: dict[str, Any] = {"device": device, "num_workers": num_workers, "seed": seed, "num_samples": num_samples}
-    for task in tasks_from(*specs):
-        trained = train_expert(task, output, net, recipe=recipe, **work)
-        if embed and not trained.embedding_file.exists():
-            fisher_embed(task, net, **work).save(trained.embedding_file)
-        metrics = trained.card.metrics
-        print(f"{trained.name}: held-out error {metrics['error']:.1%} after epoch {metrics['epoch']:.0f}", flush=True)
+    work |= {"on_error": on_error(skip_unreadable), "progress": True}
+    with kept(f"finished experts and whole epochs are kept in {output}: the same command continues"):
+        for task in tasks:
+            trained = train_expert(task, output, net, recipe=recipe, **work)
+            if embed and not trained.embedding_file.exists():
+                fisher_embed(task, net, **work).save(trained.embedding_file)
+            metrics = trained.card.metrics
+            found = f"held-out error {metrics['error']:.1%} after epoch {metrics['epoch']:.0f}"
+            print(f"{trained.name}: {found}", flush=True)
 
 
 @expert.command()
@@ -66,13 +84,15 @@ def register(
     embedding: Annotated[
         Path | None, Option(metavar="FILE", help="Embedding of the task it was trained on (.safetensors).")
     ] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace an expert of this name.")] = False,
 ) -> None:
     """Add a checkpoint as an expert."""
     known = None if embedding is None else Embedding.load(embedding)
-    made = save_expert(load_probe(probe, weights=weights, image_size=image_size), output, name)
-    if known is not None:
-        known.save(made.embedding_file)
+    net = load_probe(probe, weights=weights, image_size=image_size)
+    made = save_expert(net, output, name, embedding=known, overwrite=overwrite)
     print(f"{made.name}: {made.card.num_classes} classes, in {made.folder}")
+    if made.card.random_head:
+        print(f"{weights} has no weights of the head {made.card.head!r}: leep and nce give this expert no score")
 
 
 @expert.command()
@@ -116,6 +136,7 @@ def transfer(
     device: Device = None,
     num_workers: NumWorkers = 0,
     seed: Seed = 0,
+    skip_unreadable: SkipUnreadable = False,
 ) -> None:
     """Measure every expert's error on every task.
 
@@ -127,7 +148,9 @@ def transfer(
         rows[IMAGENET] = load_probe(probe, weights=weights, image_size=image_size)
     how: dict[str, Any] = {"num_samples": num_samples, "num_test": num_test, "method": method, "seed": seed}
     how |= {"fine_tuning": fine_tuning, "cache": cache, "device": device, "num_workers": num_workers}
-    matrix = transfer_errors(rows, tasks_from(*specs), output, **how)
+    how |= {"on_error": on_error(skip_unreadable), "progress": True}
+    with kept(f"what is measured is kept in {output}: the same command continues"):
+        matrix = transfer_errors(rows, tasks_from(*specs), output, **how)
     best = matrix.errors.min(0)
     table = [
         (task, f"{error:.1%}", matrix.experts[index])

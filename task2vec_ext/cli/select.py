@@ -16,11 +16,12 @@ from .._util.terminal import console, print_table, printable
 from ..data import tasks_from
 from ..embed import Work, embed_like
 from ..embedding import Embedding
-from ..experts import Expert, Extractor, experts_in
+from ..experts import Expert, Extractor, RunOptions, experts_in
+from ..experts.errors import Rows, read_errors, read_sizes
 from ..library import load_embeddings
 from ..selection import SELECTORS, Choice, ErrorMatrix, ExpertFacts, Interval, Selector, Table, TaskFacts, choose
 from ..selection import evaluate as score
-from .options import Device, NumSamples, NumWorkers, Seed
+from .options import Device, NumSamples, NumWorkers, Seed, SkipUnreadable, on_error
 
 Learned = Literal["asym_fitted", "model2vec"]
 FromOutputs = Literal["leep", "nce", "logme", "h_score", "knn", "linear_probe"]
@@ -29,6 +30,14 @@ SelectorName = Literal["asym", "sym", "asym_scaled", Learned, FromOutputs, "larg
 
 class _TaskByDefault(TyperGroup):
     """`task2vec select TASK` is `task2vec select rank TASK`."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Show the options of rank, too: they are this command's."""
+        super().format_help(ctx, formatter)
+        formatter.write_paragraph()
+        formatter.write_heading("Options with TASK")
+        with formatter.indentation():
+            formatter.write_dl(filter(None, (option.get_help_record(ctx) for option in self.commands["rank"].params)))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         return super().resolve_command(ctx, args if args[0] in self.commands else ["rank", *args])
@@ -73,6 +82,7 @@ def rank(
     device: Device = None,
     num_workers: NumWorkers = 0,
     seed: Seed = 0,
+    skip_unreadable: SkipUnreadable = False,
     json: _Json = False,
 ) -> None:
     """Rank the experts for a task, best first.
@@ -91,7 +101,7 @@ def rank(
     selector = SELECTORS[by]
     if errors is not None:
         selector = _fitted(selector, errors, facts, library)
-    work = Work(device=device, num_workers=num_workers)
+    work = Work(device=device, num_workers=num_workers, on_error=on_error(skip_unreadable))
     chosen = choose(_facts_of(task, by, found, weights, num_samples, seed, work), facts, selector)
     if json:
         ranked = [{**one._asdict(), "score": one.score if math.isfinite(one.score) else None} for one in chosen.ranked]
@@ -104,16 +114,24 @@ def rank(
 @select.command()
 def evaluate(
     errors: Annotated[
-        Path, Argument(metavar="CSV", help="Errors of experts on tasks: expert,TASK,…, a row for each expert.")
+        Path,
+        Argument(metavar="CSV", help="Errors of experts on tasks: expert,TASK,…, a row for each expert; or task,…"),
     ],
     library: _Library = None,
     experts: Annotated[
         Path | None,
         Option(metavar="DIR", help="Folder of the experts; their cards have the numbers of images for largest_task."),
     ] = None,
+    sizes: Annotated[
+        Path | None,
+        Option(metavar="CSV", help="Numbers of images for largest_task: task,images, a row for each expert's task."),
+    ] = None,
+    rows: Annotated[
+        Rows | None, Option(help="What the rows of CSV are; default: what its header's first cell says, else experts.")
+    ] = None,
     by: Annotated[list[str] | None, Option(help="Score only this selector; may be repeated.")] = None,
     folds: Annotated[
-        int | None, Option(min=2, help="Folds of the tasks for selectors that learn; default: one task per fold.")
+        int | None, Option(min=2, help="Folds for selectors that learn; default: one task per fold, at most 100 folds.")
     ] = None,
     draws: Annotated[int, Option(min=1, help="Bootstrap samples of the tasks.")] = 5000,
     seed: Seed = 0,
@@ -125,7 +143,7 @@ def evaluate(
     on, and cannot be chosen for that task. The row imagenet is the probe without fine-tuning. Selectors that run the
     experts need images and are not scored here, but in benchmarks/model_selection.py.
     """
-    matrix = ErrorMatrix.read_csv(errors)
+    matrix, decided = read_errors(errors, rows)
     known = {} if library is None else _embedded(library)
     lacking = [name for name in matrix.tasks if library is not None and name not in known]
     if len(lacking) == len(matrix.tasks):
@@ -134,13 +152,18 @@ def evaluate(
     if unknown := [name for name in wanted if name not in SELECTORS]:
         raise ValueError(f"select evaluate: expected --by to be one of {', '.join(SELECTORS)}; got {unknown[0]!r}.")
     matrix = matrix.select(tasks=[name for name in matrix.tasks if name not in lacking])
-    selectors, facts = [SELECTORS[name] for name in wanted], None if experts is None else _carded(experts, known)
-    table = score(matrix, selectors, known, facts, folds=folds, draws=draws, seed=seed)
+    counts = {} if sizes is None else read_sizes(sizes)
+    for name, images in counts.items():
+        known[name] = replace(known.get(name, TaskFacts(name)), num_images=images)
+    selectors = [SELECTORS[name] for name in wanted]
+    facts = None if experts is None else _carded(experts, known, counts)
+    table = score(matrix, selectors, known, facts, folds=folds, draws=draws, seed=seed, progress=True)
     table = replace(table, left_out={**dict.fromkeys(lacking, "no embedding"), **table.left_out})
     if json:
-        print(_json.dumps(table.to_json(), indent=1))
+        print(_json.dumps({**table.to_json(), "decided": decided}, indent=1))
     else:
         _print_evaluation(table)
+        print(printable(f"{errors}: {'; '.join(decided)}"))
 
 
 def _print_choice(chosen: Choice, experts: list[Expert]) -> None:
@@ -207,7 +230,8 @@ def _facts_of(
         raise ValueError(f"select: expected one task, got {len(tasks.names)} from {spec}; name one.")
     (task,) = tasks
     if by in get_args(FromOutputs):
-        extractor = Extractor({one.name: one for one in experts}, device=work.device, num_workers=work.num_workers)
+        how: RunOptions = {"device": work.device, "num_workers": work.num_workers, "on_error": work.on_error}
+        extractor = Extractor({one.name: one for one in experts}, **how)
         outputs = extractor(task, num_samples=num_samples, seed=seed)
         return TaskFacts(task.name, outputs=outputs.__getitem__)
     if by == "largest_task":
@@ -238,12 +262,15 @@ def _fitted(selector: Selector, errors: Path, experts: list[ExpertFacts], librar
     return selector.fit(matrix.select(experts=rows, tasks=columns), tasks, known)
 
 
-def _carded(folder: Path, known: dict[str, TaskFacts]) -> dict[str, ExpertFacts]:
-    """What the experts' cards say of their tasks; the rest is from the library."""
+def _carded(folder: Path, known: dict[str, TaskFacts], counts: dict[str, int]) -> dict[str, ExpertFacts]:
+    """What the experts' cards say of their tasks, unless the images were counted; the rest is from the library."""
     facts = {}
     for one in experts_in(folder):
         task = known.get(one.name, TaskFacts(one.name))
-        embedding, images = task.embedding or one.embedding, one.card.num_images or task.num_images
+        embedding, images = (
+            task.embedding or one.embedding,
+            counts.get(one.name) or one.card.num_images or task.num_images,
+        )
         facts[one.name] = ExpertFacts(one.name, replace(task, embedding=embedding, num_images=images))
     return facts
 

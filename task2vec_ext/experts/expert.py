@@ -5,6 +5,7 @@
 | ``weights.safetensors`` | the network, with the head of the classes it was trained on |
 | ``card.json`` | its `Card` |
 | ``embedding.safetensors`` | optional: the Task2Vec embedding of the task it was trained on |
+| ``lock`` | held by the process that trains or writes it |
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import importlib.metadata
 import itertools
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from .._util.atomic import atomic_path
+from .._util.lock import locked
 from .._util.names import safe_name
 from ..data import Preprocess, TaskSource, as_task, check_labels, draw, hold_out, read_labels, subset
 from ..embedding import Embedding
@@ -30,6 +34,7 @@ from ..probe.layers import find_head
 from ..probe.probe import OFFLINE_PROBE, TIMM_PREFIX, TORCHVISION_PROBES, Probe, load_probe
 from ..probe.weights import load_state, read_checkpoint
 from ..settings import JSON
+from .errors import IMAGENET
 from .finetune import fine_tune
 from .network import RunOptions
 from .recipe import AnyRecipe, as_recipe
@@ -60,6 +65,8 @@ class Card:
         recipe: How it was trained, JSON only.
         metadata: The task's metadata.
         version: The package's version.
+        random_head: The head's weights are random, as a checkpoint without them leaves them: the network's outputs mean
+            nothing, its features do.
     """
 
     name: str
@@ -76,6 +83,7 @@ class Card:
     recipe: dict[str, JSON] = field(default_factory=dict)
     metadata: dict[str, JSON] = field(default_factory=dict)
     version: str = field(default_factory=lambda: importlib.metadata.version("task2vec_ext"))
+    random_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,9 @@ class Expert:
         module.set_submodule(card.head, head.eval())
         load_state(module, read_checkpoint(self.weights), f"the expert {self.name!r} ({card.architecture})")
         preprocess = None if card.preprocess is None else Preprocess.from_dict(card.preprocess)
-        probe = Probe(module, card.head, card.architecture, f"expert of {self.name}", preprocess)
+        probe = Probe(
+            module, card.head, card.architecture, f"expert of {self.name}", preprocess, random_head=card.random_head
+        )
         if probe.fingerprint != card.fingerprint:
             raise ValueError(
                 f"Expert: expected the weights of {self.name!r} that its card describes, got others in {self.weights}; "
@@ -155,44 +165,84 @@ def as_probe(expert: AnyExpert) -> Probe:
     return expert.probe() if isinstance(expert, Expert) else expert
 
 
-def save_expert(probe: Probe, folder: str | os.PathLike[str], name: str, **known: Any) -> Expert:
+def save_expert(
+    probe: Probe,
+    folder: str | os.PathLike[str],
+    name: str,
+    *,
+    embedding: Embedding | None = None,
+    overwrite: bool = False,
+    **known: Any,
+) -> Expert:
     """Make any network an expert: write its weights and its card into a folder of its own.
 
     Args:
         probe: The network; `load_probe` reads checkpoints.
         folder: Folder of experts; this one is written to ``folder/NAME``.
         name: The expert's name: the task it was trained on.
+        embedding: The Task2Vec embedding of that task.
+        overwrite: Replace an expert of that name, with its embedding.
         **known: Other fields of `Card`: ``classes``, ``num_images``, ``task_digest``, ``metrics``, ``recipe``,
             ``metadata``, ``weights``.
 
     Raises:
-        ValueError: If there are not as many class names as the head has outputs, or the folder holds an expert of
-            another name.
+        ValueError: If there is such an expert already, the name is reserved, or there are not as many class names as
+            the head has outputs.
+        RuntimeError: If another process is training or writing this expert.
         OSError: If it could not be written.
     """
-    root = _folder_of(Path(folder), name)
+    root = _folder_of(Path(folder).expanduser(), name)
+    if (root / _CARD).exists() and not overwrite:
+        raise ValueError(
+            f"save_expert: expected no expert {name!r} in {folder}, found one; choose another name, or replace it: "
+            "overwrite=True (on the command line --overwrite)."
+        )
+    card = _card_of(probe, name, known)
+    with _alone(root):
+        return _write(probe, root, card, embedding)
+
+
+def _card_of(probe: Probe, name: str, known: dict[str, Any]) -> Card:
     head = find_head(probe.module, probe.head)
     if known.get("classes") is not None and len(known["classes"]) != head.out_features:
         raise ValueError(
             f"save_expert: expected {head.out_features} names of classes, as the head of {name!r} has outputs, got "
             f"{len(known['classes'])}."
         )
-    card = Card(
+    return Card(
         name=name,
         architecture=probe.name,
         head=probe.head,
         num_classes=head.out_features,
         fingerprint=probe.fingerprint,
         preprocess=None if probe.preprocess is None else probe.preprocess.to_dict(),
+        random_head=probe.random_head,
         **{"weights": probe.weights, **known},
     )
-    text = json.dumps({"format": FORMAT_VERSION, **asdict(card)}, indent=1) + "\n"
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Make the expert's folder, and keep every other process from changing it."""
     root.mkdir(parents=True, exist_ok=True)
+    busy = f"another process is training or writing the expert in {root}; wait until it ends."
+    with locked(root, "expert", busy):
+        yield
+
+
+def _write(probe: Probe, root: Path, card: Card, embedding: Embedding | None = None) -> Expert:
+    """Write an expert's files, the card last: a folder with a card is whole, and of one expert."""
+    for old in (_CARD, _EMBEDDING):
+        (root / old).unlink(missing_ok=True)
+    weights = {key: value.cpu().contiguous() for key, value in probe.module.state_dict().items()}
     with atomic_path(root / _WEIGHTS) as temporary:
-        save_file({key: value.cpu().contiguous() for key, value in probe.module.state_dict().items()}, temporary)
-    with atomic_path(root / _CARD) as temporary:  # last: a folder with a card is whole
-        temporary.write_text(text)
-    return Expert(root, card)
+        temporary.write_bytes(save(weights))
+    expert = Expert(root, card)
+    if embedding is not None:
+        embedding.save(expert.embedding_file)
+    with atomic_path(root / _CARD) as temporary:
+        temporary.write_text(json.dumps({"format": FORMAT_VERSION, **asdict(card)}, indent=1) + "\n")
+    return expert
 
 
 def train_expert(
@@ -224,7 +274,7 @@ def train_expert(
     Raises:
         ValueError: If labels are not 0…C−1, an option is impossible, or the folder holds an expert of other images or
             another recipe.
-        RuntimeError: If the loss is not finite.
+        RuntimeError: If the loss is not finite, or another process is training this expert.
 
     Source:
         Achille et al., Task2Vec, ICCV 2019 (arXiv 1902.03545), §5.
@@ -234,37 +284,45 @@ def train_expert(
     labels = read_labels(source)
     check_labels(labels, who="train_expert")
     net = load_probe(probe)
-    root = _folder_of(Path(folder), source.name)
+    root = _folder_of(Path(folder).expanduser(), source.name)
     chosen = subset(source, draw(labels, num_samples, seed))
     started_from: dict[str, JSON] = {"weights": net.weights, "fingerprint": net.fingerprint}
     how: dict[str, JSON] = {**asdict(recipe), "seed": seed, "held_out": held_out, "started_from": started_from}
     if (root / _CARD).exists():
-        found = load_expert(root)
-        same_images = found.card.task_digest == chosen.digest()
-        if not same_images or found.card.recipe != how:
-            what = "recipe, seed or probe" if same_images else "images"
-            raise ValueError(
-                f"train_expert: expected no expert of other training in {root}, got one with another {what}; remove "
-                "it, or choose another folder."
-            )
-        return found
+        return _same_training(load_expert(root), chosen.digest(), how, net)
     train, rest = hold_out(chosen, 1 - held_out, seed=seed)
-    root.mkdir(parents=True, exist_ok=True)
-    tuned = fine_tune(net, train, rest, recipe, seed=seed, checkpoint=root / _CHECKPOINT, **options)
-    expert = save_expert(
-        tuned.probe,
-        folder,
-        source.name,
-        weights=net.weights,
-        classes=source.classes,
-        num_images=len(train),
-        task_digest=chosen.digest(),
-        metrics={"error": tuned.best.error, "nll": tuned.best.nll, "epoch": tuned.best.number},
-        recipe=how,
-        metadata=source.metadata,
-    )
-    (root / _CHECKPOINT).unlink()
+    with _alone(root):
+        if (root / _CARD).exists():  # since it was looked for
+            return _same_training(load_expert(root), chosen.digest(), how, net)
+        tuned = fine_tune(net, train, rest, recipe, seed=seed, checkpoint=root / _CHECKPOINT, **options)
+        known = {
+            "weights": net.weights,
+            "classes": source.classes,
+            "num_images": len(train),
+            "task_digest": chosen.digest(),
+            "metrics": {"error": tuned.best.error, "nll": tuned.best.nll, "epoch": tuned.best.number},
+            "recipe": how,
+            "metadata": source.metadata,
+        }
+        expert = _write(tuned.probe, root, _card_of(tuned.probe, source.name, known))
+        (root / _CHECKPOINT).unlink()
     return expert
+
+
+def _same_training(found: Expert, digest: str | None, how: dict[str, JSON], net: Probe) -> Expert:
+    """Return an expert that is there already, or raise if it comes from another training."""
+    card, preprocess = found.card, None if net.preprocess is None else net.preprocess.to_dict()
+    others = {
+        "images": card.task_digest != digest,
+        "recipe, seed or probe": card.recipe != how,
+        "image size or preprocessing": card.preprocess != json.loads(json.dumps(preprocess)),
+    }
+    if different := [what for what, differs in others.items() if differs]:
+        raise ValueError(
+            f"train_expert: expected no expert of other training in {found.folder}, got one with another "
+            f"{different[0]}; remove it, or choose another folder."
+        )
+    return found
 
 
 def load_expert(folder: str | os.PathLike[str]) -> Expert:
@@ -273,12 +331,12 @@ def load_expert(folder: str | os.PathLike[str]) -> Expert:
     Raises:
         ValueError: If there is no card, or one that cannot be read.
     """
-    file = Path(folder) / _CARD
+    file = Path(folder).expanduser() / _CARD
     try:
         content = json.loads(file.read_text())
         if (version := content.pop("format")) == FORMAT_VERSION:
             content["classes"] = None if content["classes"] is None else tuple(content["classes"])
-            return Expert(Path(folder), Card(**content))
+            return Expert(Path(folder).expanduser(), Card(**content))
     except FileNotFoundError:
         raise ValueError(f"load_expert: expected {_CARD} in {folder}, found none; is it an expert's folder?") from None
     except (TypeError, KeyError, AttributeError, ValueError) as error:
@@ -295,10 +353,15 @@ def experts_in(folder: str | os.PathLike[str]) -> list[Expert]:
     Raises:
         ValueError: If there is no such folder, two experts have one name, or a card cannot be read.
     """
-    root = Path(folder)
+    root = Path(folder).expanduser()
     if not root.is_dir():
         raise ValueError(f"experts_in: expected a folder of experts, found none at {root}; check the path.")
     experts = sorted((load_expert(card.parent) for card in root.glob(f"*/{_CARD}")), key=lambda expert: expert.name)
+    if any(expert.name == IMAGENET for expert in experts):
+        raise ValueError(
+            f"experts_in: expected no expert called {IMAGENET!r} in {root}, which stands for the probe without "
+            "fine-tuning, found one; register it under another name, and remove its folder."
+        )
     for one, other in itertools.pairwise(experts):
         if one.name == other.name:
             raise ValueError(
@@ -309,7 +372,12 @@ def experts_in(folder: str | os.PathLike[str]) -> list[Expert]:
 
 
 def _folder_of(root: Path, name: str) -> Path:
-    """Return the folder of the expert of a name, unless it holds another one."""
+    """Return the folder of the expert of a name, unless it holds another one, or the name is not free."""
+    if name == IMAGENET:
+        raise ValueError(
+            f"save_expert: expected another name than {IMAGENET!r}, which stands for the probe without fine-tuning; "
+            "rename the task or the expert."
+        )
     folder = root / safe_name(name)
     if (folder / _CARD).exists() and (other := load_expert(folder).name) != name:
         raise ValueError(

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._util.atomic import atomic_path
-from ..data import Preprocess, Task, TaskSource, as_task, check_labels, draw, read_labels, subset
+from ..data import Failure, Preprocess, Task, TaskSource, as_task, check_labels, draw, read_labels, subset
 from ..probe.layers import find_head
 from ..probe.probe import Probe
 from .expert import AnyExpert, as_probe
@@ -35,7 +35,8 @@ class ExpertFeatures:
 
     Args:
         features: Input of its head, ``[N, D]`` float32.
-        probabilities: Softmax over the classes it was trained on, ``[N, C_source]`` float32.
+        probabilities: Softmax over the classes it was trained on, ``[N, C_source]`` float32; ``[N, 0]`` if its head is
+            random and its outputs mean nothing.
         labels: The task's labels, ``[N]`` int64.
 
     Raises:
@@ -55,7 +56,7 @@ class ExpertFeatures:
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write a safetensors file, atomically."""
         with atomic_path(file) as temporary:
-            safetensors.torch.save_file({name: getattr(self, name).contiguous() for name in _TENSORS}, temporary)
+            temporary.write_bytes(safetensors.torch.save({name: getattr(self, name).contiguous() for name in _TENSORS}))
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> ExpertFeatures:
@@ -96,7 +97,7 @@ class Extractor:
     ) -> None:
         """Keep the experts; loads none."""
         self._experts, self._batch_size, self._options = dict(experts), batch_size, options
-        self._cache = None if cache is None else Path(cache)
+        self._cache = None if cache is None else Path(cache).expanduser()
         self._loaded: dict[str, _Loaded] = {}
 
     def __call__(
@@ -137,7 +138,8 @@ class Extractor:
         for experts in todo.values():
             read = self._read(task, experts)
             found |= read
-            for name in files.keys() & read.keys():
+            # Features of fewer images would be taken for all of them later.
+            for name in [name for name in files.keys() & read.keys() if len(read[name].labels) == len(task)]:
                 files[name].parent.mkdir(parents=True, exist_ok=True)
                 read[name].save(files[name])
         return found
@@ -145,13 +147,17 @@ class Extractor:
     @torch.no_grad()
     def _read(self, task: Task, experts: dict[str, _Loaded]) -> dict[str, ExpertFeatures]:
         """Read every image once, for all experts of one preprocessing."""
-        feed = next(iter(experts.values())).network.feed(task, self._batch_size)
+        network, skipped = next(iter(experts.values())).network, list[Failure]()
+        feed = network.feed(task, self._batch_size)
         rows: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in experts}
-        with feed.batches(torch.arange(len(task)), "features") as batches:
+        with feed.batches(torch.arange(len(task)), "features", network.on_error, skipped) as batches:
             for batch in batches:
                 images = batch.images.contiguous(memory_format=torch.channels_last)
                 for name, expert in experts.items():
                     rows[name].append((*expert(images), batch.labels.cpu()))
+        if len(skipped) == len(task):
+            raise ValueError(f"Extractor: expected an image of {task.name!r} that can be read, got none.")
+        network.warn_of(skipped, task)
         return {name: ExpertFeatures(*map(torch.cat, zip(*parts, strict=True))) for name, parts in rows.items()}
 
 
@@ -160,7 +166,7 @@ class _Loaded:
 
     def __init__(self, probe: Probe, options: RunOptions) -> None:
         self.network = Network(replace(probe, module=copy.deepcopy(probe.module)), **options)
-        self.fingerprints = probe.fingerprint, head_fingerprint(probe)
+        self.fingerprints = probe.fingerprint, "random" if probe.random_head else head_fingerprint(probe)
 
     def key(self, digest: str) -> str:
         """Return the name under which the features of these images are kept."""
@@ -170,10 +176,12 @@ class _Loaded:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features ``[B, D]`` and probabilities ``[B, C_source]``."""
+        """Return features ``[B, D]`` and probabilities ``[B, C_source]``, or ``[B, 0]`` of a random head."""
         probe = self.network.probe
         with self.network.autocast:
             z = probe.features(images).float()
+        if probe.random_head:
+            return z.cpu(), z.new_empty(len(z), 0).cpu()
         head = find_head(probe.module, probe.head)
         logits = F.linear(z, head.weight.float(), None if head.bias is None else head.bias.float())
         return z.cpu(), logits.softmax(1).cpu()

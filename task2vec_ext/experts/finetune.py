@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._util.atomic import atomic_path
-from ..data import Task, check_labels, read_labels
+from ..data import Failure, Task, check_labels, read_labels
 from ..fisher.head import fit_head
 from ..probe.layers import find_head
 from ..probe.probe import Probe
@@ -95,7 +96,8 @@ def fine_tune(
     if len(held_out) == 0:
         raise ValueError(f"fine_tune: expected images held out of {train.name!r}, got none; they tell the best epoch.")
     images = {"task": train.digest(), "images": len(train), "classes": num_classes}
-    settings = {"probe": probe.fingerprint, **images, "seed": seed, "recipe": asdict(recipe)}
+    preprocess = None if probe.preprocess is None else probe.preprocess.to_dict()
+    settings = {"probe": probe.fingerprint, **images, "seed": seed, "recipe": asdict(recipe), "preprocess": preprocess}
     module = copy.deepcopy(probe.module).requires_grad_(True)
     head = torch.nn.utils.skip_init(nn.Linear, probe.feature_size, num_classes)  # fitted before anything reads it
     module.set_submodule(probe.head, head)
@@ -109,7 +111,8 @@ def fine_tune(
         if checkpoint is not None:
             run.save(checkpoint, settings)
     run.module.load_state_dict(run.best_state)
-    return FineTuned(replace(run.probe, module=run.module.to("cpu").eval()), run.best, tuple(run.epochs))
+    tuned = replace(run.probe, module=run.module.to("cpu").eval(), random_head=False)
+    return FineTuned(tuned, run.best, tuple(run.epochs))
 
 
 class _Run:
@@ -117,13 +120,14 @@ class _Run:
 
     def __init__(self, network: Network, train: Task, held_out: Task, recipe: Recipe, seed: int) -> None:
         self.probe, self.module, self.recipe, self.seed = network.probe, network.probe.module, recipe, seed
-        self.device, self.autocast = network.device, network.autocast
+        self.device, self.autocast, self.network = network.device, network.autocast, network
         self.train, self.held_out = (network.feed(task, recipe.batch_size) for task in (train, held_out))
         self.optimizer = torch.optim.SGD(
             self.module.parameters(), recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
         self.epochs: list[Epoch] = []
         self.best_state: dict[str, Tensor] = {}
+        self.readable = torch.arange(len(train))  # numbers of the training images
 
     @property
     def best(self) -> Epoch:
@@ -131,12 +135,22 @@ class _Run:
 
     def fit_head(self) -> None:
         """Fit the head on the features that the network has."""
-        features, labels = [], []
-        with torch.no_grad(), self.train.batches(torch.arange(len(self.train.task)), "features") as loaded:
+        features, labels, read = [], [], []
+        skipped, on_error, task = list[Failure](), self.network.on_error, self.train.task
+        with torch.no_grad(), self.train.batches(self.readable, "features", on_error, skipped) as loaded:
             for batch in loaded:
                 features.append(self.probe.features(batch.images).float())
                 labels.append(batch.labels)
-        head, z, y = find_head(self.module, self.probe.head), torch.cat(features), torch.cat(labels)
+                read.append(batch.index.cpu())
+        self.network.warn_of(skipped, task)
+        head = find_head(self.module, self.probe.head)
+        if lost := set(range(head.out_features)).difference(*(part.tolist() for part in labels)):
+            raise ValueError(
+                f"fine_tune: expected an image of every class of {task.name!r} that can be read, got none of class "
+                f"{min(lost)}; correct its images, or leave the class out."
+            )
+        self.readable = torch.cat(read)
+        z, y = torch.cat(features), torch.cat(labels)
         fitted = fit_head(z, y, head.out_features, method=self.recipe.head, seed=self.seed)
         with torch.no_grad():
             head.weight.copy_(fitted.weight)
@@ -144,11 +158,11 @@ class _Run:
 
     def epoch(self) -> None:
         """Train on all images once, then measure the held-out error."""
-        number, count = len(self.epochs) + 1, len(self.train.task)
+        number, count = len(self.epochs) + 1, len(self.readable)
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(1_000_003 * self.seed + number)  # a prime: no two seeds share their epochs
-            order = torch.randperm(count)
+            order = self.readable[torch.randperm(count)]
             if count % self.recipe.batch_size == 1:  # BatchNorm has no statistics of one image
                 order = order[:-1]
             train_nll = self._train(order, number)
@@ -164,7 +178,7 @@ class _Run:
         for module in self.module.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.train(self.recipe.batch_statistics)
-        with self.train.batches(order, f"epoch {number} of {self.recipe.epochs}") as loaded:
+        with self.train.batches(order, f"epoch {number} of {self.recipe.epochs}", self.network.on_error) as loaded:
             for batch in loaded:
                 done = (number - 1 + seen / len(order)) / self.recipe.epochs
                 for group in self.optimizer.param_groups:
@@ -185,26 +199,35 @@ class _Run:
 
     @torch.no_grad()
     def _held_out_error(self, number: int) -> tuple[float, float]:
-        wrong, nll = 0, 0.0
-        with self.held_out.batches(torch.arange(len(self.held_out.task)), f"epoch {number}, held out") as loaded:
+        wrong, nll, seen, everything = 0, 0.0, 0, torch.arange(len(self.held_out.task))
+        on_error, skipped = self.network.on_error, list[Failure]()
+        with self.held_out.batches(everything, f"epoch {number}, held out", on_error, skipped) as loaded:
             for batch in loaded:
                 with self.autocast:
                     logits = self.module(batch.images.contiguous(memory_format=torch.channels_last))
                 wrong += int((logits.argmax(1) != batch.labels).sum())
                 nll += float(F.cross_entropy(logits.float(), batch.labels, reduction="sum"))
-        return wrong / len(self.held_out.task), nll / len(self.held_out.task)
+                seen += len(batch.labels)
+        if number == 1:
+            self.network.warn_of(skipped, self.held_out.task)
+        if seen == 0:
+            raise ValueError(f"fine_tune: expected a held-out image of {self.held_out.task.name!r} that can be read.")
+        return wrong / seen, nll / seen
 
     def save(self, file: Path, settings: dict[str, Any]) -> None:
         """Write all that `restore` needs."""
         content = {
             "settings": json.dumps(settings),
             "epochs": [asdict(epoch) for epoch in self.epochs],
+            "readable": self.readable,
             "module": self.module.state_dict(),
             "best": self.best_state,
             "optimizer": self.optimizer.state_dict(),
         }
+        written = io.BytesIO()
+        torch.save(content, written)  # to memory: torch has no words for a full disk
         with atomic_path(file) as temporary:
-            torch.save(content, temporary)
+            temporary.write_bytes(written.getbuffer())
 
     def restore(self, file: Path, settings: dict[str, Any]) -> None:
         """Return to the state that `save` wrote."""
@@ -223,6 +246,7 @@ class _Run:
                 "differ); remove it, or train in another folder."
             )
         self.epochs = [Epoch(**epoch) for epoch in content["epochs"]]
+        self.readable = content["readable"].cpu()
         self.module.load_state_dict(content["module"])
         self.best_state = content["best"]
         self.optimizer.load_state_dict(content["optimizer"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -15,10 +16,10 @@ from torch import Tensor
 
 from .._util.atomic import atomic_path
 from .._util.words import check_word
-from ..data import Task, TaskSource, as_task, check_labels, draw, hold_out, read_labels, subset
+from ..data import Preprocess, Task, TaskSource, as_task, check_labels, draw, hold_out, read_labels, subset
 from ..fisher.head import ADAM_L2, HeadMethod, HeadSettings, fit_head
 from .errors import IMAGENET, ErrorMatrix
-from .expert import AnyExpert, as_probe
+from .expert import AnyExpert, Expert, as_probe
 from .features import ExpertFeatures, Extractor
 from .finetune import fine_tune
 from .network import RunOptions
@@ -107,8 +108,8 @@ def transfer_errors(
             errors are of another expert, other images or another way of measuring.
 
     Note:
-        Tasks whose images are not files (`Task.digest` is None) are known by their name alone. One process at a time
-        may write a file.
+        Tasks whose images are not files (`Task.digest` is None) are known by name and labels alone. One process at a
+        time may write a file.
 
     Source:
         Achille et al., Task2Vec, ICCV 2019 (arXiv 1902.03545), §5.
@@ -130,9 +131,9 @@ def transfer_errors(
         how: dict[str, Any] = {"method": method, "l2": l2, "fine_tuning": None, "seed": seed}
     else:
         how = {"method": None, "l2": None, "fine_tuning": asdict(recipe), "seed": seed}
-    fingerprints = {name: expert.fingerprint for name, expert in experts.items()}
-    digests = {name: [part.digest() or "" for part in pair] for name, pair in pairs.items()}
-    table = _Table(Path(file), how, fingerprints, digests)
+    networks = {name: _network(expert) for name, expert in experts.items()}
+    images = {name: [_images(part) for part in pair] for name, pair in pairs.items()}
+    table = _Table(Path(file).expanduser(), how, networks, images)
     extractor = Extractor(experts, batch_size=batch_size, cache=cache, **options)
     for name, (train, test) in pairs.items():
         todo = [expert for expert in experts if (expert, name) not in table.errors]
@@ -178,22 +179,25 @@ def transfer_gain(errors: ErrorMatrix, reference: str | None = IMAGENET) -> Tens
 class _Table:
     """The errors on the disk, and how they were measured."""
 
-    def __init__(self, file: Path, how: dict[str, Any], experts: dict[str, str], tasks: dict[str, list[str]]) -> None:
+    def __init__(
+        self, file: Path, how: dict[str, Any], experts: dict[str, dict[str, Any]], tasks: dict[str, list[str]]
+    ) -> None:
         """Read what was measured, check that the new errors go with it, and write down how these are measured."""
         self.file = file
         self.errors: dict[tuple[str, str], float] = {}
-        record: dict[str, Any] = {"how": how, "experts": experts, "tasks": tasks}
+        # As JSON gives it back: lists for tuples.
+        record: dict[str, Any] = json.loads(json.dumps({"how": how, "experts": experts, "tasks": tasks}))
         beside = file.with_name(file.name + ".json")
         if file.exists():
             old = ErrorMatrix.read_csv(file)
             before = json.loads(beside.read_text()) if beside.exists() else {"how": None, "experts": {}, "tasks": {}}
-            differ = ["the way of measuring"] if before["how"] != how else []
+            differ = ["the way of measuring"] if before["how"] != record["how"] else []
             for what, names in (("experts", old.experts), ("tasks", old.tasks)):
                 known, wanted = before[what], record[what]
                 differ += [name for name in names if name not in known]
-                differ += [name for name, value in wanted.items() if known.get(name, value) != value]
+                differ += [_differing(name, known[name], value) for name, value in wanted.items() if name in known]
                 record[what] = {**known, **wanted}
-            if differ:
+            if differ := list(filter(None, differ)):
                 raise ValueError(
                     f"transfer_errors: expected the errors in {file} to be of the same measurement, got another for "
                     f"{', '.join(differ[:5])}; remove the file, or name another."
@@ -215,6 +219,32 @@ class _Table:
         """Return all errors of the file."""
         rows = [[self.errors.get((expert, task), math.nan) for task in self.tasks] for expert in self.experts]
         return ErrorMatrix(torch.tensor(rows, dtype=torch.float64), self.experts, self.tasks)
+
+
+def _network(expert: AnyExpert) -> dict[str, Any]:
+    """What decides an expert's features: its weights, and how it sees an image."""
+    preprocess = expert.card.preprocess if isinstance(expert, Expert) else _dictionary(expert.preprocess)
+    return {"weights": expert.fingerprint, "preprocessing": preprocess}
+
+
+def _dictionary(preprocess: Preprocess | None) -> dict[str, Any] | None:
+    return None if preprocess is None else preprocess.to_dict()
+
+
+def _images(task: Task) -> str:
+    """The digest of a task's images; of its labels, in order, where the images are not files."""
+    labels = read_labels(task)
+    return task.digest() or "labels " + hashlib.sha256(labels.numpy().tobytes()).hexdigest()
+
+
+def _differing(name: str, before: Any, now: Any) -> str:
+    """Say in what a recorded network or task differs; nothing where it does not."""
+    if before == now:
+        return ""
+    if not isinstance(now, dict):
+        return name
+    before = before if isinstance(before, dict) else {"weights": before}  # version 0.2 recorded nothing else
+    return f"{name} (other {' and '.join(key for key in now if before.get(key, '') != now[key])})"
 
 
 def _train_and_test(task: TaskSource, share: float, seed: int) -> tuple[Task, Task]:

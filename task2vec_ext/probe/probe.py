@@ -59,6 +59,7 @@ class Probe:
     weights: str
     preprocess: Preprocess | None
     pool: str | None = field(default=None, kw_only=True)
+    random_head: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check head, pool and mode."""

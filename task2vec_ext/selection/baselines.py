@@ -75,22 +75,29 @@ class Domain(Selector):
 
 @dataclass(frozen=True)
 class Transferability(Selector):
-    """A score of every expert's own outputs on the task's images (`transferability`), higher is better. E passes."""
+    """A score of every expert's own outputs on the task's images (`transferability`), higher is better. E passes.
+
+    An expert whose head is random has no score that needs its class probabilities.
+    """
 
     why: ClassVar[str] = "gives the outputs that go best with the task's labels"
     passes_per_task: ClassVar[int | None] = None
     score: Callable[[ExpertFeatures], float] = field(repr=False)
+    of_classes: bool = False
+    """Whether the score is of class probabilities, not of features."""
 
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:
         if task.outputs is None:
             raise self._lacking("the experts' outputs on its images", task)
-        return torch.tensor([self.score(task.outputs(expert.name)) for expert in experts], dtype=torch.float64)
+        outputs = [task.outputs(expert.name) for expert in experts]
+        values = [self.score(one) if one.probabilities.shape[1] or not self.of_classes else None for one in outputs]
+        return self._scores("class probabilities (their heads are random)", task, values)
 
 
 BASELINES: tuple[Selector, ...] = (Chance(), ImageNet(), LargestTask(), Domain())
 TRANSFERABILITY: tuple[Selector, ...] = (
-    Transferability("leep", lambda outputs: leep(outputs.probabilities, outputs.labels)),
-    Transferability("nce", lambda outputs: nce(outputs.probabilities.argmax(1), outputs.labels)),
+    Transferability("leep", lambda outputs: leep(outputs.probabilities, outputs.labels), of_classes=True),
+    Transferability("nce", lambda outputs: nce(outputs.probabilities.argmax(1), outputs.labels), of_classes=True),
     Transferability("logme", lambda outputs: logme(outputs.features, outputs.labels)),
     Transferability("h_score", lambda outputs: h_score(outputs.features, outputs.labels)),
     Transferability("knn", lambda outputs: knn_accuracy(outputs.features, outputs.labels)),

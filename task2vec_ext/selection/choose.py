@@ -15,7 +15,7 @@ from .selector import ExpertFacts, Selector, TaskFacts
 class Ranked(NamedTuple):
     """An expert and its place.
 
-    Args:
+    Attributes:
         name: The expert's name.
         score: Higher is better; NaN where the selector has none.
         standard_error: Standard error of the score, from the images of both embeddings; None if unknown.

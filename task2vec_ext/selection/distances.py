@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -13,7 +12,6 @@ from torch import Tensor
 from .._util.words import check_word
 from ..distance.distance import cross_distances
 from ..experts import ErrorMatrix
-from .measures import chosen_error
 from .selector import ExpertFacts, Selector, TaskFacts
 
 if TYPE_CHECKING:
@@ -56,19 +54,38 @@ class Distance(Selector):
         check_word("Distance", "distance", self.distance, PairDistance)
 
     def rank(self, task: TaskFacts, experts: Sequence[ExpertFacts]) -> Tensor:
-        alpha = PAPER_ALPHA if self.alpha is None else self.alpha
-        return -self._distances([task], experts, alpha)[:, 0]
+        return self.rank_all([task], experts)[:, 0]
+
+    def rank_all(self, tasks: Sequence[TaskFacts], experts: Sequence[ExpertFacts]) -> Tensor:
+        return -self._distances(tasks, experts, PAPER_ALPHA if self.alpha is None else self.alpha)
+
+    @property
+    def learns(self) -> bool:
+        return self.alpha is None
 
     def fit(self, errors: ErrorMatrix, tasks: Mapping[str, TaskFacts], experts: Mapping[str, ExpertFacts]) -> Self:
-        if self.alpha is not None:
-            return self
+        return next(self.fit_parts(errors, tasks, experts, [[]]))
+
+    def fit_parts(
+        self,
+        errors: ErrorMatrix,
+        tasks: Mapping[str, TaskFacts],
+        experts: Mapping[str, ExpertFacts],
+        parts: Sequence[Sequence[int]],
+    ) -> Iterator[Self]:
+        if not self.learns:
+            yield from (self for _ in parts)
+            return
         known = [experts[name] for name in errors.experts]
         targets = [tasks[name] for name in errors.tasks]
         zero, one = (self._distances(targets, known, alpha) for alpha in (0.0, 1.0))  # d_asym is linear in α
-        increases = {alpha: mean_increase(-(zero + alpha * (one - zero)), errors.errors) for alpha in ALPHAS}
-        least = min(increases.values())
-        best = [alpha for alpha, increase in increases.items() if increase <= least]
-        return replace(self, alpha=min(best, key=lambda alpha: abs(alpha - PAPER_ALPHA)))
+        every = torch.stack([increases(-(zero + alpha * (one - zero)), errors.errors) for alpha in ALPHAS])  # [α, T]
+        for held_out in parts:
+            others = torch.ones(len(targets), dtype=torch.bool)
+            others[list(held_out)] = False
+            means = every[:, others].nanmean(1).nan_to_num(nan=0.0)
+            best = [alpha for alpha, mean in zip(ALPHAS, means.tolist(), strict=True) if mean <= float(means.min())]
+            yield replace(self, alpha=min(best, key=lambda alpha: abs(alpha - PAPER_ALPHA)))
 
     def _distances(self, tasks: Sequence[TaskFacts], experts: Sequence[ExpertFacts], alpha: float) -> Tensor:
         """Distances of experts to tasks, ``[E, T]``; NaN for an expert whose task has no embedding."""
@@ -81,13 +98,14 @@ class Distance(Selector):
         return found
 
 
-def mean_increase(scores: Tensor, errors: Tensor) -> float:
-    """Return the mean relative increase of error over the best expert, of scores and errors ``[E, T]``.
+def increases(scores: Tensor, errors: Tensor) -> Tensor:
+    """Return the relative increase of error over the best expert, ``[T]``, of scores and errors ``[E, T]``.
 
-    Tasks whose least error is 0, or unknown, are left out; 0 for perfect choices, and where no task is left.
+    The mean over ties; NaN for tasks whose least error is 0 or unknown.
     """
-    least = errors.nan_to_num(nan=torch.inf).min(0).values.tolist()
-    columns = [(t, best) for t, best in enumerate(least) if 0 < best < torch.inf]
-    found = [chosen_error(scores[:, t], errors[:, t]) / best - 1 for t, best in columns]
-    increase = float(torch.tensor(found, dtype=torch.float64).nanmean())
-    return 0.0 if math.isnan(increase) else increase
+    known = ~(scores.isnan() | errors.isnan())
+    scores = scores.masked_fill(~known, -torch.inf)
+    chosen = known & (scores == scores.max(0).values)
+    least = errors.masked_fill(errors.isnan(), torch.inf).min(0).values
+    found = errors.masked_fill(~chosen, 0).sum(0) / chosen.sum(0)
+    return (found / least - 1).masked_fill((least <= 0) | least.isinf(), torch.nan)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .._util.progress import progress_bar
 from ..experts import IMAGENET, ErrorMatrix
 from .measures import chosen_error, hit_rate, spearman, weighted_tau
 from .selector import ExpertFacts, Selector, TaskFacts
 
+_MOST_FOLDS = 100  # fits of a selector that learns
 MEASURES = ("increase", "points", "top1", "top3", "spearman", "tau")
 
 
 class Interval(NamedTuple):
     """A mean over tasks and its bootstrap interval; NaN where no task has a value.
 
-    Args:
+    Attributes:
         value: The mean.
         low: Lower end of the interval.
         high: Upper end.
@@ -107,7 +109,7 @@ class Table:
         if measure not in MEASURES:
             raise ValueError(f"Table.difference: expected one of {', '.join(MEASURES)}; got {measure!r}.")
         one, two = (self.row(name).outcomes[MEASURES.index(measure)] for name in (selector, other))
-        return _mean(one - two, self.draws, self.confidence)
+        return _means((one - two)[None], self.draws, self.confidence)[0]
 
     def to_json(self) -> dict[str, Any]:
         """Return the table for JSON, with None instead of NaN."""
@@ -139,6 +141,7 @@ def evaluate(
     draws: int = 5000,
     confidence: float = 0.95,
     seed: int = 0,
+    progress: bool | None = False,
 ) -> Table:
     """Return the table of selectors over all tasks of an error matrix.
 
@@ -152,11 +155,12 @@ def evaluate(
         tasks: What is known of the tasks, by name, including those that experts were trained on; of others only the
             name is known.
         experts: What is known of the experts, by name; default: each was trained on the task of its name.
-        folds: Parts of the tasks that are held out in turn when a selector is fitted; default: one task each; 0: no
-            fit, selectors are taken as they are.
+        folds: Parts of the tasks that are held out in turn when a selector is fitted; default: one task each, but at
+            most 100 parts; 0: no fit, selectors are taken as they are.
         draws: Bootstrap samples of the tasks.
         confidence: Confidence of the intervals.
         seed: Seed of the bootstrap.
+        progress: Show progress, selector by selector; None: where standard error is a terminal.
 
     Raises:
         ValueError: If no task has two experts to choose from, or an option is impossible.
@@ -185,9 +189,8 @@ def evaluate(
     rows, unable = [], {}
     for selector in selectors:
         try:
-            found = _scores(selector, errors, tasks, facts, folds)
-            if found.isnan().all():
-                raise ValueError(f"{selector.name}: none of {', '.join(errors.experts)} has a score.")
+            with progress_bar(selector.name, len(errors.tasks), progress) as advance:
+                found = _scores(selector, errors, tasks, facts, folds, advance)
         except ValueError as error:
             unable[selector.name] = str(error)
             continue
@@ -196,7 +199,7 @@ def evaluate(
         found = torch.where(inside.isnan().all(0), found, inside)
         columns = zip(found.T, errors.errors.T, choosable.T, optimum.tolist(), strict=True)
         outcomes = torch.tensor([_outcomes(*column) for column in columns], dtype=torch.float64).T
-        means = {name: _mean(values, samples, confidence) for name, values in zip(MEASURES, outcomes, strict=True)}
+        means = dict(zip(MEASURES, _means(outcomes, samples, confidence), strict=True))
         rows.append(Row(selector.name, selector.passes(len(among)), found, outcomes, means))
     return Table(tuple(rows), errors.tasks, among, optimum, samples, left_out, unable, confidence)
 
@@ -214,7 +217,7 @@ def _scored(errors: ErrorMatrix) -> tuple[ErrorMatrix, Tensor, dict[str, str]]:
             f"none among {len(errors.tasks)}; measure more errors."
         )
     left_out = {name: f"{count} expert{'s' * (count != 1)} to choose from" for name, count in few.items()}
-    return errors.select(tasks=scored), choosable[:, [name in scored for name in errors.tasks]], left_out
+    return errors.select(tasks=scored), choosable[:, [name not in few for name in errors.tasks]], left_out
 
 
 def _scores(
@@ -223,20 +226,25 @@ def _scores(
     tasks: Mapping[str, TaskFacts],
     experts: Mapping[str, ExpertFacts],
     folds: int | None,
+    advance: Callable[[int], None],
 ) -> Tensor:
-    """Scores of all experts for every task, ``[E, T]``, by a selector fitted to the other folds."""
+    """Scores of all experts for every task, ``[E, T]``, by a selector fitted to the other folds; NaN without error."""
     T = len(errors.tasks)
-    count = T if folds is None else min(folds, T)
-    candidates = [experts[name] for name in errors.experts]
-    found = torch.full_like(errors.errors, torch.nan)
-    for number in range(max(count, 1)):
-        held_out = range(number, T, count) if count else range(T)
-        others = [name for t, name in enumerate(errors.tasks) if t not in held_out]
-        fitted = selector.fit(errors.select(tasks=others), tasks, experts) if others else selector
+    count = min(_MOST_FOLDS if folds is None else folds, T)
+    parts = [range(number, T, count) for number in range(count)] if count and selector.learns else [range(T)]
+    fitted = selector.fit_parts(errors, tasks, experts, parts) if selector.learns else iter([selector])
+    targets, candidates = [tasks[name] for name in errors.tasks], [experts[name] for name in errors.experts]
+    found, unknown = torch.full_like(errors.errors, torch.nan), errors.errors.isnan()
+    for held_out, one in zip(parts, fitted, strict=True):
+        scores = one.rank_all([targets[t] for t in held_out], candidates)
+        found[:, list(held_out)] = scores.masked_fill(unknown[:, list(held_out)], torch.nan)
         for t in held_out:
-            rows = (~errors.errors[:, t].isnan()).nonzero().flatten()
-            measured = [candidates[e] for e in rows.tolist()]
-            found[rows, t] = fitted.rank(tasks[errors.tasks[t]], measured).double()
+            if found[:, t].isnan().all():  # a selector may refuse experts of which it knows nothing
+                one.rank(targets[t], [candidates[e] for e in (~unknown[:, t]).nonzero().flatten().tolist()])
+        advance(len(held_out))
+    if found.isnan().all():
+        what = f"a row {IMAGENET} in the errors" if selector.name == IMAGENET else "an expert with a score"
+        raise ValueError(f"{selector.name}: expected {what}, got none among {len(errors.experts)} rows.")
     return found
 
 
@@ -253,12 +261,14 @@ def _outcomes(scores: Tensor, errors: Tensor, choosable: Tensor, best: float) ->
     )
 
 
-def _mean(values: Tensor, draws: Tensor, confidence: float) -> Interval:
-    """The mean over tasks that have a value, and the bootstrap's percentiles of it."""
-    means = values[draws].nanmean(1)
-    means = means[~means.isnan()]  # a draw may hold no task that has a value
-    if not len(means):
-        return Interval(math.nan, math.nan, math.nan)
-    tail = (1 - confidence) / 2
-    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
-    return Interval(float(values.nanmean()), low, high)
+def _means(values: Tensor, draws: Tensor, confidence: float) -> list[Interval]:
+    """The means of ``[M, T]`` over tasks that have a value, and the bootstrap's percentiles of them."""
+    known = ~values.isnan()
+    counts = torch.zeros(draws.shape, dtype=values.dtype).scatter_add_(1, draws, values.new_ones(draws.shape))
+    means = (values.masked_fill(~known, 0) @ counts.T) / (known.to(values.dtype) @ counts.T)  # [M, B]
+    tail = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=values.dtype)
+    found = []
+    for value, drawn in zip(values.nanmean(1).tolist(), means, strict=True):
+        drawn = drawn[~drawn.isnan()]  # a draw may hold no task that has a value
+        found.append(Interval(value, *drawn.quantile(tail).tolist()) if len(drawn) else Interval(*[math.nan] * 3))
+    return found

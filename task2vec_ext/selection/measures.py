@@ -86,5 +86,5 @@ def _ordered(scores: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
 
 def _mean_ranks(values: Tensor) -> Tensor:
     """Ranks from 1 for the smallest, equals sharing their mean, ``[E]`` float64."""
-    below = (values[:, None] > values).sum(1).double()
-    return below + ((values[:, None] == values).sum(1).double() + 1) / 2
+    _, places, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2).double()[places]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -80,6 +80,18 @@ class Selector(ABC):
             ValueError: If too little is known of the task, or of every expert.
         """
 
+    def rank_all(self, tasks: Sequence[TaskFacts], experts: Sequence[ExpertFacts]) -> Tensor:
+        """Return the scores of all experts for each of T tasks, ``[E, T]`` float64.
+
+        Args:
+            tasks: The tasks.
+            experts: E experts to choose from.
+
+        Raises:
+            ValueError: If `rank` would raise it for one of the tasks.
+        """
+        return torch.stack([self.rank(task, experts).double() for task in tasks], 1)
+
     def passes(self, num_experts: int) -> int:
         """Return the cost of choosing among E experts in forward passes over the task's images.
 
@@ -96,6 +108,30 @@ class Selector(ABC):
             experts: The matrix's experts, by name.
         """
         return self
+
+    @property
+    def learns(self) -> bool:
+        """Whether `fit` does anything."""
+        return type(self).fit is not Selector.fit
+
+    def fit_parts(
+        self,
+        errors: ErrorMatrix,
+        tasks: Mapping[str, TaskFacts],
+        experts: Mapping[str, ExpertFacts],
+        parts: Sequence[Sequence[int]],
+    ) -> Iterator[Self]:
+        """Yield for each part of the matrix's tasks a selector that was fitted to all others.
+
+        Args:
+            errors: See `fit`.
+            tasks: See `fit`.
+            experts: See `fit`.
+            parts: Numbers of the tasks that are held out.
+        """
+        for held_out in parts:
+            others = [name for t, name in enumerate(errors.tasks) if t not in set(held_out)]
+            yield self.fit(errors.select(tasks=others), tasks, experts) if others else self
 
     def _embeddings(self, tasks: Sequence[TaskFacts]) -> list[Embedding]:
         """Return the embeddings of tasks, or raise if one has none."""

@@ -142,6 +142,37 @@ def test_evaluate_takes_the_experts_sizes_from_their_cards(capsys, world):
     assert list(content["left_out"]) == ["task0", "task1"]
 
 
+def test_evaluate_says_how_it_understood_a_table_and_takes_sizes(capsys, world, tmp_path):
+    """The same errors, a row for each task, with blanks and in per cent."""
+    (tmp_path / "turned.csv").write_text("task, task0 ,task1\ntask0,10,40\n task1,30,10\ntask2,20,50\n")
+    (tmp_path / "sizes.csv").write_text("task,images\ntask0,5\ntask1,3\n")
+    options = ["--by", "largest_task", "--by", "chance", "--json"]
+    turned = ["evaluate", tmp_path / "turned.csv", "--sizes", tmp_path / "sizes.csv", *options]
+    found = json.loads(run(capsys, "select", *turned)[1])
+    assert found["decided"] == [
+        "rows are tasks (the header's first cell is 'task')",
+        "errors are percentages (most are over 1, the largest is 50)",
+    ]
+    plain = json.loads(run(capsys, "select", "evaluate", world / "errors.csv", *options)[1])
+    for measure in ("increase", "points"):
+        value = plain["selectors"]["chance"][measure]["value"]
+        assert found["selectors"]["chance"][measure]["value"] == pytest.approx(value)
+    assert found["selectors"]["largest_task"]["points"]["value"] == 0  # task0's expert, which is right for task2
+    assert "expected an expert with a known number of images" in plain["unable"]["largest_task"]
+    sized = ["--experts", world / "experts", "--sizes", tmp_path / "sizes.csv"]  # the cards say otherwise
+    found = json.loads(run(capsys, "select", "evaluate", world / "errors.csv", *options, *sized)[1])
+    assert found["selectors"]["largest_task"]["points"]["value"] == 0
+    out = run(capsys, "select", *turned[:4])[1]
+    assert "turned.csv: rows are tasks (the header's first cell is 'task'); errors are percentages" in out
+    assert "no row: imagenet (expected a row imagenet in the errors, got none among 2 rows)" in out
+
+
+def test_the_options_of_rank_are_those_of_select(capsys):
+    out = run(capsys, "select", "--help")[1]
+    assert "--experts DIR" in out
+    assert "--skip-unreadable" in out
+
+
 def test_evaluate_takes_the_tasks_sizes_from_a_library(capsys, world, tmp_path):
     tasks = [world / "tasks" / f"task{t}" for t in range(3)]
     build_library(tasks, tmp_path, "tiny", settings=EmbedSettings(num_samples=8))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from task2vec_ext.experts.errors import ErrorMatrix
+from task2vec_ext.experts.errors import ErrorMatrix, read_errors, read_sizes
 
 NAN = math.nan
 ERRORS = torch.tensor([[0.1, 1 / 3, NAN], [0.0, 1.0, 0.25]], dtype=torch.float64)
@@ -39,7 +39,8 @@ def test_a_spreadsheet_s_csv_is_read(tmp_path):
         ("expert,a\n", "a row for each expert"),
         ("expert,a,b\nx,0.1\n", r"expected 3 cells as the header has, got 2 in row 2"),
         ("expert,a\nx,low\n", "'low' in the row of 'x'"),
-        ("expert,a\nx,31.2\n", "divide percentages by 100"),
+        ("expert,a,b,c\nx,0.2,0.4,31.2\n", "divide percentages by 100"),
+        ("expert,a\nx,312\n", "from 0 to 1, got 312"),
         ("expert,a\nx,inf\n", "from 0 to 1, got inf"),
         ("expert,a,a\nx,0,0\n", r"every task to have a name of its own, got \['a'\]"),
         ("expert,a\nx,0\nx,0\n", r"every expert to have a name of its own, got \['x'\]"),
@@ -49,6 +50,48 @@ def test_what_is_no_error_matrix_is_refused(tmp_path, text, message):
     (tmp_path / "errors.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         ErrorMatrix.read_csv(tmp_path / "errors.csv")
+
+
+ROWS = "x,0.1,0.2,0.3\ny, 0.4,0.5 ,0.6\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "rows", "tasks", "decided"),
+    [
+        ("expert,a,b,c\n" + ROWS, None, "abc", "rows are experts (the header's first cell is 'expert')"),
+        ("Model , a,b ,c\n" + ROWS, None, "abc", "rows are experts (the header's first cell is 'Model')"),
+        ("task,a,b,c\n" + ROWS, None, "xy", "rows are tasks (the header's first cell is 'task')"),
+        ("task,a,b,c\n" + ROWS, "experts", "abc", "rows are experts (as asked)"),
+        (",a,b,c\n" + ROWS, "tasks", "xy", "rows are tasks (as asked)"),
+        (",a,b,c\n" + ROWS, None, "abc", "rows are experts (the header's first cell, '', does not say; tasks: --rows"),
+        (",a,b,imagenet\n" + ROWS, None, "xy", "rows are tasks (the header's first cell, '', does not say"),
+    ],
+)
+def test_the_header_says_which_way_a_table_goes(tmp_path, text, rows, tasks, decided):
+    (tmp_path / "errors.csv").write_text(text)
+    found, said = read_errors(tmp_path / "errors.csv", rows)
+    assert found.tasks == tuple(tasks)
+    assert said[0].startswith(decided)
+    values = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], dtype=torch.float64)
+    assert torch.equal(found.errors, values.T if tasks == "xy" else values)
+    assert torch.equal(ErrorMatrix.read_csv(tmp_path / "errors.csv", rows=rows).errors, found.errors)
+
+
+@pytest.mark.parametrize(("cells", "said"), [("12.5,0.5,30", "most are over 1"), ("0.5%,0.25 %,1%", "percentages")])
+def test_percentages_are_divided_by_100_and_told(tmp_path, cells, said):
+    (tmp_path / "errors.csv").write_text(f"expert,a,b,c\nx,{cells}\n")
+    found, decided = read_errors(tmp_path / "errors.csv")
+    assert found.errors.tolist() == [[float(cell.strip("% ")) / 100 for cell in cells.split(",")]]
+    assert said in decided[1]
+
+
+def test_sizes_of_tasks_are_read(tmp_path):
+    (tmp_path / "sizes.csv").write_text("task, images\n a,10\nb ,20\n")
+    assert read_sizes(tmp_path / "sizes.csv") == {"a": 10, "b": 20}
+    for text, message in (("a,10\n", "expected a header task,images"), ("task,images\na,many\n", "in row 2")):
+        (tmp_path / "sizes.csv").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_sizes(tmp_path / "sizes.csv")
 
 
 def test_wrong_arguments_are_named(tmp_path):

@@ -1,4 +1,6 @@
 import json
+import os
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -6,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from small import QUICK, Blobs, small_probe, small_resnet
 
 from task2vec_ext import as_task, fisher_embed, load_probe
-from task2vec_ext.experts.expert import Expert, experts_in, load_expert, save_expert, train_expert
+from task2vec_ext._util.lock import BusyError
+from task2vec_ext.experts.expert import Expert, _alone, experts_in, load_expert, save_expert, train_expert
 from task2vec_ext.experts.features import head_fingerprint
 
 
@@ -33,7 +36,7 @@ def test_an_expert_is_found_again_with_the_network_that_was_trained(folder):
     assert probe.module.fc.out_features == 2
     for name, value in load_file(expert.weights).items():
         assert torch.equal(probe.module.state_dict()[name], value)
-    assert {file.name for file in expert.folder.iterdir()} == {"card.json", "weights.safetensors"}
+    assert {file.name for file in expert.folder.iterdir()} == {"card.json", "weights.safetensors", "lock"}
 
 
 def test_an_expert_that_is_there_is_not_trained_again(folder, folders, monkeypatch):
@@ -42,6 +45,8 @@ def test_an_expert_that_is_there_is_not_trained_again(folder, folders, monkeypat
     assert again.card == experts_in(folder)[0].card
     with pytest.raises(ValueError, match="another recipe, seed or probe"):
         train_expert(folders[0], folder, "tiny", recipe=QUICK, held_out=0.34, seed=1)
+    with pytest.raises(ValueError, match="another image size or preprocessing"):
+        train_expert(folders[0], folder, load_probe("tiny", image_size=40), recipe=QUICK, held_out=0.34)
     with pytest.raises(ValueError, match="another images"):
         train_expert(as_task(folders[1], name="task0"), folder, "tiny", recipe=QUICK, held_out=0.34)
 
@@ -54,6 +59,52 @@ def test_the_embedding_of_its_task_lies_beside_it(folder, folders):
     found = experts_in(folder)[0].embedding
     assert torch.equal(found.fisher, made.fisher)
     expert.embedding_file.unlink()
+
+
+def test_an_expert_is_replaced_as_a_whole_or_not_at_all(folders, tmp_path, monkeypatch):
+    embedding = fisher_embed(folders[0], "tiny", progress=False)
+    first = save_expert(small_probe(), tmp_path, "good", embedding=embedding)
+    assert first.embedding.name == "task0"
+    other = small_probe(small_resnet(seed=1))
+    with pytest.raises(ValueError, match=r"expected no expert 'good' in .*--overwrite"):
+        save_expert(other, tmp_path, "good")
+    assert load_expert(first.folder).card == first.card
+    with monkeypatch.context() as patch:
+        patch.setattr("task2vec_ext.experts.expert.save", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            save_expert(other, tmp_path, "good", overwrite=True)
+    assert experts_in(tmp_path) == []  # not the old card beside new weights
+    found = save_expert(other, tmp_path, "good", overwrite=True)
+    assert found.fingerprint == other.fingerprint
+    assert found.embedding is None  # the other's
+
+
+def test_an_expert_is_changed_by_one_process_at_a_time(folder, folders):
+    with _alone(folder / "task3"), pytest.raises(BusyError, match="another process is training or writing the expert"):
+        train_expert(folders[3], folder, "tiny", recipe=QUICK)
+
+
+def test_the_name_of_the_probe_without_fine_tuning_is_refused(tmp_path, folders):
+    name = "imagenet"
+    with pytest.raises(ValueError, match="expected another name than 'imagenet'"):
+        save_expert(small_probe(), tmp_path, name)
+    with pytest.raises(ValueError, match="expected another name than 'imagenet'"):
+        train_expert(as_task(folders[0], name=name), tmp_path, "tiny", recipe=QUICK)
+    assert list(tmp_path.iterdir()) == []
+    made = save_expert(small_probe(), tmp_path, "net")
+    card = made.folder / "card.json"
+    card.write_text(card.read_text().replace('"name": "net"', f'"name": "{name}"'))  # of version 0.2
+    with pytest.raises(ValueError, match="expected no expert called 'imagenet'"):
+        experts_in(tmp_path)
+
+
+def test_files_have_the_mode_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        made = save_expert(small_probe(), tmp_path, "a")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (made.weights, made.folder / "card.json")} == {0o640}
 
 
 def test_any_network_can_be_registered_and_asks_for_its_module(tmp_path):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from small import Blobs, assert_untouched, small_probe, small_resnet, state_of
@@ -7,6 +9,7 @@ from task2vec_ext.data import draw
 from task2vec_ext.experts.expert import save_expert
 from task2vec_ext.experts.features import ExpertFeatures, Extractor
 from task2vec_ext.probe.feed import ImageFeed
+from task2vec_ext.selection import SELECTORS, ExpertFacts, TaskFacts
 
 
 def extract(expert, task, *, num_samples=None, seed=0, **options) -> ExpertFeatures:
@@ -106,6 +109,20 @@ def test_a_damaged_file_is_named(folders, tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match=rf"expected features in .*{file.name}, could not read"):
         extract(load_probe("tiny"), folders[0], cache=tmp_path)
+
+
+def test_a_random_head_has_features_and_no_scores_of_its_outputs(folders):
+    probe = replace(load_probe("tiny"), random_head=True)
+    both = Extractor({"random": probe, "whole": load_probe("tiny")})(folders[0])
+    assert both["random"].probabilities.shape == (6, 0)
+    assert torch.equal(both["random"].features, both["whole"].features)
+    task, facts = TaskFacts("task", outputs=both.__getitem__), [ExpertFacts("random"), ExpertFacts("whole")]
+    for name in ("leep", "nce"):
+        assert SELECTORS[name].rank(task, facts).isnan().tolist() == [True, False]
+        with pytest.raises(ValueError, match="their heads are random"):
+            SELECTORS[name].rank(task, facts[:1])
+    first, second = SELECTORS["h_score"].rank(task, facts).tolist()
+    assert first == second
 
 
 def test_tasks_that_are_none_are_refused():

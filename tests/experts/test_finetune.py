@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 from dataclasses import replace
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from small import QUICK, TRAINABLE, Blobs, assert_untouched, small_probe, small_resnet, state_of
 
-from task2vec_ext import Probe, Task, as_task
+from task2vec_ext import Probe, Task, Task2VecWarning, as_task
 from task2vec_ext.experts.finetune import fine_tune
 from task2vec_ext.experts.recipe import RECIPES, as_recipe
 
@@ -108,6 +109,41 @@ def test_a_training_killed_after_any_epoch_ends_with_the_same_weights(tmp_path):
         resumed = fine_tune(trainable(), blobs(), blobs(9), QUICK, checkpoint=file)
         assert resumed.epochs == whole.epochs
         assert_equal(weights(resumed), weights(whole))
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # as a full disk, but with another number
+    try:
+        with pytest.raises(OSError, match=r"could not write .*checkpoint\.pt: File too large; nothing was written"):
+            fine_tune(trainable(), blobs(), blobs(9), QUICK, checkpoint=tmp_path / "checkpoint.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+class Broken(Blobs):
+    """Blobs of which every fifth image cannot be read."""
+
+    def __getitem__(self, index):
+        if index % 5 == 0:
+            raise OSError("damaged")
+        return super().__getitem__(index)
+
+
+def test_unreadable_images_are_left_out_and_named(tmp_path):
+    train, held_out = as_task(Broken(n=30), name="train"), as_task(Broken(n=12), name="rest")
+    with pytest.raises(ValueError, match="damaged"):
+        fine_tune(trainable(), train, held_out, QUICK)
+    with pytest.warns(Task2VecWarning, match=r"left out (6 of 30|3 of 12) images of '\w+' .*: image 0.*damaged"):
+        skipped = fine_tune(trainable(), train, held_out, QUICK, on_error="skip")
+    readable = [index for index in range(30) if index % 5]
+    without = as_task([Blobs(n=30)[index] for index in readable], name="train")
+    rest = as_task([Blobs(n=12)[index] for index in range(12) if index % 5], name="rest")
+    expected = fine_tune(trainable(), without, rest, QUICK)
+    assert [e.error for e in skipped.epochs] == [e.error for e in expected.epochs]
+    # Not to the bit: an image's features depend on its batch by rounding.
+    assert [e.nll for e in skipped.epochs] == pytest.approx([e.nll for e in expected.epochs], rel=1e-4)
 
 
 def test_another_seed_gives_other_weights():

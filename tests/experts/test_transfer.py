@@ -2,12 +2,13 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 from small import QUICK, TRAINABLE, Blobs, small_probe, small_resnet
 
-from task2vec_ext import Task, as_task
+from task2vec_ext import Preprocess, Task, as_task
 from task2vec_ext.experts import transfer as module
 from task2vec_ext.experts.errors import ErrorMatrix
 from task2vec_ext.experts.features import ExpertFeatures, Extractor
@@ -120,7 +121,7 @@ def test_errors_of_another_measurement_are_refused(experts, tasks, tmp_path):
     transfer_errors(experts, tasks[:1], file)
     with pytest.raises(ValueError, match="got another for the way of measuring; remove the file"):
         transfer_errors(experts, tasks[:1], file, l2=0.5)
-    with pytest.raises(ValueError, match="got another for two;"):
+    with pytest.raises(ValueError, match=r"got another for two \(other weights\);"):
         transfer_errors({**experts, "two": small_probe(small_resnet(seed=2))}, tasks[:1], file)
     record = (tmp_path / "errors.csv.json").read_text()
     (tmp_path / "errors.csv.json").write_text(record.replace('"one"', '"another"'))
@@ -129,6 +130,23 @@ def test_errors_of_another_measurement_are_refused(experts, tasks, tmp_path):
     (tmp_path / "errors.csv.json").unlink()
     with pytest.raises(ValueError, match="the way of measuring"):
         transfer_errors(experts, tasks[:1], file)
+
+
+def test_errors_know_all_that_decides_them(tmp_path):
+    """Preprocessing of every network, and the labels of images that are no files."""
+    file, task = tmp_path / "errors.csv", blobs()
+    probe = small_probe()
+    transfer_errors({"one": probe}, [task], file)
+    smaller = replace(probe, preprocess=Preprocess(16, 16))
+    with pytest.raises(ValueError, match=r"got another for one \(other preprocessing\)"):
+        transfer_errors({"one": smaller}, [task], file)
+    with pytest.raises(ValueError, match="got another for blobs;"):
+        transfer_errors({"one": probe}, [blobs(n=24)], file)
+    record = json.loads((tmp_path / "errors.csv.json").read_text())
+    record["experts"]["one"] = record["experts"]["one"]["weights"]  # as version 0.2 wrote it
+    (tmp_path / "errors.csv.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"got another for one \(other preprocessing\)"):
+        transfer_errors({"one": probe}, [task], file)
 
 
 def test_parted_tasks_and_draws_are_taken_as_they_are(experts, tmp_path):

@@ -99,7 +99,12 @@ def test_learned_selectors_never_see_the_task_they_choose_for():
     seen: list[tuple[str, ...]] = []
 
     @dataclasses.dataclass(frozen=True)
-    class Watched(Distance):
+    class Watched(Selector):
+        name: str = "watched"
+
+        def rank(self, task, experts):
+            return torch.zeros(len(experts))
+
         def fit(self, errors, tasks, experts):
             seen.append(errors.tasks)
             own = [
@@ -119,6 +124,19 @@ def test_learned_selectors_never_see_the_task_they_choose_for():
     assert seen == []
     expected = fitted.rank(tasks["task7"], list(experts.values()))
     torch.testing.assert_close(table.row("model2vec").scores[:, 7], expected)
+
+
+def test_alpha_of_every_part_is_that_of_a_fit_to_the_others():
+    errors, tasks, experts = problem(E=5, T=9, alpha=0.6, bias=1.0)
+    selector, parts = Distance("asym_fitted", alpha=None), [range(0, 9, 2), range(1, 9, 2), range(3)]
+    found = [one.alpha for one in selector.fit_parts(errors.without_own(), tasks, experts, parts)]
+    for alpha, part in zip(found, parts, strict=True):
+        others = errors.without_own().select(tasks=[name for t, name in enumerate(errors.tasks) if t not in part])
+        assert selector.fit(others, tasks, experts).alpha == alpha
+    assert len(set(found)) > 1
+    every = Distance().rank_all(list(tasks.values()), list(experts.values()))
+    one_by_one = torch.stack([Distance().rank(task, list(experts.values())) for task in tasks.values()], 1)
+    torch.testing.assert_close(every, one_by_one, rtol=0, atol=1e-12)
 
 
 def test_bootstrap_covers_the_truth_and_shares_its_draws():
@@ -154,7 +172,7 @@ def test_json_holds_no_nan_and_names_all():
     assert "expected task 'a' with an embedding" in content["unable"]["asym"]
     assert content["optimum"] == pytest.approx(0.125)
     table = evaluate(errors.select(experts=["a", "b", "c"]), [Chance(), ImageNet()], tasks)
-    assert table.unable == {"imagenet": "imagenet: none of a, b, c has a score."}
+    assert table.unable == {"imagenet": "imagenet: expected a row imagenet in the errors, got none among 3 rows."}
 
 
 def test_wrong_options_are_named():
