@@ -8,21 +8,24 @@ except ImportError as error:
         "it with 'pip install -e .' or run from another folder."
     ) from error
 
-from ._util.warnings import Task2VecWarning
-from .data import Preprocess, Task, as_task
-from .distance.distance import cross_distances, distance_matrix
-from .distance.uncertainty import neighbour_ranks, norm_with_error, relative_error, with_error
-from .embed.diversity import cross_diversity, diversity, embed_batches
-from .embed.feature_cache import FeatureCache
-from .embed.fisher_embed import fisher_embed
-from .embedding import Embedding
-from .fisher import HeadSettings, VariationalSettings
-from .jackknife import Estimate
-from .kernels.filter_grad_sq import filter_grad_sq
-from .kernels.native import BuildInfo, build_info
-from .library import Library, build_library, embed_for, load_embeddings
-from .probe.probe import Probe, load_probe
-from .settings import EmbedSettings
+from ._util.interrupt import quiet_interrupt
+
+with quiet_interrupt():
+    from ._util.warnings import Task2VecWarning
+    from .data import Preprocess, Task, as_task
+    from .distance.distance import cross_distances, distance_matrix
+    from .distance.uncertainty import neighbour_ranks, norm_with_error, relative_error, with_error
+    from .embed.diversity import cross_diversity, diversity, embed_batches
+    from .embed.feature_cache import FeatureCache
+    from .embed.fisher_embed import fisher_embed
+    from .embedding import Embedding
+    from .fisher import HeadSettings, VariationalSettings
+    from .jackknife import Estimate
+    from .kernels.filter_grad_sq import filter_grad_sq
+    from .kernels.native import BuildInfo, build_info
+    from .library import Library, build_library, embed_for, load_embeddings
+    from .probe.probe import Probe, load_probe
+    from .settings import EmbedSettings
 
 __all__ = [
     "BuildInfo",

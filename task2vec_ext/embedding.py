@@ -303,7 +303,7 @@ class Embedding:
             ValueError: If there is no such file, it is not an embedding, it is damaged in any byte, or a newer
                 version of this package wrote it.
         """
-        record, raw = _read(Path(path))
+        record, raw = _read(Path(path).expanduser())
         fields = record["embedding"] if record["format"] >= 3 else _from_format_2(record["embedding"])
         tensors = safetensors.torch.load(raw)
         fields |= {field: tensors[field] for field in _TENSORS if field in tensors}

@@ -21,7 +21,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: If the file could not be written; the type fits the cause, e.g. ``FileNotFoundError``.
         ValueError: If ``target`` exists and is not a regular file: a rename would replace a folder or a device.
     """
-    final = Path(os.path.realpath(target))
+    final = Path(os.path.realpath(os.path.expanduser(target)))
     if final.exists() and not final.is_file():
         kind = "a folder" if final.is_dir() else "not a regular file"
         raise ValueError(f"atomic_path: expected a file to write, got {target}, which is {kind}; name a file.")

@@ -1,4 +1,4 @@
-"""Progress of long work: bars on a terminal, lines in a file only where they were asked for."""
+"""Progress of long work: bars on a terminal, a line every so often in a file where that was asked for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any, TypeAlias
 
 from .terminal import printable
 
+LINE_SECONDS = 30.0
+"""Between two lines about one pass."""
+
 Pass: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Shows one pass over images: takes a description and the number of images, yields ``advance(n)``."""
 
@@ -19,26 +22,41 @@ Pass: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], No
 def progress_bar(description: str, total: int, enabled: bool | Pass | None) -> Iterator[Callable[[int], None]]:
     """Yield ``advance(n)`` of a bar over `total` images.
 
-    `enabled` is None for a bar only where standard error is a terminal; a `Pass` replaces the bar.
+    `enabled` is None for a bar only where standard error is a terminal; True prints lines where it is not; a `Pass`
+    replaces the bar.
     """
     if callable(enabled):
         with enabled(description, total) as advance:
             yield advance
-    elif sys.stderr.isatty() if enabled is None else enabled:
+    elif enabled is not False and sys.stderr.isatty():
         with _bars() as bars:
             work = bars.add_task(description, total=total)
             yield lambda n: bars.advance(work, n)
     else:
-        yield lambda n: None
+        yield _lines(description, total) if enabled else lambda n: None
+
+
+def _lines(description: str, total: int) -> Callable[[int], None]:
+    """Return ``advance(n)`` that prints how far the work is, at most every `LINE_SECONDS`."""
+    seen, told = 0, time.monotonic()
+
+    def advance(n: int) -> None:
+        nonlocal seen, told
+        seen += n
+        if time.monotonic() - told >= LINE_SECONDS:
+            told = time.monotonic()
+            print(printable(f"{description}, {seen:,} of {total:,}"), file=sys.stderr, flush=True)
+
+    return advance
 
 
 class LibraryProgress:
     """Progress of the build of a library: in rich's bars, in lines (one a task) or not at all."""
 
-    def __init__(self, tasks: int, images: int, bars: Any = None, lines: bool = False) -> None:
+    def __init__(self, tasks: int, images: int, before: int, bars: Any = None, lines: bool = False) -> None:
         """Show the bar of all tasks."""
         self._tasks, self._images, self._bars, self._lines = tasks, images, bars, lines
-        self._ended = self._failed = self._seen = 0
+        self._ended, self._failed, self._seen = before, 0, 0
         self._started = time.monotonic()
         self._bar = None if bars is None else bars.add_task(self._text(), total=images)
 
@@ -46,7 +64,8 @@ class LibraryProgress:
     def of_pass(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
         """Show one pass over the images of the current task (a `Pass`)."""
         if self._bars is None:
-            yield lambda n: None
+            place = f"task {self._ended + 1} of {self._tasks}"
+            yield _lines(f"{place}, {description}", total) if self._lines else lambda n: None
             return
         work = self._bars.add_task(description, total=total)
         try:
@@ -74,16 +93,16 @@ class LibraryProgress:
 
 
 @contextmanager
-def library_progress(tasks: int, images: int, enabled: bool | None) -> Iterator[LibraryProgress]:
-    """Yield the progress of the build of a library.
+def library_progress(tasks: int, images: int, enabled: bool | None, before: int = 0) -> Iterator[LibraryProgress]:
+    """Yield the progress of the build of a library: `images` of the tasks that were not done `before`.
 
     `enabled` is None for bars only where standard error is a terminal; True prints lines where it is not.
     """
     if enabled is not False and sys.stderr.isatty():
         with _bars() as bars:
-            yield LibraryProgress(tasks, images, bars)
+            yield LibraryProgress(tasks, images, before, bars)
     else:
-        yield LibraryProgress(tasks, images, lines=bool(enabled))
+        yield LibraryProgress(tasks, images, before, lines=bool(enabled))
 
 
 def _bars() -> Any:

@@ -7,17 +7,21 @@ import os
 import sys
 from typing import Annotated, NoReturn
 
-import typer
-from typer import Option
+from .._util.interrupt import INTERRUPTED, quiet_interrupt
 
-from ..kernels.native import build_info
-from .compare import distances, nearest
-from .demo import demo
-from .embed import embed, info
-from .expert import expert
-from .library import library
-from .plot import atlas, plot
-from .select import select
+with quiet_interrupt():
+    import typer
+    from typer import Option
+
+    from ..kernels.native import build_info
+    from .compare import distances, nearest
+    from .demo import demo
+    from .embed import embed, info
+    from .expert import expert
+    from .library import library
+    from .options import as_options, at_home, interrupted
+    from .plot import atlas, plot
+    from .select import select
 
 __all__ = ["app", "main"]
 
@@ -53,16 +57,34 @@ def _run() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text that a terminal takes
     try:
-        app(arguments, prog_name="task2vec")
+        app([at_home(argument) for argument in arguments], prog_name="task2vec")
     except KeyboardInterrupt:
-        sys.exit(130)
+        _end_interrupted()
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # typer's, for Ctrl-C
+            _end_interrupted()
+        raise
     except _EXPECTED as error:
         if debug:
             raise
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        print(f"task2vec: error: {text}", file=sys.stderr)
+        print(f"task2vec: error: {as_options(_words_of(error))}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
+
+
+def _end_interrupted() -> NoReturn:
+    print(f"\ntask2vec: interrupted; {interrupted()}", file=sys.stderr)
+    sys.exit(INTERRUPTED)
+
+
+def _words_of(error: Exception) -> str:
+    """Return an error's message; of the system's errors, their path and words without the number."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error) or type(error).__name__
+    paths = [
+        os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, (str, bytes, os.PathLike))
+    ]
+    return ": ".join([*paths, error.strerror])
 
 
 def _print_version(wanted: bool) -> None:

@@ -20,7 +20,19 @@ from ..fisher.variational import Noise
 from ..library import Entry, build_library
 from ..losses import LossName, PseudoLabels
 from ..settings import EmbedSettings
-from .options import Device, ImageSize, NumSamples, NumWorkers, ProbeName, Seed, Specs, Weights
+from .options import (
+    Device,
+    ImageSize,
+    NumSamples,
+    NumWorkers,
+    ProbeName,
+    Seed,
+    SkipUnreadable,
+    Specs,
+    Weights,
+    kept,
+    on_error,
+)
 
 _TABLE_ROWS = 40  # tasks that are listed when they are done; task2vec library ls lists any number
 
@@ -48,9 +60,7 @@ def embed(
     batch_size: Annotated[int, Option(min=1, help="Images at a time.")] = 32,
     num_workers: NumWorkers = 0,
     seed: Seed = 0,
-    skip_unreadable: Annotated[
-        bool, Option("--skip-unreadable", help="Leave out images that cannot be read, and count them.")
-    ] = False,
+    skip_unreadable: SkipUnreadable = False,
     retry_failed: Annotated[
         bool, Option("--retry-failed", help="Try the tasks again that failed in an earlier run.")
     ] = False,
@@ -87,7 +97,7 @@ def embed(
     else:  # folders that hold nothing but images
         folders = {str(path): as_task(path, target=settings.loss_object.target) for path in specs}
         tasks = Tasks([task.name for task in folders.values()], list(folders.values()).__getitem__)
-    with launched_ranks() as ranks:
+    with kept(f"what is embedded is kept in {output}: the same command continues"), launched_ranks() as ranks:
         rank = Team(ranks).rank
         library = build_library(
             tasks,
@@ -99,7 +109,7 @@ def embed(
             device=device,
             batch_size=batch_size,
             num_workers=num_workers,
-            on_error="skip" if skip_unreadable else "raise",
+            on_error=on_error(skip_unreadable),
             retry_failed=retry_failed,
             progress=True,
             process_group=ranks,

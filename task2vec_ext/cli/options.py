@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
+
+from ..data.loader import OnError
+from ..distance import DistanceName
 
 Specs = Annotated[
     list[str],
@@ -24,3 +31,45 @@ ImageSize = Annotated[int | None, Option(min=1, help="Crop in pixels; default: w
 Device = Annotated[str | None, Option(help="cpu, cuda, cuda:1, …; default: CUDA if available.")]
 NumWorkers = Annotated[int, Option(min=0, help="Processes that decode images.")]
 Seed = Annotated[int, Option(min=0, help="Seed of every random choice.")]
+SkipUnreadable = Annotated[
+    bool, Option("--skip-unreadable", help="Leave out images that cannot be read, and count them.")
+]
+
+
+# What a message calls an argument in Python, and then on the command line.
+_BOTH = re.compile(r"\S+ \(on the command line ([^)]+)\)")
+_HOME = re.compile(r"(^|[=:])~(?=$|/)")
+_kept: list[str] = []
+
+
+def distance_label(distance: DistanceName, alpha: float) -> str:
+    """Return what a plot calls a distance."""
+    return f"d_{distance}, α = {alpha:g}" if distance in ("asym", "asym_scaled") else f"d_{distance}"
+
+
+def on_error(skip_unreadable: bool) -> OnError:
+    """Return the functions' argument."""
+    return "skip" if skip_unreadable else "raise"
+
+
+def as_options(message: str) -> str:
+    """Return a message without the arguments of Python that it names beside options of the command line."""
+    return _BOTH.sub(r"\1", message)
+
+
+def at_home(argument: str) -> str:
+    """Return an argument with the home folder for a ``~`` that no shell replaces, as in ``--output=~/x``."""
+    return _HOME.sub(lambda found: found[1] + os.path.expanduser("~"), argument)
+
+
+@contextmanager
+def kept(what: str) -> Iterator[None]:
+    """Let `interrupted` say what is kept where Ctrl-C ends the block."""
+    _kept.append(what)
+    yield
+    _kept.pop()  # not where the block ends early
+
+
+def interrupted() -> str:
+    """Return what is kept after Ctrl-C."""
+    return _kept[-1] if _kept else "nothing was written"

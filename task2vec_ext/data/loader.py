@@ -122,7 +122,7 @@ def _usable(
             failure = chunk.failures[0]
             raise ValueError(
                 f"batches: expected usable images, got {failure.where}: {failure.reason} "
-                'Or pass on_error="skip" to go on without it.'
+                'Or pass on_error="skip" (on the command line --skip-unreadable) to go on without it.'
             )
         if chunk.error is not None:
             raise chunk.error

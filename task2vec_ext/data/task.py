@@ -136,7 +136,7 @@ def as_task(source: TaskSource, *, name: str | None = None, target: Target | Non
         return task
     target = target or ClassLabel()
     if isinstance(source, (str, os.PathLike)):
-        root = Path(source)
+        root = Path(source).expanduser()
         name = name or root.resolve().name
         if isinstance(target, Unlabelled):
             return Task(unlabelled_files(root), name=name, target=target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -155,11 +156,16 @@ def embed_like(
         preprocess = None if known.preprocess is None else Preprocess.from_dict(known.preprocess)
         if weights is None and not isinstance(probe, nn.Module):
             weights = known.weights
+            if Path(weights).suffix and not Path(weights).exists():  # the name of a file, wherever that was
+                raise ValueError(
+                    f"embed_like: expected the file {weights} that the weights of {known.name} were read from; pass "
+                    "weights=FILE (on the command line --weights FILE)."
+                )
         probe = load_probe(probe or known.name, weights=weights, head=known.head or None, preprocess=preprocess)
     if differences := known.differences(ProbeInfo.of(probe)):
         raise ValueError(
             f"embed_like: expected the probe of the embeddings to compare with, got another: {'; '.join(differences)}; "
-            "pass weights=FILE (on the command line --weights)."
+            "pass weights=FILE (on the command line --weights FILE)."
         )
     work = work or Work()
     return embed_task(source, probe, settings, work.on(choose_device(probe.module, work.device, owned=True)))

@@ -30,6 +30,7 @@ from ..probe.probe import Probe, load_probe
 from ..settings import EmbedSettings
 from .index import Entry, Index, lock
 from .library import Library, sha256_of
+from .rehearsal import rehearse
 from .settings import LibrarySettings
 from .task_queue import share_tasks
 
@@ -84,8 +85,8 @@ def build_library(
 
     Raises:
         ValueError: If two tasks have one name, a task has other images than when it was embedded, the library was
-            built with another probe, other settings or in a newer format, or `shard_images` is given without a group.
-            Raised before any task is embedded.
+            built with another probe, other settings or in a newer format, the options fit none of the tasks, or
+            `shard_images` is given without a group. Raised before any task is embedded.
         TypeError: If `tasks` is one path, not a list.
         RuntimeError: If another process is changing the library.
         OSError: If an embedding could not be written.
@@ -110,16 +111,19 @@ def build_library(
     group = process_group if shard_images else None
     work = Work(place, batch_size, num_workers, on_error, None, feature_cache or FeatureCache(), group)
     work.check(settings)
-    root, team = Path(folder), Team(process_group, "the library")
+    root, team = Path(folder).expanduser(), Team(process_group, "the library")
     with ExitStack() as ending:
 
         def prepare() -> list[tuple[int, Entry]]:
+            index = Index(root / "index.sqlite")
+            if not index.any_done():
+                rehearse(named, net, settings, work)
             check_writable("build_library", root)
             (root / "embeddings").mkdir(exist_ok=True)
             ending.enter_context(lock(root))
-            index = Index(root / "index.sqlite")
-            if index.settings() is None:
-                index.create(made_with.to_json())
+            before = index.settings()
+            if before is None or (not index.any_done() and made_with.changes(LibrarySettings.from_json(before))):
+                index.create(made_with.to_json())  # no embedding has other settings
             library = _opened(root, made_with)
             library.restore_matrix()
             todo = _todo(library, named, retry_failed)
@@ -130,7 +134,8 @@ def build_library(
         todo = [(named[number], entry) for number, entry in team.first(prepare)]
         library = team.attempt(lambda: _opened(root, made_with))
         images = sum(len(task) for task, _ in todo)
-        told = ending.enter_context(library_progress(len(todo), images, progress if team.rank == 0 else False))
+        shown = progress if team.rank == 0 else False
+        told = ending.enter_context(library_progress(len(named), images, shown, len(named) - len(todo)))
         work = replace(work, progress=told.of_pass)
 
         def record(number: int, entry: Entry) -> None:

@@ -100,7 +100,7 @@ def load_embeddings(path: str | os.PathLike[str]) -> EmbeddingFiles:
     Raises:
         ValueError: If there are none.
     """
-    folder, library = Path(path), None
+    folder, library = Path(path).expanduser(), None
     if (folder / "index.sqlite").is_file():
         library = Library(folder)
         comparable = set(library.index.comparable())

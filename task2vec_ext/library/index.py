@@ -88,9 +88,11 @@ class Index:
     path: Path
 
     def create(self, settings: dict[str, JSON]) -> None:
-        """Make an empty index; `settings` is what all embeddings are made with."""
+        """Make an empty index, also of an old one; `settings` is what all embeddings are made with."""
         columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
         with self._transaction() as db:
+            db.execute("DROP TABLE IF EXISTS tasks")
+            db.execute("DROP TABLE IF EXISTS settings")
             db.execute(f"CREATE TABLE tasks ({columns})")
             db.execute("CREATE TABLE settings (format INTEGER, settings TEXT)")
             db.execute("INSERT INTO settings VALUES (?, ?)", (FORMAT_VERSION, json.dumps(settings)))
@@ -117,6 +119,13 @@ class Index:
         """Return all tasks, in the order in which they came."""
         with self._transaction() as db:
             return [Entry(*row) for row in db.execute(f"SELECT {', '.join(_COLUMNS)} FROM tasks ORDER BY id")]
+
+    def any_done(self) -> bool:
+        """Return whether a task is embedded."""
+        if self.settings() is None:
+            return False
+        with self._transaction() as db:
+            return db.execute("SELECT 1 FROM tasks WHERE state = 'done' LIMIT 1").fetchone() is not None
 
     def comparable(self) -> list[int]:
         """Return the ids, in order, of all tasks that have distances: embedded, and not all zero."""

@@ -38,7 +38,7 @@ class Library:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         """Open the index."""
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self.index = Index(self.folder / "index.sqlite")
         if (record := self.index.settings()) is None:
             raise ValueError(f"library: expected a library at {self.folder}, found none; task2vec embed builds one.")

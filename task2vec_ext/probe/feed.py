@@ -105,7 +105,8 @@ def choose_device(module: nn.Module, device: str | torch.device | None, *, owned
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n", 1)[0]
         raise RuntimeError(
-            f"device: expected a device this machine has, got {str(device)!r} ({reason}); pass device='cpu'."
+            f"device: expected a device this machine has, got {str(device)!r} ({reason}); pass device='cpu' (on the "
+            "command line --device cpu)."
         ) from error
     if place.type == "meta":
         raise ValueError("device: expected a device with memory, got 'meta'; pass device='cpu'.")

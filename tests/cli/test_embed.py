@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from command import run
 from PIL import Image
 
 from task2vec_ext import Library, cli, distance_matrix, load_embeddings
+from task2vec_ext._util.interrupt import quiet_interrupt
+from task2vec_ext.cli.options import as_options, at_home
 
 
 def embed(capsys, folders, output, *options):
@@ -206,7 +209,58 @@ def test_ctrl_c_exits_with_130_and_leaves_no_file_behind(folders, tmp_path):
     )
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
+    assert f"interrupted; what is embedded is kept in {tmp_path}: the same command continues" in done.stderr
     assert list(tmp_path.glob("embeddings/*")) == []
+
+
+def test_ctrl_c_while_the_program_starts_is_one_line(capsys, monkeypatch):
+    class EndedError(Exception):
+        pass
+
+    def imports():
+        with quiet_interrupt():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "_exit", Mock(side_effect=EndedError))
+    for argv, orig_argv in (
+        (["/bin/task2vec", "demo"], ["python"]),
+        (["-m"], ["python", "-m", "task2vec_ext", "demo"]),
+    ):
+        monkeypatch.setattr(sys, "argv", argv)
+        monkeypatch.setattr(sys, "orig_argv", orig_argv)
+        with pytest.raises(EndedError):
+            imports()
+        os._exit.assert_called_with(130)
+        assert capsys.readouterr().err == "\ntask2vec: interrupted; nothing was written\n"
+    monkeypatch.setattr(sys, "argv", ["notebook.py"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "notebook.py"])
+    with pytest.raises(KeyboardInterrupt):
+        imports()
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("~/x", "/me/x"),
+        ("~", "/me"),
+        ("--output=~/x", "--output=/me/x"),
+        ("table:~/x.csv", "table:/me/x.csv"),
+        ("a~/b", "a~/b"),
+    ],
+)
+def test_home_is_where_a_shell_leaves_a_tilde(monkeypatch, argument, expected):
+    monkeypatch.setenv("HOME", "/me")
+    assert at_home(argument) == expected
+    with pytest.raises(ValueError, match="/me/none"):
+        Library("~/none")
+
+
+def test_messages_have_the_options_of_the_command_line_and_paths(capsys, folders, tmp_path):
+    said = 'image 3: broken. Or pass on_error="skip" (on the command line --skip-unreadable) to go on without it.'
+    assert as_options(said) == "image 3: broken. Or pass --skip-unreadable to go on without it."
+    embed(capsys, folders[:1], tmp_path / "library")
+    code, _, error = run(capsys, "atlas", tmp_path / "library", "--selection", tmp_path / "none.json")
+    assert (code, error) == (1, f"task2vec: error: {tmp_path / 'none.json'}: No such file or directory\n")
 
 
 def test_a_name_that_is_not_utf8_can_be_embedded_and_shown(folders, tmp_path):

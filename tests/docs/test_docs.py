@@ -180,6 +180,13 @@ def test_the_reference_has_every_public_name(name):
     assert set(module.__all__) - described == set()
 
 
+def test_the_list_of_extras_is_complete():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[project.optional-dependencies]")[1]
+    extras = re.findall(r"^([\w-]+) = \[", project.split("\n[")[0], re.M)
+    listed = re.findall(r"^\| (`.*`) \|", (ROOT / "docs" / "install.md").read_text(encoding="utf-8"), re.M)
+    assert sorted(re.findall(r"`([\w-]+)`", " ".join(listed))) == sorted(extras)
+
+
 def parts():
     """Return the subpackages and modules of the package, in the order of CONTRIBUTING.md."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Order of the package")[1].split("\n## ")[0]

@@ -14,13 +14,15 @@ import pytest
 import torch
 from small import Blobs, small_probe, small_resnet
 
-from task2vec_ext import EmbedSettings, HeadSettings, Library, as_task, build_library
+from task2vec_ext import EmbedSettings, HeadSettings, Library, as_task, build_library, load_probe
 from task2vec_ext._util import atomic as _atomic
 from task2vec_ext.embed import embed_task, fisher_embed
 from task2vec_ext.library import build as library_build
 from task2vec_ext.library import index as _index
 from task2vec_ext.library import library
 from task2vec_ext.library import matrix as _matrix
+from task2vec_ext.library.index import Index
+from task2vec_ext.library.settings import LibrarySettings
 
 
 def tasks_of(count: int, n: int = 12) -> list:
@@ -306,6 +308,26 @@ def test_wrong_options_cost_no_work(tmp_path, options, error, message):
     with pytest.raises(error, match=message):
         build_library(tasks_of(1), tmp_path / "library", small_probe(), **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("probe", "settings", "message"),
+    [
+        (lambda: load_probe("vit_b_32", weights="random", image_size=64), {}, "Wrong image height! Expected 224"),
+        (lambda: load_probe("tiny"), {"loss": "multilabel"}, "expected a multi-hot tensor"),
+        (lambda: load_probe("tiny"), {"num_samples": 1}, "class"),
+    ],
+    ids=["image-size", "loss", "num-samples"],
+)
+def test_options_that_fit_no_task_stop_the_build(folders, tmp_path, probe, settings, message):
+    with pytest.raises(ValueError, match=rf"they fit none of 2; 'task0': .*{message}"):
+        build_library(folders[:2], tmp_path / "library", probe(), settings=EmbedSettings(**settings))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_library_without_an_embedding_takes_other_settings(tmp_path):
+    Index(tmp_path / "index.sqlite").create(LibrarySettings.of(small_probe(), EmbedSettings(seed=1)).to_json())
+    assert build_library(tasks_of(1), tmp_path, small_probe()).settings == EmbedSettings()
 
 
 def test_images_that_changed_are_not_taken_for_the_old_ones(folders, tmp_path):
