@@ -47,6 +47,8 @@ class Probe:
         preprocess: The preprocessing the weights were trained with; None where tasks give preprocessed tensors.
         pool: Name of the module whose input is the feature map. If given, there is a feature vector for each cell of
             the map instead of one for each image. Like the head, it is not part of the embedding.
+        random_head: Whether the head's own weights are random, as a checkpoint without them leaves them: the network's
+            outputs mean nothing. Embeddings refit the head and do not care.
 
     Raises:
         ValueError: If head or pool is not found or the module is in train mode.
