@@ -115,19 +115,16 @@ def fit_cross_fit_head(
     whole = fit.head(*fit.solve())
     each = fold.to(features.device).reshape(-1, *[1] * (features.dim() - 1)).expand(*features.shape[:-1], 1)
     fold_of_row = loss.rows(each, targets)[0][:, 0]
-    heads, logits = [], whole.logits(fit.features)
-    for k in range(settings.cross_fit):
-        held_out = fold_of_row == k
-        if not held_out.any():  # fewer images than folds
-            heads.append(whole)
-            continue
-        weight, bias = fit.solve((~held_out).nonzero().flatten())
-        heads.append(dataclasses.replace(whole, weight=weight, bias=bias))
-        logits[held_out] = heads[-1].logits(fit.features[held_out])
+    logits, heads = whole.logits(fit.features), [whole] * settings.cross_fit  # there may be fewer images than folds
+    used = [k for k in range(settings.cross_fit) if (fold_of_row == k).any()]
+    fitted = fit.solve_parts([(fold_of_row != k).nonzero().flatten() for k in used])
+    for k, (weight, bias) in zip(used, fitted, strict=True):
+        heads[k] = dataclasses.replace(whole, weight=weight, bias=bias)
+        logits[fold_of_row == k] = heads[k].logits(fit.features[fold_of_row == k])
     unseen = fold_of_row != IN_ALL
     logits, rows = logits[unseen], fit.targets[unseen]
-    fitted = loss.fitted(logits, rows) if len(rows) else whole.loss
-    score, nll = (fitted.score(logits, rows), fitted.nll(logits, rows)) if len(rows) else (torch.nan, torch.nan)
+    judge = loss.fitted(logits, rows) if len(rows) else whole.loss
+    score, nll = (judge.score(logits, rows), judge.nll(logits, rows)) if len(rows) else (torch.nan, torch.nan)
     by_image = torch.full((int(index.max()) + 1,), IN_ALL)
     by_image[index] = fold
-    return CrossFitHead(whole, tuple(heads), by_image, fitted, score, nll, int((fold == IN_ALL).sum()))
+    return CrossFitHead(whole, tuple(heads), by_image, judge, score, nll, int((fold == IN_ALL).sum()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -32,6 +32,9 @@ DEFAULT_FOLDS = 5
 _SCALE = 1e8
 """The objective is multiplied by this: torch's L-BFGS forgets curvature pairs below an absolute 1e-10 and would
 stall."""
+
+_LOGITS = 2**24
+"""Logits (128 MB) of the fits that are solved together."""
 
 # The authors' recipe for the head of their released code.
 ADAM_EPOCHS, ADAM_LEARNING_RATE, ADAM_BATCH = 10, 4e-4, 64
@@ -213,24 +216,32 @@ class HeadFit:
         """Return the weights of the terms of some rows' loss."""
         return self.loss.weights(self.targets[rows], self.num_outputs, self.settings.class_balanced)
 
-    def solve(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return W ``[C, D]`` and b ``[C]`` float64, fitted to all rows, or to some: ``[M]`` int64.
-
-        After a fit to all rows, the convex fits to some of them begin at its solution.
-        """
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Return W ``[C, D]`` and b ``[C]`` float64, fitted to all rows."""
         if self._convex is None:
-            some = slice(None) if rows is None else rows
-            weights = self.weights(some)[:, 0] if self.settings.class_balanced else None
-            l2 = self.settings.penalty(self.features)
-            weight, bias = _fit_adam(self.features[some], self.targets[some], self.num_outputs, l2, weights, self.seed)
-            return weight.double(), bias.double()
-        if rows is None:
-            self._convex.start, result = self._convex.solve(self.weights(slice(None)))
-            return result
-        own = self.weights(rows)
-        weights = own.new_zeros(len(self.targets), own.shape[1])
-        weights[rows] = own * (len(self.targets) / len(rows))
-        return self._convex.solve(weights)[1]
+            return self._adam(slice(None))
+        ((weight, bias),) = self._convex.solve(self.weights(slice(None))[None], keep=True)
+        return weight, bias
+
+    def solve_parts(self, parts: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Return W and b for each of several sets of rows ``[M]``; after `solve`, convex fits begin at its solution."""
+        if self._convex is None:
+            return [self._adam(rows) for rows in parts]
+        weights = []
+        for rows in parts:
+            own = self.weights(rows)
+            whole = own.new_zeros(len(self.targets), own.shape[1])
+            whole[rows] = own * (len(self.targets) / len(rows))
+            weights.append(whole)
+        at_once = max(1, _LOGITS // (len(self.targets) * self.num_outputs))
+        chunks = [torch.stack(weights[i : i + at_once]) for i in range(0, len(weights), at_once)]
+        return [found for chunk in chunks for found in self._convex.solve(chunk)]
+
+    def _adam(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        weights = self.weights(rows)[:, 0] if self.settings.class_balanced else None
+        l2 = self.settings.penalty(self.features)
+        weight, bias = _fit_adam(self.features[rows], self.targets[rows], self.num_outputs, l2, weights, self.seed)
+        return weight.double(), bias.double()
 
     def head(self, weight: Tensor, bias: Tensor) -> Head:
         """Return the head of W and b, with its score and NLL over all rows, unweighted."""
@@ -266,18 +277,25 @@ class _Convex:
         self.white = centred @ self.whiten  # [N, rank]
         self.start = z.new_zeros(num_outputs, len(self.scale) + 1)  # V, then b
 
-    def solve(self, weights: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return the solution, and its W and b; the weights are ``[N, 1]`` or ``[N, C]``, 0 for rows left out."""
-        n, white, scale, l2 = len(self.white), self.white, self.scale, self.l2
-        parameters = self.start.clone().requires_grad_()
+    def solve(self, weights: Tensor, *, keep: bool = False) -> list[tuple[Tensor, Tensor]]:
+        """Return W and b of F fits, which differ in the weights of the rows: ``[F, N, 1]`` or ``[F, N, C]``.
+
+        They are one problem for L-BFGS: its steps cost little more for several fits than for one. To keep the solution
+        makes it the start of later fits.
+        """
+        (n, rank), (outputs, _) = self.white.shape, self.start.shape
+        white, scale, l2 = self.white, self.scale, self.l2
+        parameters = self.start.expand(len(weights), -1, -1).clone().requires_grad_()
 
         def objective() -> Tensor:
             with torch.no_grad():
-                v, bias = parameters[:, :-1], parameters[:, -1]
-                losses, residual = self.terms(white @ v.T + bias)
+                v, bias = parameters[..., :-1], parameters[..., -1]
+                logits = white @ v.reshape(-1, rank).T + bias.reshape(-1)  # [N, F·C]
+                losses, residual = self.terms(logits.view(n, -1, outputs).transpose(0, 1))  # [F, N, …]
                 residual = residual * weights / n
                 penalty = l2 * scale**2 * v  # gradient of l2/2·‖W‖²
-                parameters.grad = torch.cat([residual.T @ white + penalty, residual.sum(0)[:, None]], 1).mul_(_SCALE)
+                at_white = (residual.transpose(0, 1).reshape(n, -1).T @ white).view_as(v)
+                parameters.grad = torch.cat([at_white + penalty, residual.sum(1)[..., None]], -1).mul_(_SCALE)
                 return ((weights * losses).sum() / n + 0.5 * (penalty * v).sum()) * _SCALE
 
         optimizer = torch.optim.LBFGS(
@@ -302,8 +320,11 @@ class _Convex:
                 stacklevel=4,
             )
         with torch.no_grad():
-            weight = parameters[:, :-1] @ self.whiten.T
-            return parameters.detach(), (weight, parameters[:, -1] - weight @ self.mean)
+            weight = parameters[..., :-1] @ self.whiten.T
+            bias = parameters[..., -1] - weight @ self.mean
+            if keep:
+                self.start = parameters[0].detach()
+            return list(zip(weight, bias, strict=True))
 
 
 def _fit_adam(

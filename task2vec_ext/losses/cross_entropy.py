@@ -58,8 +58,8 @@ class CrossEntropy(Loss):
         goal = F.one_hot(targets, num_outputs).double() * (1 - s) + s / num_outputs
 
         def terms(logits: Tensor) -> tuple[Tensor, Tensor]:
-            log_p = logits.log_softmax(1)
-            return -(goal * log_p).sum(1, keepdim=True), log_p.exp() - goal
+            log_p = logits.log_softmax(-1)
+            return -(goal * log_p).sum(-1, keepdim=True), log_p.exp() - goal
 
         return terms
 

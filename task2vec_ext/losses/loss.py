@@ -86,7 +86,7 @@ class Loss(ABC):
 
     @abstractmethod
     def objective(self, targets: Tensor, num_outputs: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """Return the fitted loss: logits -> its terms ``[M, 1]`` or ``[M, C]``, and their derivatives ``[M, C]``."""
+        """Return the fitted loss: logits ``[…, M, C]`` -> its terms ``[…, M, 1 or C]`` and their derivatives."""
 
     def fitted(self, logits: Tensor, targets: Tensor) -> Self:
         """Return the loss with the options that the fitted head determines."""

@@ -73,7 +73,8 @@ class MultiLabel(Loss):
         goal = targets.double().nan_to_num(0.5) * (1 - self.label_smoothing) + self.label_smoothing / 2
 
         def terms(logits: Tensor) -> tuple[Tensor, Tensor]:
-            return F.binary_cross_entropy_with_logits(logits, goal, reduction="none"), logits.sigmoid() - goal
+            losses = F.binary_cross_entropy_with_logits(logits, goal.expand_as(logits), reduction="none")
+            return losses, logits.sigmoid() - goal
 
         return terms
 
