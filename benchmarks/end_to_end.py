@@ -56,7 +56,14 @@ def measure(setup: Setup, count: int, repeats: int) -> Iterator[dict[str, Any]]:
     task = TensorDataset(images, labels)
 
     def embed(task: TensorDataset = task) -> Embedding:
-        return fisher_embed(task, step.probe, batch_size=setup.batch_size, device=setup.device, progress=False)
+        return fisher_embed(
+            task,
+            step.probe,
+            dtype="tf32" if setup.precision == "tf32" else "float32",
+            batch_size=setup.batch_size,
+            device=setup.device,
+            progress=False,
+        )
 
     few = 2 * CLASSES
     error = error_of(embed(TensorDataset(*task[:few])), step.probe, *task[:few])

@@ -16,6 +16,7 @@ from .fisher.head import DEFAULT_FOLDS, HeadSettings
 from .fisher.per_sample import ANY_ESTIMATORS, AnyEstimator
 from .fisher.variational import VariationalSettings, check_layers
 from .losses import Loss, LossName, as_loss, loss_of
+from .probe.precision import DTYPES, Dtype
 
 if TYPE_CHECKING:
     from .probe.layers import Layer
@@ -50,6 +51,10 @@ class EmbedSettings:
         include_batchnorm: Add one entry per BatchNorm channel, as the authors' Monte-Carlo embeddings have.
         head: How the head is fitted.
         variational: How the robust Fisher is fitted; None for other estimators than ``"variational"``.
+        dtype: What the network computes in, forwards and backwards; heads and sums are float64 always. ``"float32"``
+            (weights that are float64 or 16-bit: their own type); ``"tf32"``: products of 10-bit fractions, on GPUs
+            alone; ``"bfloat16"``: autocast, 8 bits. Fewer bits are faster on a GPU. The caller's own autocast and precision
+            settings do not count.
 
     Raises:
         ValueError: If a value is out of range, or two options contradict each other.
@@ -66,6 +71,7 @@ class EmbedSettings:
     include_batchnorm: bool = False
     head: HeadSettings = field(default_factory=HeadSettings)
     variational: VariationalSettings | None = None
+    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         """Check all that can be checked without a probe; give every option one form."""
@@ -73,6 +79,8 @@ class EmbedSettings:
         if self.estimator not in ANY_ESTIMATORS:
             names = ", ".join(ANY_ESTIMATORS)
             raise ValueError(f"EmbedSettings: expected estimator to be one of {names}; got {self.estimator!r}.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"EmbedSettings: expected dtype to be one of {', '.join(DTYPES)}; got {self.dtype!r}.")
         put(self, "loss", as_loss(self.loss))
         put(self, "seed", whole("EmbedSettings", "seed", self.seed, 0, 2**63 - 1))
         if self.num_samples is not None:
@@ -164,6 +172,7 @@ class EmbedSettings:
             "include_batchnorm": self.include_batchnorm,
             "head": asdict(self.head),
             "variational": None if self.variational is None else asdict(self.variational),
+            "dtype": self.dtype,
         }
         return json.loads(json.dumps(record))  # a loss may hold tuples
 
@@ -205,7 +214,7 @@ class EmbedSettings:
         """
         mine, theirs = self.to_json(), other.to_json()
         found = []
-        for option in ("head", "include_batchnorm", "variational"):
+        for option in ("head", "include_batchnorm", "variational", "dtype"):
             found += value_differences(option, mine[option], theirs[option])
         a, b = self.loss_object.options(), other.loss_object.options()
         if _SAME_LOSS.get(a["name"], a["name"]) != _SAME_LOSS.get(b["name"], b["name"]):

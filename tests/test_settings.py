@@ -21,7 +21,7 @@ VARIATIONAL = EmbedSettings(estimator="variational")
         EmbedSettings(Regression(noise=(1.0, 0.5)), rel_error=0.05),
         EmbedSettings(Dense(), head=HeadSettings(l2=0.1)),
         EmbedSettings(PseudoLabels(num_clusters=7), head=HeadSettings(class_balanced=True)),
-        EmbedSettings(head=HeadSettings("adam")),
+        EmbedSettings(head=HeadSettings("adam"), dtype="bfloat16"),
         dataclasses.replace(VARIATIONAL, variational=VariationalSettings("authors", 1e-3, "weights", 2, 300)),
     ],
     ids=lambda settings: settings.loss_object.name,
@@ -56,6 +56,7 @@ def test_a_record_of_a_newer_version_is_refused():
         ({"seed": -1}, ValueError, "seed from 0"),
         ({"seed": True}, TypeError, "seed as a whole number"),
         ({"num_samples": 0}, ValueError, "num_samples >= 1"),
+        ({"dtype": "float16"}, ValueError, "dtype to be one of float32, tf32, bfloat16; got 'float16'"),
         ({"rel_error": 0.0}, ValueError, "rel_error > 0"),
         ({"layers": "layer4"}, TypeError, "a list of names"),
         ({"loss": "regression", "head": HeadSettings(class_balanced=True)}, ValueError, "class_balanced with classes"),
@@ -90,6 +91,7 @@ def test_check_knows_what_the_probe_has():
         ({"loss": CrossEntropy(label_smoothing=0.1)}, ["loss label_smoothing: None against 0.1"]),
         ({"loss": CrossEntropy(class_weights=(1.0, 2.0))}, []),  # of each task's own classes
         ({"head": HeadSettings(l2=1.0)}, ["head l2: None against 1.0"]),
+        ({"dtype": "bfloat16"}, ["dtype: float32 against bfloat16"]),
         ({"include_batchnorm": True}, ["include_batchnorm: False against True"]),
     ],
 )

@@ -19,6 +19,7 @@ from ..fisher.per_sample import AnyEstimator
 from ..fisher.variational import Noise
 from ..library import Entry, build_library
 from ..losses import LossName, PseudoLabels
+from ..probe.precision import Dtype
 from ..settings import EmbedSettings
 from .options import (
     Device,
@@ -56,6 +57,9 @@ def embed(
     epochs: Annotated[int | None, Option(help="variational: passes over 10,000 drawn images; default: 4.")] = None,
     num_samples: NumSamples = None,
     image_size: ImageSize = None,
+    dtype: Annotated[
+        Dtype, Option(help="What the network computes in; tf32 (GPU) and bfloat16 are faster, less exact.")
+    ] = "float32",
     device: Device = None,
     batch_size: Annotated[int, Option(min=1, help="Images at a time.")] = 32,
     num_workers: NumWorkers = 0,
@@ -91,6 +95,7 @@ def embed(
         num_samples=num_samples,
         seed=seed,
         variational=VariationalSettings(**variational) if variational else None,
+        dtype=dtype,
     )
     if pseudo_labels is None:
         tasks = tasks_from(*specs)

@@ -85,7 +85,7 @@ def keys(task: Task, probe: Probe, indices: Tensor) -> list[Hashable]:
     """
     if not isinstance(task.source, Files) or probe.preprocess is None:
         return [None] * len(indices)
-    same = (probe.fingerprint, probe.head, json.dumps(probe.preprocess.to_dict()))
+    same = (probe.fingerprint, probe.head, probe.dtype, json.dumps(probe.preprocess.to_dict()))
     return [_key(task.source.paths[i], same) for i in indices.tolist()]
 
 

@@ -20,6 +20,7 @@ from ..fisher.per_sample import AnyEstimator, Estimator, FisherSum, sum_fisher
 from ..fisher.variational import DEFAULT_KAPPA, variational_epochs
 from ..jackknife import FEWEST_GROUPS, GROUPS
 from ..probe.feed import ImageFeed, choose_device, on_device, same_as_before, with_targets
+from ..probe.precision import Dtype, arithmetic, check_dtype
 from ..probe.probe import Probe, load_probe
 from ..settings import EmbedSettings
 from .features import FirstPass, read_features
@@ -54,6 +55,7 @@ def fisher_embed(
     num_samples: int | None = None,
     rel_error: float | None = None,
     seed: int | None = None,
+    dtype: Dtype | None = None,
     device: str | torch.device | None = None,
     batch_size: int = 32,
     num_workers: int = 0,
@@ -72,17 +74,18 @@ def fisher_embed(
             `Task`. Images: PIL of any mode, tensors or arrays. Labels: integers 0…C−1, or what `loss` says.
         probe: A name (torchvision's, ``"timm:NAME"``, or ``"tiny"``, which ships with the package: see `load_probe`), a
             module in eval mode, or a `Probe` (load it once for many tasks, or to choose its head or preprocessing).
-        settings: Everything that decides the numbers; the five options after `image_size` override it. Default:
+        settings: Everything that decides the numbers; the six options after `image_size` override it. Default:
             ``EmbedSettings()``.
         weights: Weights of a named probe: see `load_probe`. Default: ImageNet (``"IMAGENET1K_V1"``), downloaded once by
             torchvision.
         image_size: Side of another crop in pixels; the resize changes in proportion. Default: that of the weights.
         loss: What the labels are; default ``"cross_entropy"``, one class per image. `EmbedSettings` describes this and
-            the next four options.
+            the next five options.
         estimator: How the expectation over labels is taken; default ``"signed"``.
         num_samples: At most this many images, drawn at random; default: all.
         rel_error: Stop when the relative standard error of the Fisher is at most this; default: take all images.
         seed: Seed of every random choice; default 0. The same seed gives the same embedding.
+        dtype: What the network computes in; default ``"float32"``.
         device: Where the probe runs; default: a module's own device, else CUDA where there is one.
         batch_size: Images per batch.
         num_workers: Processes that decode images; 0: this process.
@@ -100,7 +103,8 @@ def fisher_embed(
         TypeError: If task, labels or options are of the wrong type.
         NotImplementedError: If a layer's weight is shared, reused, computed, or used by other than a Conv2d or Linear
             layer (``EmbedSettings(layers=…)`` leaves it out), or options cannot be combined; before images are read.
-        RuntimeError: If weights must be downloaded and cannot be, or the variational loss is not finite.
+        RuntimeError: If weights must be downloaded and cannot be, the device has no arithmetic of `dtype`, or the
+            variational loss is not finite.
 
     Note:
         Only the weights of Conv2d and Linear layers are described, including packed attention projections: no biases,
@@ -116,7 +120,7 @@ def fisher_embed(
         Achille et al., Task2Vec, ICCV 2019 (arXiv 1902.03545), §2 and §3.
     """
     settings = (settings or EmbedSettings()).override(
-        loss=loss, estimator=estimator, num_samples=num_samples, rel_error=rel_error, seed=seed
+        loss=loss, estimator=estimator, num_samples=num_samples, rel_error=rel_error, seed=seed, dtype=dtype
     )
     work = Work(device, batch_size, num_workers, on_error, progress)
     source = as_task(task, name=name, target=settings.loss_object.target)
@@ -189,14 +193,14 @@ def embed_task(task: Task, probe: Probe, settings: EmbedSettings, work: Work) ->
     """
     work.check(settings)
     loss = settings.loss_object
-    probe = loss.tap(probe)
+    probe = loss.tap(probe).computing_in(settings.dtype)
     layers = settings.check(probe)
-    indices = draw_images(task, settings)
     device = choose_device(probe.module, work.device, owned=False)
+    check_dtype(settings.dtype, probe.module, device)
+    indices = draw_images(task, settings)
     team = Team(work.process_group, f"the embedding of {task.name!r}")
     feed = ImageFeed(task, probe, device, work.batch_size, work.num_workers, work.progress)
-    # Autocast of the caller's would narrow the gradients.
-    with torch.autocast(device.type, enabled=False), on_device(probe.module, device):
+    with arithmetic(settings.dtype, device), on_device(probe.module, device):
         seen = read_features(feed, loss, layers, indices, work, team)
         head, targets = fit_task_head(seen, settings, device, team)
         measure = measure_fisher if settings.variational is None else measure_robust_fisher

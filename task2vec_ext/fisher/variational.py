@@ -275,8 +275,10 @@ class _NoisyProbe:
             conv = (use.stride, use.padding, use.dilation, use.groups) if isinstance(use, ConvUse) else ()
             key: dict[str, Any] = {"seed": self.seed, "layer": number, "step": step}
             epsilon = _EPSILON[self.options.objective]
-            input = use.input.to(output.dtype)  # as autocast, where it is on, gave it to the layer
-            noisy = local_noise(output, input, own, use.weight.shape, *conv, **key, epsilon=epsilon)
+            input, dtype = use.input.to(output.dtype), output.dtype  # as autocast, where it is on, gave it to the layer
+            if output.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):  # its loops take no 16 bits
+                output, input = output.float(), input.float()
+            noisy = local_noise(output, input, own, use.weight.shape, *conv, **key, epsilon=epsilon).to(dtype)
             return look(name, use, noisy) if look else noisy
 
         with Watch(self.weights, follow):

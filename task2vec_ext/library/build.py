@@ -26,6 +26,7 @@ from ..embed import FeatureCache, Team, Work, embed_like, embed_task
 from ..embed.team import RanksLostError
 from ..embedding import Embedding
 from ..probe.feed import choose_device
+from ..probe.precision import check_dtype
 from ..probe.probe import Probe, load_probe
 from ..settings import EmbedSettings
 from .index import Entry, Index, lock
@@ -108,6 +109,7 @@ def build_library(
     net = load_probe(probe, weights=weights, image_size=image_size)
     made_with = LibrarySettings.of(net, settings)
     place = choose_device(net.module, device, owned=isinstance(probe, str))
+    check_dtype(settings.dtype, net.module, place)  # or every task would fail of it
     group = process_group if shard_images else None
     work = Work(place, batch_size, num_workers, on_error, None, feature_cache or FeatureCache(), group)
     work.check(settings)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .._util.warnings import Task2VecWarning
 from ..data.preprocess import Preprocess
 from .layers import Layer, default_head, filter_weight, find_head, named_filters, undescribed
+from .precision import Dtype
 from .weights import load_state, read_checkpoint, timm_weights, torchvision_weights
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Probe:
             the map instead of one for each image. Like the head, it is not part of the embedding.
         random_head: Whether the head's own weights are random, as a checkpoint without them leaves them: the network's
             outputs mean nothing. Embeddings refit the head and do not care.
+        dtype: What the network computes in; `EmbedSettings.dtype` decides it for an embedding.
 
     Raises:
         ValueError: If head or pool is not found or the module is in train mode.
@@ -62,6 +64,7 @@ class Probe:
     preprocess: Preprocess | None
     pool: str | None = field(default=None, kw_only=True)
     random_head: bool = field(default=False, kw_only=True)
+    dtype: Dtype = field(default="float32", kw_only=True)
 
     def __post_init__(self) -> None:
         """Check head, pool and mode."""
@@ -93,6 +96,14 @@ class Probe:
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
+    def computing_in(self, dtype: Dtype) -> Probe:
+        """Return the probe with another `dtype`; it shares the network."""
+        if dtype == self.dtype:
+            return self
+        other = replace(self, dtype=dtype)
+        vars(other)["fingerprint"] = self.fingerprint  # of the same weights: not computed again
+        return other
+
     def features(self, images: Tensor) -> Tensor:
         """Return the head's input; gradients flow if enabled.
 
@@ -110,7 +121,9 @@ class Probe:
         tap = self.head if self.pool is None else self.pool
         handle = self.module.get_submodule(tap).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         try:
-            self.module(images)
+            bfloat16 = self.dtype == "bfloat16"
+            with torch.autocast(images.device.type, torch.bfloat16) if bfloat16 else nullcontext():
+                self.module(images)
         finally:
             handle.remove()
         if len(seen) != 1:

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from cases import assert_near
 from PIL import Image
 from small import TRAINABLE, Blobs, assert_untouched, small_probe, small_resnet, state_of
 from torch import nn
@@ -360,15 +361,14 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(noise):
         run(probe, batches=[good, bad], noise=noise)
 
 
-def test_under_autocast_a_layers_input_is_its_outputs_dtype():
-    """No 16-bit noise on the CPU: the operator says so, once input and output agree."""
-    probe = trainable()
-    noisy = _NoisyProbe(probe, probe.layers(), VariationalSettings(), 0)
-    with (
-        torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(TypeError, match=r"float64 tensors on cpu, got torch\.bf"),
-    ):
-        noisy.features(batches_of(1)[0].images, 0)
+def test_in_bfloat16_the_noise_is_that_of_float32():
+    probe, images = trainable(), batches_of(1)[0].images
+    expected, actual = (
+        _NoisyProbe(one, one.layers(), VariationalSettings(), 0).features(images, 0)
+        for one in (probe, probe.computing_in("bfloat16"))
+    )
+    assert actual.dtype == torch.bfloat16
+    assert_near(actual.float(), expected, 0.05)  # bfloat16 keeps 8 bits
 
 
 @both_noises
