@@ -53,8 +53,8 @@ class EmbedSettings:
         variational: How the robust Fisher is fitted; None for other estimators than ``"variational"``.
         dtype: What the network computes in, forwards and backwards; heads and sums are float64 always. ``"float32"``
             (weights that are float64 or 16-bit: their own type); ``"tf32"``: products of 10-bit fractions, on GPUs
-            alone; ``"bfloat16"``: autocast, 8 bits. Fewer bits are faster on a GPU. The caller's own autocast and precision
-            settings do not count.
+            alone; ``"bfloat16"``: autocast, 8 bits. Fewer bits are faster on a GPU. The caller's own autocast and
+            precision settings do not count.
 
     Raises:
         ValueError: If a value is out of range, or two options contradict each other.
