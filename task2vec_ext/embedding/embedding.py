@@ -3,124 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from ._util.atomic import atomic_path
-from .fisher.cross_fit import CrossFitHead
-from .fisher.head import Head
-from .jackknife import FEWEST_GROUPS, Groups, checked_group_means, group_sizes
-from .probe.layers import Layer, LayerKind
-from .settings import JSON, EmbedSettings, settings_of_format_2, value_differences
-
-if TYPE_CHECKING:
-    from .probe.probe import Probe
-
-
-FORMAT_VERSION = 4  # raised where older versions would misread a file
-_METADATA_KEY = "task2vec_ext"  # one key only: safetensors does not promise an order of several
-_TENSORS = ("fisher", "prior", "group_means")
-_BLANK_DIGEST = "0" * 64
-_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
-_RENAMED = {"num_classes": "num_outputs", "accuracy": "score"}  # fields of the head in files of format 1
-_OF_HEAD_SETTINGS = ("method", "l2", "class_balanced")  # which files of format 2 had among the head's fields
-
-
-@dataclass(frozen=True)
-class ProbeInfo:
-    """The network that a task was embedded with.
-
-    Args:
-        name: Architecture, e.g. ``"resnet34"``.
-        weights: Where its weights came from, e.g. ``"IMAGENET1K_V1"``.
-        fingerprint: Hash of architecture and weights; equal fingerprints mean equal probes.
-        head: Name of the layer that was refitted.
-        preprocess: `Preprocess.to_dict` of what was done to every image; None where the task gave the probe's input.
-    """
-
-    name: str
-    weights: str
-    fingerprint: str
-    head: str = ""
-    preprocess: dict[str, Any] | None = None
-
-    @classmethod
-    def of(cls, probe: Probe) -> ProbeInfo:
-        """Return what an embedding keeps of a probe."""
-        preprocess = None if probe.preprocess is None else probe.preprocess.to_dict()
-        return cls(probe.name, probe.weights, probe.fingerprint, probe.head, preprocess)
-
-    def differences(self, other: ProbeInfo) -> list[str]:
-        """Return the differences of the two probes as texts; weights are compared by fingerprint, not by name."""
-        found = []
-        if self.fingerprint != other.fingerprint:
-            found.append(f"probe: {self} against {other}")
-        if self.head and other.head:  # files of format 1 did not say
-            found += value_differences("head layer", self.head, other.head)
-        return found + value_differences("preprocess", self.preprocess, other.preprocess)
-
-    def __str__(self) -> str:
-        """Return name, weights and the first digits of the fingerprint."""
-        return f"{self.name} {self.weights} ({self.fingerprint[:12]})"
-
-
-@dataclass(frozen=True)
-class HeadInfo:
-    """The fitted head, and how well it does.
-
-    Args:
-        num_outputs: C classes or labels, or K numbers.
-        score: On the images that the head was fitted to: at most 1, in the measure that ``metric`` names.
-        nll: On the same images: the mean negative log-likelihood in nats of an image's label, of all its known labels,
-            of its standardised numbers, or of a labelled cell of the feature map for ``"dense"``.
-        metric: ``"accuracy"``, ``"mean average precision"`` (over labels) or ``"R²"`` (mean over targets).
-        held_out_score: The score of heads on images that they were not fitted to; None if there are no such heads
-            (``HeadSettings(cross_fit=None)``) or no such images.
-        held_out_nll: Their NLL on those images.
-        num_not_held_out: How many images are in the fit of every head, because they are the only ones with a class.
-    """
-
-    num_outputs: int
-    score: float
-    nll: float
-    metric: str = "accuracy"
-    held_out_score: float | None = None
-    held_out_nll: float | None = None
-    num_not_held_out: int = 0
-
-    @classmethod
-    def of(cls, head: Head | CrossFitHead) -> HeadInfo:
-        """Return what an embedding keeps of a head."""
-        if isinstance(head, Head):
-            return cls(len(head.weight), head.score, head.nll, head.loss.metric)
-        whole = cls.of(head.whole)
-        if math.isnan(head.nll):
-            return replace(whole, num_not_held_out=head.num_in_all)
-        return replace(whole, held_out_score=head.score, held_out_nll=head.nll, num_not_held_out=head.num_in_all)
-
-    @property
-    def best_score(self) -> float:
-        """The held-out score, where there is one; else the in-sample score."""
-        return self.score if self.held_out_score is None else self.held_out_score
-
-    @property
-    def best_nll(self) -> float:
-        """The held-out NLL, where there is one; else the in-sample NLL."""
-        return self.nll if self.held_out_nll is None else self.held_out_nll
-
-    @property
-    def protocol(self) -> str:
-        """Which of the two these are: ``"held-out"`` or ``"in-sample"``."""
-        return "in-sample" if self.held_out_score is None else "held-out"
+from ..jackknife import FEWEST_GROUPS, Groups, checked_group_means, group_sizes
+from ..probe.layers import Layer, LayerKind
+from ..settings import JSON, EmbedSettings
+from .file import TENSORS, read_record, to_json, write_record
+from .info import HeadInfo, ProbeInfo
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -191,7 +88,7 @@ class Embedding:
                 raise ValueError(f"Embedding: expected a name for each of the {wanted} classes, got {got}.")
         object.__setattr__(self, "epoch_nll", tuple(self.epoch_nll))
         # Found out now, not when hours of work are to be saved; the metadata become what a file gives back.
-        object.__setattr__(self, "metadata", json.loads(_to_json(self._fields()))["metadata"])
+        object.__setattr__(self, "metadata", json.loads(to_json(self._fields()))["metadata"])
 
     @property
     def norm(self) -> float:
@@ -288,9 +185,7 @@ class Embedding:
         Raises:
             OSError: If the file could not be written; an existing file is not changed.
         """
-        digest = hashlib.sha256(self._encode(_BLANK_DIGEST)).hexdigest()
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(self._encode(digest))
+        write_record(Path(path), self._fields(), {name: getattr(self, name) for name in TENSORS})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Embedding:
@@ -303,10 +198,7 @@ class Embedding:
             ValueError: If there is no such file, it is not an embedding, it is damaged in any byte, or a newer
                 version of this package wrote it.
         """
-        record, raw = _read(Path(path).expanduser())
-        fields = record["embedding"] if record["format"] >= 3 else _from_format_2(record["embedding"])
-        tensors = safetensors.torch.load(raw)
-        fields |= {field: tensors[field] for field in _TENSORS if field in tensors}
+        fields = read_record(Path(path).expanduser())
         fields["layers"] = tuple(Layer(**layer) for layer in fields["layers"])
         fields["probe"] = ProbeInfo(**fields["probe"])
         fields["head"] = HeadInfo(**fields["head"])
@@ -315,35 +207,13 @@ class Embedding:
 
     def _fields(self) -> dict[str, Any]:
         """Everything but the tensors, as plain dictionaries and lists."""
-        names = [field.name for field in dataclasses.fields(self) if field.name not in _TENSORS]
+        names = [field.name for field in dataclasses.fields(self) if field.name not in TENSORS]
         fields = {name: getattr(self, name) for name in names}
         fields["layers"] = [dataclasses.asdict(layer) for layer in self.layers]
         fields["probe"] = dataclasses.asdict(self.probe)
         fields["head"] = dataclasses.asdict(self.head)
         fields["settings"] = self.settings.to_json()
         return fields
-
-    def _encode(self, digest: str) -> bytes:
-        """The file's bytes, with ``digest`` as its checksum."""
-        text = _to_json({"format": FORMAT_VERSION, "sha256": digest, "embedding": self._fields()})
-        tensors = {field: getattr(self, field) for field in _TENSORS if getattr(self, field) is not None}
-        return safetensors.torch.save(tensors, metadata={_METADATA_KEY: text})
-
-
-def _from_format_2(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a file of format 1 or 2, which had one dictionary for settings, probe and task: ``recipe``."""
-    recipe, head = fields.pop("recipe"), fields["head"]
-    fields["probe"] |= {"head": recipe.pop("head_layer", ""), "preprocess": recipe.pop("preprocess", None)}
-    fields["head"] = {_RENAMED.get(key, key): value for key, value in head.items() if key not in _OF_HEAD_SETTINGS}
-    fields |= {
-        "prior_scale": recipe.pop("prior_scale", None),
-        "epoch_nll": recipe.pop("variational_nll", ()),
-        "task_digest": recipe.pop("task_digest", None),
-        "metadata": recipe.pop("task_metadata", None) or {},
-        "version": recipe.pop("version", ""),
-        "settings": settings_of_format_2(recipe, {key: head[key] for key in _OF_HEAD_SETTINGS}),
-    }
-    return fields
 
 
 def _checked_vector(field: str, value: Tensor) -> Tensor:
@@ -384,17 +254,6 @@ def _check_layers(layers: tuple[Layer, ...], size: int) -> None:
         raise ValueError(f"Embedding: expected layer names that differ, got {names}.")
 
 
-def _to_json(value: dict[str, Any]) -> str:
-    """One way to write it down, in ASCII: a name from a file system that is no UTF-8 survives."""
-    try:
-        return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"Embedding: expected fields that JSON can hold (str, int, bool, finite float, list, dict), got "
-            f"something else ({error}); convert it first."
-        ) from error
-
-
 def _check_counts(embedding: Embedding) -> None:
     """Refuse impossible sample counts and head figures."""
     if embedding.num_samples < 1 or embedding.num_skipped < 0:
@@ -407,42 +266,3 @@ def _check_counts(embedding: Embedding) -> None:
         -math.inf < head.best_score <= 1 and -math.inf < head.score <= 1 and math.isfinite(head.nll + head.best_nll)
     ):
         raise ValueError(f"Embedding: expected a score of at most 1 and a finite nll, got {head}.")
-
-
-def _read(path: Path) -> tuple[dict[str, Any], bytes]:
-    """The record in a file's metadata and the file's bytes, once every one of them is known to be sound."""
-    if not path.is_file():
-        found = "a folder; name one file in it" if path.is_dir() else "no such file"
-        raise ValueError(f"Embedding.load: expected an embedding at {path}, found {found}.")
-    with path.open("rb") as file:
-        # Only the header of a foreign file is read: it may be any size.
-        start = file.read(8)
-        size = int.from_bytes(start, "little")
-        if len(start) < 8 or not 2 <= size <= min(_MAX_HEADER, path.stat().st_size - 8):
-            raise ValueError(f"Embedding.load: {path} is not a safetensors file, or it is truncated.")
-        header = file.read(size)
-        try:
-            text = json.loads(header)["__metadata__"][_METADATA_KEY]
-        except (ValueError, RecursionError):
-            raise ValueError(f"Embedding.load: {path} is not a safetensors file, or it is damaged.") from None
-        except (KeyError, TypeError):
-            raise ValueError(f"Embedding.load: {path} was not written by Embedding.save.") from None
-        raw = start + header + file.read()
-    damaged = ValueError(f"Embedding.load: {path} is damaged: the checksum does not fit; embed again.")
-    try:
-        record = json.loads(text)
-        version, digest = record["format"], record["sha256"]
-        newer = version > FORMAT_VERSION
-        written = digest.encode()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise damaged from None
-    if newer:
-        raise ValueError(
-            f"Embedding.load: {path} was written by a newer task2vec_ext (format {version}; this one reads "
-            f"up to {FORMAT_VERSION}): upgrade."
-        )
-    # save() hashed the file with a blank in the digest's place. Of the same length: nothing else is blanked.
-    blank = raw.replace(written, _BLANK_DIGEST.encode()) if len(written) == len(_BLANK_DIGEST) else b""
-    if hashlib.sha256(blank).hexdigest() != digest:
-        raise damaged
-    return record, raw
