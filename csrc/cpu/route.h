@@ -5,6 +5,7 @@
 // sample in another layout is first copied so, on its own.
 #pragma once
 #include <algorithm>
+#include <limits>
 
 #include "cpu/instruction_sets.h"
 #include "cpu/scratch.h"
@@ -53,6 +54,32 @@ Image<T> channels_last(const T* data,
 }
 
 }  // namespace
+
+namespace TASK2VEC_ISA {
+
+// By the direct route, the filters whose result is not finite, or less than `least` of the size of the terms that it is
+// a sum of: there the terms cancelled, underflowed or overflowed, and the direct route's do not. Others keep their
+// bits.
+template <class T>
+void recompute_lost(const CpuTask<T>& task,
+                    const T* sizes,  // [filters], in no slot that the direct route uses
+                    T least) {
+  const auto lost = [&](int o) {
+    return !(task.out[o] >= least * sizes[o] && task.out[o] <= std::numeric_limits<T>::max());
+  };
+  for (int first = 0, last; first < task.filters; first = last) {
+    for (last = first + 1; last < task.filters && lost(last) == lost(first); ++last) {
+    }
+    if (!lost(first)) continue;
+    CpuTask<T> part = task;
+    part.grad_output += first * task.grad_stride[0];
+    part.out += first;
+    part.filters = last - first;
+    direct(part);
+  }
+}
+
+}  // namespace TASK2VEC_ISA
 }  // namespace task2vec
 
 // Defines TASK2VEC_ISA::name from name##_route, for both types.

@@ -4,7 +4,7 @@
 
 namespace task2vec {
 
-enum Slot { kInput, kGradOutput, kLeft, kRight, kProduct, kPadded, kSlots };
+enum Slot { kInput, kGradOutput, kLeft, kRight, kProduct, kPadded, kSizes, kSlots };
 
 // This thread's buffer, on a cache line; what was in it is lost.
 void* scratch_bytes(Slot slot, size_t bytes);

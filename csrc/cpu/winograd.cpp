@@ -13,6 +13,8 @@ namespace {
 constexpr int kTile = 4, kPoints = 6, kDomain = kPoints * kPoints;
 constexpr int kBlockWidth = 64;               // filters and channels brought back together
 constexpr ptrdiff_t kBlockNumbers = 1 << 18;  // of transformed tiles held at once, a side
+// A smaller part of Σ_t ‖δ_t‖²·‖x_t‖² would show the rounding of products in the domain whose sum is none in g.
+constexpr double kLeastPart = 1e-5;
 
 template <class V>
 inline void transform_input(const V* x, ptrdiff_t step, V* out) {  // Bᵀ·x, 6 → 6
@@ -49,7 +51,7 @@ inline void transform_back(const V* m, ptrdiff_t step, V* out) {  // Aᵀ·m, 6 
 }
 
 // Channels [first, last) of the tiles [first_tile, last_tile) into out[ξ][tile][pitch]; `size` pixels a side from
-// (tile·4 − offset), zero outside the image.
+// (tile·4 − offset), zero outside the image. One plane more, out[36], has their sums of squares.
 template <class T, int kSize, class Transform>
 void transform_tiles(const Image<T>& image,
                      int offset_h,
@@ -80,6 +82,9 @@ void transform_tiles(const Image<T>& image,
               inside || (top + h >= 0 && top + h < image.height && left + w >= 0 && left + w < image.width);
           pixels[h * kSize + w] = !hit ? V{} : count == kLanes<T> ? load(pixel) : load_some(pixel, count);
         }
+      V squares = {};
+      for (const V& pixel : pixels) squares += pixel * pixel;
+      store(out + kDomain * plane + (c - first), squares);
 #pragma GCC unroll 6
       for (int w = 0; w < kSize; ++w) {
         transform(pixels + w, kSize, points);
@@ -116,6 +121,23 @@ T sum_of_squares_back(const T* m, ptrdiff_t plane, int channels) {
   return sum<T>(total);
 }
 
+// sizes[o] += Σ_t ‖x_t‖²·‖δ_t‖² from the planes of sums of squares.
+template <class T>
+void add_sizes(const T* x,
+               ptrdiff_t x_pitch,
+               int channels,
+               const T* d,
+               ptrdiff_t d_pitch,
+               int filters,
+               int tiles,
+               T* sizes) {
+  for (int t = 0; t < tiles; ++t, x += x_pitch, d += d_pitch) {
+    T of_x = 0;
+    for (int i = 0; i < channels; ++i) of_x += x[i];
+    for (int o = 0; o < filters; ++o) sizes[o] += of_x * d[o];
+  }
+}
+
 template <class T>
 void winograd_route(const CpuTask<T>& task) {
   using V = Vector<T>;
@@ -137,11 +159,13 @@ void winograd_route(const CpuTask<T>& task) {
             : std::min<int>(tiles, std::max<int>(1, kBlockNumbers / (kDomain * std::max(block_pitch, o_pitch))));
   const ptrdiff_t v_plane = block_tiles * v_pitch + kSpread, d_plane = block_tiles * o_pitch + kSpread;
   const ptrdiff_t m_plane = o_pitch * block_pitch + kSpread;
-  T* const v = scratch<T>(kLeft, kDomain * v_plane);
-  T* const d = scratch<T>(kRight, kDomain * d_plane);
+  T* const v = scratch<T>(kLeft, (kDomain + 1) * v_plane);
+  T* const d = scratch<T>(kRight, (kDomain + 1) * d_plane);
   T* const m = scratch<T>(kProduct, kDomain * m_plane);
+  T* const sizes = scratch<T>(kSizes, task.filters);
 
   std::fill(task.out, task.out + task.filters, T(0));
+  std::fill(sizes, sizes + task.filters, T(0));
   for (int o0 = 0; o0 < task.filters; o0 += kBlockWidth) {
     const int o_count = std::min(kBlockWidth, task.filters - o0);
     for (int i0 = 0; i0 < conv.group_channels; i0 += kBlockWidth) {
@@ -156,6 +180,9 @@ void winograd_route(const CpuTask<T>& task) {
                                 v_pitch, v_plane, transform_input<V>);
         if (!whole || i0 == 0)
           transform_tiles<T, 4>(delta, 0, 0, o0, o0 + o_count, tiles_w, t0, t1, d, o_pitch, d_plane, transform_grad<V>);
+        const ptrdiff_t i_first = whole ? i0 : 0;
+        add_sizes(v + kDomain * v_plane + i_first, v_pitch, i_count, d + kDomain * d_plane, o_pitch, o_count, t1 - t0,
+                  sizes + o0);
         for (int xi = 0; xi < kDomain; ++xi)
           for (int i = 0; i < i_count; i += kColumns<T>)
             for (int o = 0; o < o_count; o += kRows) {
@@ -163,14 +190,15 @@ void winograd_route(const CpuTask<T>& task) {
               T* const sums = m + xi * m_plane + o * block_pitch + i;
               const T* const a = d + xi * d_plane + o;
               if (t0) tile.read(sums, block_pitch);
-              tile.accumulate([=](int r, ptrdiff_t k) { return a[k * o_pitch + r]; },
-                              v + xi * v_plane + (whole ? i0 : 0) + i, v_pitch, t1 - t0);
+              tile.accumulate([=](int r, ptrdiff_t k) { return a[k * o_pitch + r]; }, v + xi * v_plane + i_first + i,
+                              v_pitch, t1 - t0);
               tile.write(sums, block_pitch);
             }
       }
       for (int o = 0; o < o_count; ++o) task.out[o0 + o] += sum_of_squares_back(m + o * block_pitch, m_plane, i_count);
     }
   }
+  TASK2VEC_ISA::recompute_lost(task, sizes, static_cast<T>(kLeastPart));
 }
 
 }  // namespace

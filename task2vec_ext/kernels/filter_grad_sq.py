@@ -123,6 +123,10 @@ def filter_grad_sq(
         most 16 MiB and copies of one image per thread (groups of few filters: torch's own convolution, one image at a
         time), on CUDA 256 MiB. A Gram route forced on a large map takes what one output row of the Gram matrix needs.
 
+        On the CPU an entry whose terms cancel, underflow or overflow in a Gram route or the Winograd route is computed
+        by the direct route instead. On CUDA it is not: the Gram routes lose float32 inputs whose square leaves the
+        range (sizes below 1e-18 or above 1e18) and, relative to themselves, entries whose terms cancel.
+
         On GPUs of compute capability 8.0 and later 16-bit inputs are multiplied on tensor cores (direct route: in
         groups of at least 8 channels and 16 filters). So are float32 inputs if torch does so for its own weight
         gradients: ``torch.backends.cudnn.conv.fp32_precision`` is ``"tf32"``, the default; ``"ieee"`` keeps float32.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from .._util.atomic import check_writable
+from .._util.atomic import check_writable, remove_leftovers
 from .._util.progress import library_progress
 from ..data import Task, TaskSource, as_task
 from ..data.loader import OnError
@@ -129,8 +129,7 @@ def build_library(
             library = _opened(root, made_with)
             library.restore_matrix()
             todo = _todo(library, named, retry_failed)
-            for file in (root / "embeddings").glob(".task2vec-*"):  # what a killed build was just writing
-                file.unlink()
+            remove_leftovers(root / "embeddings")
             return todo
 
         todo = [(named[number], entry) for number, entry in team.first(prepare)]

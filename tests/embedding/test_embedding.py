@@ -1,16 +1,13 @@
 """The embedding's own checks, its file, and what may be compared with what."""
 
 import dataclasses
-import errno
 import hashlib
 import json
-import os
 
 import pytest
 import safetensors.torch
 import torch
 
-from task2vec_ext._util.atomic import atomic_path
 from task2vec_ext.distance.comparable import check_comparable
 from task2vec_ext.embedding import Embedding, HeadInfo, ProbeInfo
 from task2vec_ext.fisher import HeadSettings
@@ -237,62 +234,6 @@ def test_load_refuses_what_is_no_embedding(tmp_path, content, message):
     assert str(path) in str(caught.value)
 
 
-# ---- atomic_path
-
-
-@pytest.mark.parametrize(
-    "interruption", [KeyboardInterrupt, ValueError("broken"), OSError(errno.ENOSPC, "No space left")]
-)
-def test_atomic_path_leaves_the_old_file_and_no_other_when_interrupted(tmp_path, interruption):
-    target = tmp_path / "matrix.png"
-    target.write_text("old")
-    expected = interruption if isinstance(interruption, type) else type(interruption)
-
-    def write_half() -> None:
-        with atomic_path(target) as temporary:
-            temporary.write_text("half of the n")
-            raise interruption
-
-    with pytest.raises(expected) as caught:
-        write_half()
-    assert target.read_text() == "old"
-    assert os.listdir(tmp_path) == ["matrix.png"]
-    if expected is OSError:
-        assert caught.value.errno == errno.ENOSPC
-        assert "matrix.png: No space left; nothing was written" in str(caught.value)
-
-
-def test_atomic_path_replaces_the_file_in_one_step_with_the_usual_permissions(tmp_path):
-    target, plain = tmp_path / "matrix.png", tmp_path / "plain"
-    target.write_text("old")
-    plain.write_text("")
-    with atomic_path(target) as temporary:
-        temporary.write_text("new")
-        assert (temporary.parent, temporary.suffix) == (tmp_path, ".png")
-        assert target.read_text() == "old"
-    assert target.read_text() == "new"
-    assert target.stat().st_mode == plain.stat().st_mode
-    assert sorted(os.listdir(tmp_path)) == ["matrix.png", "plain"]
-
-
-def test_atomic_path_takes_the_longest_legal_name_and_follows_a_link(tmp_path):
-    real, link = tmp_path / ("n" * 251 + ".png"), tmp_path / "link"
-    link.symlink_to(real)
-    with atomic_path(link) as temporary:
-        temporary.write_text("new")
-    assert link.is_symlink()
-    assert real.read_text() == "new"
-
-
-def test_atomic_path_names_a_missing_folder_and_refuses_what_is_no_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no/where\.png.*nothing was written"):
-        make().save(tmp_path / "no" / "where.png")
-    for target in (tmp_path, os.devnull):
-        with pytest.raises(ValueError, match="expected a file to write"), atomic_path(target):
-            pytest.fail("the block must not run")
-
-
-@pytest.mark.parametrize("version", [1, 2, 3])
 def test_files_of_older_formats_are_read(tmp_path, version):
     path = tmp_path / "old.safetensors"
     fields = make()._fields()
