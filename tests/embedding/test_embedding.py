@@ -234,6 +234,7 @@ def test_load_refuses_what_is_no_embedding(tmp_path, content, message):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_files_of_older_formats_are_read(tmp_path, version):
     path = tmp_path / "old.safetensors"
     fields = make()._fields()
