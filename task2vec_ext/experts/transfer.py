@@ -62,7 +62,7 @@ def classifier_mistakes(
     """Return which test images the classifier of `classifier_error` labels wrong, ``[N]`` bool."""
     scale = train.features.double().square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
     classes = int(train.labels.max()) + 1
-    l2 = CLASSIFIER_L2[method] if l2 is None else l2
+    l2 = CLASSIFIER_L2.get(method) if l2 is None else l2  # an unknown method is refused below
     head = fit_head(train.features.double() / scale, train.labels, classes, method=method, l2=l2, seed=seed)
     return head.logits(test.features.double() / scale).argmax(1) != test.labels
 

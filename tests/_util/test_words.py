@@ -39,6 +39,8 @@ CALLS = {
     "EmbedSettings.estimator": lambda word: EmbedSettings(estimator=word),
     "fisher_embed.loss": lambda word: fisher_embed(TASK, "tiny", loss=word),
     "fisher_embed.estimator": lambda word: fisher_embed(TASK, "tiny", estimator=word),
+    "EmbedSettings.dtype": lambda word: EmbedSettings(dtype=word),
+    "fisher_embed.dtype": lambda word: fisher_embed(TASK, "tiny", dtype=word),
     "fisher_embed.on_error": lambda word: fisher_embed(TASK, "tiny", on_error=word),
     "build_library.on_error": lambda word: build_library([TASK], "/nowhere", "tiny", on_error=word),
     "Work.on_error": lambda word: Work(on_error=word),
@@ -71,6 +73,7 @@ CALLS = {
 }  # fmt: skip
 ELSEWHERE = {  # the next test, their own tests, or a function in CALLS that checks for them
     *("Library.nearest.distance", "EmbeddingFiles.nearest.distance", "Entry.state", "load_probe.preprocess"),
+    *("Probe.dtype", "Probe.computing_in.dtype"),  # of EmbedSettings
     *("per_sample_fisher.estimator", "sum_fisher.estimator", "local_noise.padding"),
 }
 
