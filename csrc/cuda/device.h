@@ -48,18 +48,24 @@ __device__ __forceinline__ void copies_wait() {
 
 // ---- tensor cores (sm_80): fragments as in mma.cuh -------------------------------------------------------
 
-// To the nearest TF32, ties away from zero; the bits of a float.
+// To the nearest TF32; the bits of a float. Ties go to even where that is one instruction (sm_90), else away from zero,
+// which takes two: a comparison, so that NaN stays, and an addition.
 __device__ __forceinline__ uint32_t round_to_tf32(float value) {
   uint32_t bits;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+#else
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+#endif
   return bits;
 }
 
-// 8 × 8 matrices of 16-bit values, transposed; lanes 8·j … 8·j + 7 give the addresses of the rows of matrix j.
+// 8 × 8 matrices of 16-bit values, transposed; lanes 8·j … 8·j + 7 give the addresses of the rows of matrix j: so many
+// bytes behind row.
 template <int kMatrices>
-__device__ __forceinline__ void load_matrices_transposed(uint32_t (&fragment)[kMatrices], const void* row) {
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&fragment)[kMatrices], const void* row, int bytes) {
   static_assert(kMatrices == 2 || kMatrices == 4);
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row)) + bytes;
   if constexpr (kMatrices == 4)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])

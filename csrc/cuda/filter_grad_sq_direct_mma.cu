@@ -44,11 +44,14 @@ struct WindowColumns {
     load_pixels<Shape::kThreads, kVector, Shape::kChannels>(tile, pixels, slices.tile_rows);
   }
   __device__ __forceinline__ int row(int h, int w, const Slices&) const { return h * step_h * tile_width + w * step_w; }
-  __device__ __forceinline__ int tap_row(const Cursor& cursor, int r) const {
+  __device__ __forceinline__ int offset(const Cursor& cursor, int r, int) const {
     if (r >= cursor.taps) return 0;
     const int tap = cursor.first_tap + r;
     const int kh = tap / conv.kernel_w - cursor.first_tap / conv.kernel_w, kw = tap % conv.kernel_w;
     return kh * conv.dilation_h * tile_width + kw * conv.dilation_w;
+  }
+  __device__ __forceinline__ bool exists(const Cursor& cursor, int c, int) const {
+    return Shape::kTaps == 1 || c % Shape::kTaps < cursor.taps;
   }
 };
 
@@ -69,7 +72,7 @@ struct Plan {
     plan.channel_tiles = static_cast<int>(ceil_div(conv.group_channels, Shape::kChannels));
     // kTaps taps in a row of rows of kernel_w: in the worst case the first is the last of its row.
     plan.window_height = std::min<int>(conv.kernel_h, static_cast<int>(ceil_div(Shape::kTaps - 1, conv.kernel_w)) + 1);
-    plan.slices = cut<Shape, T>(conv.out_height, conv.out_width, device, [&](int height, int width) {
+    plan.slices = cut_for<Shape, T>(conv.out_height, conv.out_width, device, [&](int height, int width) {
       return plan.tile_height(conv, height) * plan.tile_width(conv, width);
     });
     return plan;

@@ -42,6 +42,16 @@ struct GramColumns {
 };
 
 using GramShape = MatrixShape<true>;
+struct PixelWalkOld {
+  int row, column, columns;
+
+  __device__ __forceinline__ PixelWalkOld(int pixel, int columns)
+      : row(pixel / columns), column(pixel % columns), columns(columns) {}
+  __device__ __forceinline__ void advance(int pixels) {
+    column += pixels;
+    while (column >= columns) column -= columns, ++row;
+  }
+};
 
 // The same columns for tensor cores: the tile [q, q'] of A is gathered into shared memory.
 template <class T>
@@ -63,7 +73,7 @@ struct GramMmaColumns {
   __device__ __forceinline__ void fill(float* tile, const Cursor& cursor, int oh, int ow, const Slices& slices) const {
     constexpr int kAtOnce = GramShape::kThreads / GramShape::kChannels;
     const int thread = static_cast<int>(threadIdx.x), column = thread % GramShape::kChannels;
-    PixelWalk walk(thread / GramShape::kChannels, slices.width);
+    PixelWalkOld walk(thread / GramShape::kChannels, slices.width);
 #pragma unroll 1
     for (int q = thread / GramShape::kChannels; q < slices.tile_rows; q += kAtOnce, walk.advance(kAtOnce)) {
       const int h = oh + walk.row, w = ow + walk.column;
@@ -73,7 +83,8 @@ struct GramMmaColumns {
     }
   }
   __device__ __forceinline__ int row(int h, int w, const Slices& slices) const { return h * slices.width + w; }
-  __device__ __forceinline__ int tap_row(const Cursor&, int) const { return 0; }
+  __device__ __forceinline__ int offset(const Cursor&, int, int) const { return 0; }
+  __device__ __forceinline__ bool exists(const Cursor&, int, int) const { return true; }
   __device__ __forceinline__ void weights(float* tile, const Cursor& cursor, int64_t n, int64_t o, int filters) const {
     const View4<T>& delta = gram.delta;
     const int width = gram.window.out_width;
@@ -117,9 +128,9 @@ void filter_grad_sq_gram(const float* gram,
     const GramColumns<T> columns{gram, View4<T>(grad_output_columns), groups, row_pixels, column_pixels, window};
     if (tensor_cores) {
       const int out_height = row_positions / window.out_width;
-      const Slices slices = cut<GramShape, float>(out_height, window.out_width, at.device, [](int height, int width) {
-        return ceil_div(height * width, kMmaDepth<float>) * kMmaDepth<float>;
-      });
+      const Slices slices = cut_for<GramShape, float>(
+          out_height, window.out_width, at.device,
+          [](int height, int width) { return ceil_div(height * width, kMmaDepth<float>) * kMmaDepth<float>; });
       const GramMmaColumns<T> mma_columns{columns, out_height, column_positions};
       launch_mma_tile<GramShape>(View4<T>(grad_output_rows), mma_columns, slices, samples, groups, group_filters,
                                  out_height, window.out_width,

@@ -8,6 +8,8 @@
 // are 110 multiply-adds a byte, 128 × 128 of a plain matrix product 32. With one tap it is such a product: 1×1
 // convolutions, and the Gram routes.
 //
+// Where there are too few channels for that, a column is any number of the patch, and each lane has its own offset.
+//
 // A warp takes 64 filters and 64 or 72 columns: with fewer, shared memory would be the limit. Accumulation is float32
 // in a fixed order: the same bits every run.
 #pragma once
@@ -18,35 +20,35 @@
 
 namespace task2vec {
 
-constexpr int kWarpFilters = 64;
 constexpr int kMmaPad = 8;      // numbers: 8 consecutive rows start in different banks, and at multiples of 16 bytes
 constexpr int kMaxSlice = 128;  // output locations
 constexpr int kTableBytes = kMaxSlice * static_cast<int>(sizeof(int));
 
 // kFilterWarps of the kWarps share the filters of a tile, the others its channels; each takes kChunks times 8 channels
 // at kTaps taps. Slices of at most kSliceBytes of one channel, kStages of them in shared memory.
-template <int kWarps_,
-          int kFilterWarps_,
-          int kTaps_,
-          int kChunks_,
-          int kStages_,
-          int kSliceBytes_,
-          int kBlocks_,
-          bool kWeighted_>
+template <int kWarps_, int kFilterWarps_, int kTaps_, int kChunks_, int kStages_, int kSliceBytes_, int kBlocks_>
 struct TileShape {
   static constexpr int kWarps = kWarps_, kFilterWarps = kFilterWarps_, kTaps = kTaps_, kChunks = kChunks_;
   static constexpr int kStages = kStages_, kSliceBytes = kSliceBytes_;
-  static constexpr int kBlocks = kBlocks_;       // on one multiprocessor
-  static constexpr bool kWeighted = kWeighted_;  // epilogue: times a weight instead of squared
+  static constexpr int kBlocks = kBlocks_;  // on one multiprocessor
   static constexpr int kThreads = kWarps * 32, kChannelWarps = kWarps / kFilterWarps;
   static constexpr int kFilters = kFilterWarps * kWarpFilters, kChannels = kChannelWarps * kChunks * 8;
   static constexpr int kFilterPitch = kFilters + kMmaPad, kChannelPitch = kChannels + kMmaPad;
+  static constexpr bool kWeighted = false;  // epilogue: times a weight instead of squared
+  static constexpr bool kGathered = false;  // columns lie anywhere in the column tile, not 8 channels side by side
 };
 // 64 filters × (64 channels × 9 taps): 144 accumulators a thread, so one block. A slice is long: two stages do.
-using WindowShape = TileShape<8, 1, 9, 1, 2, kMaxSlice * 4, 1, false>;
+using WindowShape = TileShape<8, 1, 9, 1, 2, kMaxSlice * 4, 1>;
 // 128 filters × 128 columns, an ordinary matrix product: 128 accumulators a thread.
-template <bool kWeighted>
-using MatrixShape = TileShape<4, 2, 1, 8, 4, 64, 2, kWeighted>;
+template <bool kWeighted_>
+struct MatrixShape : TileShape<4, 2, 1, 8, 3, 128, 2> {
+  static constexpr bool kWeighted = kWeighted_;
+};
+// 64 filters × 160 numbers of the patch, 147 of a network's first layer: 80 accumulators a thread.
+struct PatchShape : TileShape<4, 1, 1, 5, 2, kMaxSlice * 4, 3> {
+  static constexpr bool kGathered = true;
+  static constexpr int kChannelPitch = 1;  // the column tile's rows are single numbers
+};
 
 // How the output locations are cut, and what a slice takes in shared memory.
 struct Slices {
@@ -73,10 +75,10 @@ inline int shared_limit(int device) {  // bytes that a block may have
   return limit;
 }
 
-// The slices that cost least in products and loads; tile_rows(height, width) are those of the column tile.
+// The slices that cost least in products and loads, of which a block's share of the limit holds the stages.
+// tile_rows(height, width) are those of the column tile.
 template <class Shape, class T, class TileRows>
-Slices cut(int out_height, int out_width, int device, TileRows tile_rows) {
-  const int limit = shared_limit(device);
+Slices cut(int out_height, int out_width, int limit, TileRows tile_rows) {
   constexpr int kLongest = std::min<int>(kMaxSlice, Shape::kSliceBytes / static_cast<int>(sizeof(T)));
   Slices best{};
   int64_t best_cost = 0;
@@ -103,6 +105,15 @@ Slices cut(int out_height, int out_width, int device, TileRows tile_rows) {
   return best;
 }
 
+// The same for as many blocks as the registers allow on a multiprocessor, or for one where no slice is that small.
+template <class Shape, class T, class TileRows>
+Slices cut_for(int out_height, int out_width, int device, TileRows tile_rows) {
+  constexpr int kReserved = 1024;  // bytes that CUDA takes for itself, of every block
+  const int limit = shared_limit(device), share = (limit + kReserved) / Shape::kBlocks - kReserved;
+  const Slices shared = cut<Shape, T>(out_height, out_width, share, tile_rows);
+  return shared.count() > 0 ? shared : cut<Shape, T>(out_height, out_width, limit, tile_rows);
+}
+
 // ---- loading ---------------------------------------------------------------------------------------------
 
 // A rectangle of pixels of an image, some of them perhaps outside, and the channels wanted of it.
@@ -113,27 +124,77 @@ struct Pixels {
   int height, width;  // of the image
   int channels;       // that exist
   int top, left, rows, columns, step_h, step_w;
-
-  __device__ __forceinline__ bool exists(int row, int column) const {  // & for &&: no branches
-    return (row < rows) & (static_cast<unsigned>(top + row * step_h) < static_cast<unsigned>(height)) &
-           (static_cast<unsigned>(left + column * step_w) < static_cast<unsigned>(width));
-  }
-  template <class Offset>
-  __device__ __forceinline__ Offset offset(int row, int column) const {
-    return (top + row * step_h) * static_cast<Offset>(stride_h) +
-           (left + column * step_w) * static_cast<Offset>(stride_w);
-  }
 };
 
 // Walks the pixels of a rectangle, row by row, with a division at the start only.
+template <class Offset>
 struct PixelWalk {
-  int row, column, columns;
+  int row, column, h, w;  // in the rectangle and in the image
+  Offset offset;          // of the pixel
+  int height, width, rows, columns, step_h, step_w;
+  Offset stride_w, stride_h, back;  // back: from a row's end to its start
 
-  __device__ __forceinline__ PixelWalk(int pixel, int columns)
-      : row(pixel / columns), column(pixel % columns), columns(columns) {}
+  template <class T>
+  __device__ __forceinline__ PixelWalk(const Pixels<T>& pixels, int pixel)
+      : row(pixel / pixels.columns),
+        column(pixel % pixels.columns),
+        h(pixels.top + row * pixels.step_h),
+        w(pixels.left + column * pixels.step_w),
+        offset(h * static_cast<Offset>(pixels.stride_h) + w * static_cast<Offset>(pixels.stride_w)),
+        height(pixels.height),
+        width(pixels.width),
+        rows(pixels.rows),
+        columns(pixels.columns),
+        step_h(pixels.step_h),
+        step_w(pixels.step_w),
+        stride_w(pixels.step_w * static_cast<Offset>(pixels.stride_w)),
+        stride_h(pixels.step_h * static_cast<Offset>(pixels.stride_h)) {}
+  __device__ __forceinline__ bool exists() const {  // & for &&: no branches
+    return (row < rows) & (static_cast<unsigned>(h) < static_cast<unsigned>(height)) &
+           (static_cast<unsigned>(w) < static_cast<unsigned>(width));
+  }
   __device__ __forceinline__ void advance(int pixels) {
-    column += pixels;
-    while (column >= columns) column -= columns, ++row;
+    column += pixels, w += pixels * step_w, offset += pixels * stride_w;
+    while (column >= columns) {
+      column -= columns, w -= columns * step_w, offset += stride_h - columns * stride_w;
+      ++row, h += step_h;
+    }
+  }
+};
+
+// One number: 0 if it does not exist.
+template <class T, class Source>
+__device__ __forceinline__ void load_number(T* to, const Source* source, bool exists) {
+  if constexpr (std::is_same_v<Source, float>)
+    copy_async<4>(to, source, !exists);
+  else if constexpr (std::is_same_v<T, Source>)
+    *to = exists ? *source : T{};
+  else
+    *to = exists ? to_float(*source) : 0.f;
+}
+
+// 16 bytes of a source, on their way into a tile.
+template <class T, class Source>
+struct Passing {
+  static constexpr int kSize = 16 / sizeof(Source);
+  Vector<Source, kSize> numbers;
+
+  // At once and without waiting if nothing is converted; else here, and there with put.
+  __device__ __forceinline__ void get(T* to, const Source* source, bool exists) {
+    if constexpr (std::is_same_v<T, Source>)
+      copy_async<16>(to, source, !exists);
+    else
+      numbers = exists ? *reinterpret_cast<const Vector<Source, kSize>*>(source) : Vector<Source, kSize>{};
+  }
+  __device__ __forceinline__ void put(T* to) const {
+    if constexpr (!std::is_same_v<T, Source>)
+#pragma unroll
+      for (int i = 0; i < kSize / 4; ++i) {
+        Vector<float, 4> four;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) four.value[k] = to_float(numbers.value[i * 4 + k]);
+        reinterpret_cast<Vector<float, 4>*>(to)[i] = four;
+      }
   }
 };
 
@@ -145,37 +206,42 @@ __device__ __forceinline__ void load_pixels(T* tile, const Pixels<Source>& pixel
   constexpr int kPitch = kChannels + kMmaPad, kWarps = kThreads / 32;
   const int thread = static_cast<int>(threadIdx.x);
   if constexpr (kVector) {
-    static_assert(std::is_same_v<T, Source>);
-    constexpr int kVectorSize = 16 / sizeof(T), kLanes = kChannels / kVectorSize, kAtOnce = kThreads / kLanes;
-    const int c = thread % kLanes * kVectorSize;
+    using V = Passing<T, Source>;
+    // Loads that are waited for go together.
+    constexpr int kLanes = kChannels / V::kSize, kAtOnce = kThreads / kLanes,
+                  kTogether = std::is_same_v<T, Source> ? 1 : 4;
+    const int c = thread % kLanes * V::kSize;
     const bool channel_exists = c < pixels.channels;
-    PixelWalk walk(first + thread / kLanes, pixels.columns);
+    PixelWalk<int> walk(pixels, first + thread / kLanes);
+    T* to = tile + thread / kLanes * kPitch + c;
 #pragma unroll 1
-    for (int pixel = thread / kLanes; pixel < tile_rows; pixel += kAtOnce, walk.advance(kAtOnce)) {
-      const bool exists = channel_exists & pixels.exists(walk.row, walk.column);
-      const int offset = pixels.template offset<int>(walk.row, walk.column) + c;
-      copy_async<16>(tile + pixel * kPitch + c, pixels.origin + (exists ? offset : 0), !exists);
+    for (int pixel = thread / kLanes; pixel < tile_rows; pixel += kTogether * kAtOnce) {
+      V vector[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        const bool exists = channel_exists & walk.exists();
+        vector[i].get(to + i * kAtOnce * kPitch, pixels.origin + (exists ? walk.offset + c : 0), exists);
+        walk.advance(kAtOnce);
+      }
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)
+        if (i == 0 || pixel + i * kAtOnce < tile_rows) vector[i].put(to + i * kAtOnce * kPitch);
+      to += kTogether * kAtOnce * kPitch;
     }
   } else {
-    const auto load = [&](int pixel, const PixelWalk& walk, int c) {
-      const bool exists = c < pixels.channels && pixels.exists(walk.row, walk.column);
-      const int64_t offset = exists ? pixels.template offset<int64_t>(walk.row, walk.column) + c * pixels.stride_c : 0;
-      const Source* source = pixels.origin + offset;
-      if constexpr (std::is_same_v<Source, float>)
-        copy_async<4>(tile + pixel * kPitch + c, source, !exists);
-      else if constexpr (std::is_same_v<T, Source>)
-        tile[pixel * kPitch + c] = exists ? *source : T{};
-      else
-        tile[pixel * kPitch + c] = exists ? to_float(*source) : 0.f;
+    const auto load = [&](int pixel, const PixelWalk<int64_t>& walk, int c) {
+      const bool exists = c < pixels.channels && walk.exists();
+      const Source* source = pixels.origin + (exists ? walk.offset + c * pixels.stride_c : 0);
+      load_number(tile + pixel * kPitch + c, source, exists);
     };
     const int warp = thread / 32, lane = thread % 32;
     if (pixels.stride_c == 1) {  // lanes along whichever is contiguous
-      PixelWalk walk(first + warp, pixels.columns);
+      PixelWalk<int64_t> walk(pixels, first + warp);
 #pragma unroll 1
       for (int pixel = warp; pixel < tile_rows; pixel += kWarps, walk.advance(kWarps))
         for (int c = lane; c < kChannels; c += 32) load(pixel, walk, c);
     } else {
-      PixelWalk walk(first + lane, pixels.columns);
+      PixelWalk<int64_t> walk(pixels, first + lane);
 #pragma unroll 1
       for (int pixel = lane; pixel < tile_rows; pixel += 32, walk.advance(32))
         for (int c = warp; c < kChannels; c += kWarps) load(pixel, walk, c);
@@ -185,56 +251,66 @@ __device__ __forceinline__ void load_pixels(T* tile, const Pixels<Source>& pixel
 
 // ---- multiplying -----------------------------------------------------------------------------------------
 
+// How many offsets of columns a lane keeps: one a tap or, gathered, one for every 8 columns.
+template <class Shape>
+constexpr int kOffsets = Shape::kGathered ? Shape::kChunks : Shape::kTaps;
+
 // A warp's share of one slice: product[m][(chunk, tap)] += δ·B of 16 filters and 8 columns each.
 template <class Shape, class T>
-__device__ __forceinline__ void multiply(float (&product)[kWarpFilters / 16][Shape::kChunks * Shape::kTaps][4],
+__device__ __forceinline__ void multiply(float (&product)[kFilterTiles][Shape::kChunks * Shape::kTaps][4],
                                          const T* delta_tile,    // [depth, kFilterPitch], from the warp's filters on
                                          const T* column_tile,   // [tile_rows, kChannelPitch], from its channels on
-                                         const int* row_offset,  // [depth]
-                                         const int (&tap_offset)[Shape::kTaps],
+                                         const int* row_offset,  // [depth], in bytes: additions are enough then
+                                         const int (&offset)[kOffsets<Shape>],  // in bytes
                                          int depth) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  constexpr int kColumns = Shape::kChunks * Shape::kTaps;
 #pragma unroll 1  // a second copy would want more registers than there are
   for (int k = 0; k < depth; k += kMmaDepth<T>) {
-    uint32_t a[kWarpFilters / 16][4];
+    uint32_t a[kFilterTiles][4];
 #pragma unroll
-    for (int m = 0; m < kWarpFilters / 16; ++m)
+    for (int m = 0; m < kFilterTiles; ++m)
       load_a<Shape::kFilterPitch>(a[m], delta_tile + k * Shape::kFilterPitch + m * 16, lane);
-    const T* row[kRowsOfB<T>];
+    const unsigned char* row[kRowsOfB<T>];
 #pragma unroll
-    for (int j = 0; j < kRowsOfB<T>; ++j) row[j] = column_tile + row_offset[k + row_of_b<T>(lane, j)];
+    for (int j = 0; j < kRowsOfB<T>; ++j)
+      row[j] = reinterpret_cast<const unsigned char*>(column_tile) + row_offset[k + row_of_b<T>(lane, j)];
 #pragma unroll
-    for (int c = 0; c < Shape::kChunks * Shape::kTaps; ++c) {
+    for (int c = 0; c < kColumns; ++c) {
       uint32_t b[2];
-      load_b<T>(b, row, tap_offset[c % Shape::kTaps] + c / Shape::kTaps * 8, lane);
+      if constexpr (Shape::kGathered)
+        load_b<T>(b, row, offset[c]);
+      else
+        load_b<T>(b, row, offset[c % Shape::kTaps] + c / Shape::kTaps * 8 * static_cast<int>(sizeof(T)));
 #pragma unroll
-      for (int m = 0; m < kWarpFilters / 16; ++m) mma<T>(product[m][c], a[m], b);
+      for (int m = 0; m < kFilterTiles; ++m) mma<T>(product[m][c], a[m], b);
     }
   }
 }
 
-// row_sum[m][half] += Σ over a warp's columns of T² or T·weight: lane / 4 + 8·half of 16 filters. T is 0 for filters
-// and channels that do not exist.
-template <class Shape, class T>
-__device__ __forceinline__ void add_columns(
-    float (&row_sum)[kWarpFilters / 16][2],
-    const float (&product)[kWarpFilters / 16][Shape::kChunks * Shape::kTaps][4],
-    const T* weights,  // [kChannels, kFilterPitch], from the warp's first channel and filter on
-    int taps) {        // that exist
+// row_sum[m][half] += Σ over a warp's columns of T² or T·weight, for the filters filter_of(m, half, lane / 4). T is 0
+// for filters and channels that do not exist.
+template <class Shape, class T, class Exists>
+__device__ __forceinline__ void add_columns(float (&row_sum)[kFilterTiles][2],
+                                            const float (&product)[kFilterTiles][Shape::kChunks * Shape::kTaps][4],
+                                            const T* weights,  // [kChannels, kFilterPitch], from the warp's first on
+                                            Exists exists) {   // (c, g): column g of product c counts
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int c = 0; c < Shape::kChunks * Shape::kTaps; ++c)
 #pragma unroll
-    for (int m = 0; m < kWarpFilters / 16; ++m)
+    for (int j = 0; j < 4; ++j) {
+      const int g = lane % 4 * 2 + j % 2;
+      const bool counts = exists(c, g);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
+      for (int m = 0; m < kFilterTiles; ++m) {
         const float value = product[m][c][j];
-        const int filter = m * 16 + j / 2 * 8 + lane / 4, channel = c / Shape::kTaps * 8 + lane % 4 * 2 + j % 2;
         if constexpr (Shape::kWeighted)
-          row_sum[m][j / 2] += value * weights[channel * Shape::kFilterPitch + filter];
+          row_sum[m][j / 2] += value * weights[(c * 8 + g) * Shape::kFilterPitch + filter_of<T>(m, j / 2, lane / 4)];
         else
-          row_sum[m][j / 2] += c % Shape::kTaps < taps ? value * value : 0.f;
+          row_sum[m][j / 2] += counts ? value * value : 0.f;
       }
+    }
 }
 
 // ---- the kernel ------------------------------------------------------------------------------------------
@@ -245,7 +321,9 @@ __device__ __forceinline__ void add_columns(
 //   Cursor cursor(n, g, tile)                  what stays fixed while q runs; cursor.channels, cursor.taps: that exist
 //   void fill(tile, cursor, oh, ow, slices)    starts bringing in the slice whose first location is (oh, ow)
 //   int row(h, w, slices)                      row(q) of the location (h, w) of a slice
-//   int tap_row(cursor, r)                     row(r); any row of the tile for a tap that does not exist
+//   int offset(cursor, i, column)              row(r) of tap i or, gathered, where that column of the tile is; any row
+//                                              of the tile if it does not exist
+//   bool exists(cursor, c, column)             whether a column, the result of product c of a warp, counts
 //   void weights(tile, cursor, n, o, filters)  starts bringing in [kChannels, kFilters] weights from filter o on
 template <class Shape, class Delta, class Columns>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
@@ -262,8 +340,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
                     float* __restrict__ out) {       // [N, splits, groups·group_filters]
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // kernels/cuda.py asks older GPUs for none of this
   using T = typename Columns::Operand;
-  constexpr int kTaps = Shape::kTaps, kChunks = Shape::kChunks, kFilterTiles = kWarpFilters / 16;
+  constexpr int kTaps = Shape::kTaps, kChunks = Shape::kChunks;
+  constexpr int kRowBytes = Shape::kChannelPitch * static_cast<int>(sizeof(T));  // of the column tile
   static_assert(!Shape::kWeighted || kTaps == 1);
+  static_assert(!Shape::kGathered || (sizeof(T) == 4 && kTaps == 1));
   TASK2VEC_DYNAMIC_SHARED(shared);
   int* const row_offset = reinterpret_cast<int*>(shared);  // [depth] of a location in the column tile
   T* const stages = reinterpret_cast<T*>(shared + kTableBytes);
@@ -286,7 +366,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   static_assert(Shape::kThreads >= kMaxSlice && Shape::kThreads >= Shape::kFilters);
   if (thread < slices.depth)  // δ is 0 at the locations that fill the slice up: any row will do
     row_offset[thread] = thread < slices.height * slices.width
-                             ? columns.row(thread / slices.width, thread % slices.width, slices) * Shape::kChannelPitch
+                             ? columns.row(thread / slices.width, thread % slices.width, slices) * kRowBytes
                              : 0;
 
   // Slices are brought in ahead of their use, over the end of a column tile too, unless its weights need the room.
@@ -321,13 +401,15 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     copies_commit();  // empty at the end, so that the count below holds
   };
 
-  float row_sum[kFilterTiles][2] = {};  // filters lane / 4 and lane / 4 + 8 of 16
+  float row_sum[kFilterTiles][2] = {};
   int stage_in_use = 0;
   for (; tile < column_tiles; tile += splits) {
     const auto cursor = columns.cursor(n, g, tile);
-    int tap_offset[kTaps];
+    int offset[kOffsets<Shape>];
+    const int lane_bytes = sizeof(T) == 2 || Shape::kGathered ? 0 : lane / 4 * static_cast<int>(sizeof(T));
 #pragma unroll
-    for (int r = 0; r < kTaps; ++r) tap_offset[r] = columns.tap_row(cursor, r) * Shape::kChannelPitch;
+    for (int i = 0; i < kOffsets<Shape>; ++i)
+      offset[i] = columns.offset(cursor, i, warp_channel + i * 8 + lane / 4) * kRowBytes + lane_bytes;
     const bool live = warp_channel < cursor.channels && first_filter + warp_filter < group_filters;
     if (Shape::kWeighted || tile == split)
       for (int j = 0; j < Shape::kStages - 1; ++j) bring_in();
@@ -343,8 +425,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
           bring_in();
         } else if (live) {
           const T* const stage = stages + stage_in_use * stage_size;
-          multiply<Shape>(product, stage + warp_filter, stage + delta_size + warp_channel, row_offset, tap_offset,
-                          slices.depth);
+          multiply<Shape>(product, stage + warp_filter, stage + delta_size + (Shape::kGathered ? 0 : warp_channel),
+                          row_offset, offset, slices.depth);
         }
       }
       stage_in_use = stage_in_use + 1 == Shape::kStages ? 0 : stage_in_use + 1;
@@ -358,7 +440,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       copies_wait<0>();
       __syncthreads();
     }
-    add_columns<Shape>(row_sum, product, weights + warp_channel * Shape::kFilterPitch + warp_filter, cursor.taps);
+    add_columns<Shape>(row_sum, product, weights + warp_channel * Shape::kFilterPitch + warp_filter,
+                       [&](int c, int g) { return columns.exists(cursor, c, warp_channel + c * 8 + g); });
     if constexpr (Shape::kWeighted) __syncthreads();
   }
 
@@ -372,7 +455,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       float sum = row_sum[m][j];
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      if (lane % 4 == 0) sums[warp / Shape::kFilterWarps][warp_filter + m * 16 + j * 8 + lane / 4] = sum;
+      if (lane % 4 == 0) sums[warp / Shape::kFilterWarps][warp_filter + filter_of<T>(m, j, lane / 4)] = sum;
     }
   __syncthreads();
   if (thread < Shape::kFilters && first_filter + thread < group_filters) {

@@ -10,11 +10,6 @@ namespace {
 constexpr int kNoiseThreads = 256, kNoiseWarps = kNoiseThreads / 32;
 constexpr int kQuadsOfThread = 4;  // of the forward pass
 
-template <class T>
-struct alignas(4 * sizeof(T)) Quad {
-  T value[4];
-};
-
 // Four neighbouring filters of one location, some of which may not exist.
 template <class T>
 struct Quads {
@@ -28,7 +23,7 @@ struct Quads {
   __device__ __forceinline__ void read(int64_t n, int o, int q, float (&to)[4]) const {
     const int64_t first = offset(n, o, q);
     if (aligned) {
-      const auto quad = *reinterpret_cast<const Quad<T>*>(data + first);
+      const auto quad = *reinterpret_cast<const Vector<T, 4>*>(data + first);
 #pragma unroll
       for (int k = 0; k < 4; ++k) to[k] = to_float(quad.value[k]);
       return;
@@ -40,10 +35,10 @@ struct Quads {
   __device__ __forceinline__ void write(int64_t n, int o, int q, const float (&from)[4]) const {
     const int64_t first = offset(n, o, q);
     if (aligned) {
-      Quad<T> quad;
+      Vector<T, 4> quad;
 #pragma unroll
       for (int k = 0; k < 4; ++k) quad.value[k] = from_float<T>(from[k]);
-      *reinterpret_cast<Quad<T>*>(data + first) = quad;
+      *reinterpret_cast<Vector<T, 4>*>(data + first) = quad;
       return;
     }
     const int step = channels_last ? 1 : positions;
@@ -56,7 +51,7 @@ struct Quads {
 template <class T>
 Quads<T> quads_of(const void* data, const NoiseShape& shape) {
   const bool aligned =
-      shape.channels_last && shape.filters % 4 == 0 && reinterpret_cast<uintptr_t>(data) % sizeof(Quad<T>) == 0;
+      shape.channels_last && shape.filters % 4 == 0 && reinterpret_cast<uintptr_t>(data) % sizeof(Vector<T, 4>) == 0;
   return {static_cast<T*>(const_cast<void*>(data)), shape.filters, shape.positions, shape.channels_last, aligned};
 }
 

@@ -27,6 +27,12 @@ __device__ __forceinline__ __nv_bfloat16 from_float(float v) {
   return __float2bfloat16(v);
 }
 
+// Neighbours that one load brings.
+template <class T, int kCount>
+struct alignas(kCount * sizeof(T)) Vector {
+  T value[kCount];
+};
+
 // A typed view of Array4 that a kernel takes by value.
 template <class T>
 struct View4 {

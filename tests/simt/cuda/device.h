@@ -120,8 +120,9 @@ inline uint32_t round_to_tf32(float value) {
   return bits;
 }
 template <int kMatrices>
-void load_matrices_transposed(uint32_t (&fragment)[kMatrices], const void* row) {
+void load_matrices_transposed(uint32_t (&fragment)[kMatrices], const void* row, int bytes) {
   static_assert(kMatrices == 2 || kMatrices == 4);
+  row = static_cast<const unsigned char*>(row) + bytes;
   simt::require_alignment(row, 16);
   const auto slots = simt::exchange(~0u, row);
   const int g = simt::lane() / 4, t = simt::lane() % 4;
