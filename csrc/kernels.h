@@ -76,27 +76,38 @@ void filter_grad_sq_narrow(Array4 input,
                            Place at);
 
 // Epilogue of both Gram routes, for output rows I (rows) against output rows J (columns) of every sample:
-//   out[n,o] = Σ_{q∈I, q'∈J} δ[o,q] · A[q,q'] · δ[o,q'],   A[q,q'] = Σ_{r∈window} gram[pixel(q,r), pixel(q',r)],
-// with pixel(q,r) = (oh·stride_h + kh·dilation_h)·gram_width + ow·stride_w + kw·dilation_w, oh counted from the
-// strip's first row. Gram route: a window of one pixel, gram = UᵀU of the unfolded input. Shifted Gram: the conv's
-// window, gram of the padded input's pixels.
+//   out[n,o] = Σ_{q∈I, q'∈J} δ[o,q] · A[q,q'] · δ[o,q'].
+// Gram route: A = UᵀU of the unfolded input. Shifted Gram: A is gathered from the Gram matrix of the padded input's
+// pixels through the conv's window,
+//   A[q,q'] = Σ_{r∈window} gram[pixel(q,r), pixel(q',r)],
+// with pixel(q,r) = (oh·stride_h + kh·dilation_h)·gram_width + ow·stride_w + kw·dilation_w, oh counted from the strip's
+// first row.
 struct GramWindow {
   int kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
   int gram_width;  // pixels in one row of a strip
   int out_width;   // output locations in one row of a strip
 };
-void filter_grad_sq_gram(const float* gram,           // [N, groups, row_pixels, column_pixels], contiguous
+void filter_grad_sq_gather(const float* gram,     // [N·groups, row_pixels, column_pixels], contiguous
+                           int64_t matrices,      // N·groups
+                           int row_positions,     // locations in I
+                           int column_positions,  // locations in J
+                           int row_pixels,
+                           int column_pixels,
+                           const GramWindow& window,
+                           int pitch,  // numbers in a row of A: what is behind the columns becomes 0
+                           float* a,   // [N·groups, row_positions, pitch]
+                           Place at);
+void filter_grad_sq_gram(const float* a,              // [N, groups, row_positions, pitch]
                          Array4 grad_output_rows,     // [N, groups·group_filters, rows of I, out_width]
                          Array4 grad_output_columns,  // [N, groups·group_filters, rows of J, out_width]
                          Scalar scalar,               // of grad_output
                          int64_t samples,
                          int64_t groups,
                          int group_filters,
-                         int row_positions,     // locations in I
-                         int column_positions,  // locations in J
-                         int row_pixels,
-                         int column_pixels,
-                         const GramWindow& window,
+                         int row_positions,
+                         int column_positions,
+                         int pitch,  // a multiple of 4 on tensor cores
+                         int out_width,
                          bool tensor_cores,  // δ·A in TF32 (sm_80 and later)
                          float* out,         // [N, groups·group_filters]
                          Place at);

@@ -194,16 +194,24 @@ void def_cuda(py::module_ m) {
       nogil());
   using WindowFields = std::tuple<Pair, Pair, Pair, int, int>;
   m.def(
-      "filter_grad_sq_gram",
-      [](uintptr_t gram, uintptr_t rows, Strides row_strides, uintptr_t columns, Strides column_strides, int scalar,
-         int64_t samples, int64_t groups, int group_filters, Pair positions, Pair pixels, WindowFields fields,
-         bool tensor_cores, uintptr_t out, int device, uintptr_t stream) {
+      "filter_grad_sq_gather",
+      [](uintptr_t gram, int64_t matrices, Pair positions, Pair pixels, WindowFields fields, int pitch, uintptr_t a,
+         int device, uintptr_t stream) {
         const auto& [kernel, stride, dilation, gram_width, out_width] = fields;
         const GramWindow window{kernel[0],   kernel[1],   stride[0],  stride[1],
                                 dilation[0], dilation[1], gram_width, out_width};
-        filter_grad_sq_gram(ptr<const float>(gram), array(rows, row_strides), array(columns, column_strides),
-                            Scalar{scalar}, samples, groups, group_filters, positions[0], positions[1], pixels[0],
-                            pixels[1], window, tensor_cores, ptr<float>(out), {device, ptr<void>(stream)});
+        filter_grad_sq_gather(ptr<const float>(gram), matrices, positions[0], positions[1], pixels[0], pixels[1],
+                              window, pitch, ptr<float>(a), {device, ptr<void>(stream)});
+      },
+      nogil());
+  m.def(
+      "filter_grad_sq_gram",
+      [](uintptr_t a, uintptr_t rows, Strides row_strides, uintptr_t columns, Strides column_strides, int scalar,
+         int64_t samples, int64_t groups, int group_filters, Pair positions, int pitch, int out_width,
+         bool tensor_cores, uintptr_t out, int device, uintptr_t stream) {
+        filter_grad_sq_gram(ptr<const float>(a), array(rows, row_strides), array(columns, column_strides),
+                            Scalar{scalar}, samples, groups, group_filters, positions[0], positions[1], pitch,
+                            out_width, tensor_cores, ptr<float>(out), {device, ptr<void>(stream)});
       },
       nogil());
 

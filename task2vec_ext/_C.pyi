@@ -102,8 +102,20 @@ class cuda:
         stream: int,
     ) -> None: ...
     @staticmethod
-    def filter_grad_sq_gram(
+    def filter_grad_sq_gather(
         gram: int,
+        matrices: int,
+        positions: _Pair,
+        pixels: _Pair,
+        window: _Window,
+        pitch: int,
+        a: int,
+        device: int,
+        stream: int,
+    ) -> None: ...
+    @staticmethod
+    def filter_grad_sq_gram(
+        a: int,
         rows: int,
         row_strides: Sequence[int],
         columns: int,
@@ -113,8 +125,8 @@ class cuda:
         groups: int,
         group_filters: int,
         positions: _Pair,
-        pixels: _Pair,
-        window: _Window,
+        pitch: int,
+        out_width: int,
         tensor_cores: bool,
         out: int,
         device: int,

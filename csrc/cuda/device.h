@@ -16,6 +16,15 @@
 
 namespace task2vec {
 
+// ---- arithmetic ------------------------------------------------------------------------------------------
+
+// Of normal numbers whose reciprocal is normal: one instruction, off by up to one unit in the last place.
+__device__ __forceinline__ float reciprocal(float value) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+}
+
 // ---- asynchronous copies (sm_80) -------------------------------------------------------------------------
 
 // Copies kBytes into shared memory, or zeros without reading anything. Nothing is there before copies_wait and a

@@ -1,5 +1,5 @@
 // Direct route on tensor cores.
-#include "cuda/filter_tile_mma.cuh"
+#include "cuda/patch_columns.cuh"
 
 namespace task2vec {
 namespace {
@@ -68,6 +68,14 @@ struct Plan {
   template <class T>
   static Plan of(const Conv& conv, int device) {
     Plan plan;
+    if constexpr (Shape::kGathered) {
+      plan.tap_tiles = 1;
+      plan.channel_tiles = static_cast<int>(ceil_div(conv.patch_size(), Shape::kChannels));
+      plan.slices = cut_for<Shape, float>(conv.out_height, conv.out_width, device, [&](int height, int width) {
+        return PatchTile(conv, height, width).numbers(conv);
+      });
+      return plan;
+    }
     plan.tap_tiles = static_cast<int>(ceil_div(conv.kernel_h * conv.kernel_w, Shape::kTaps));
     plan.channel_tiles = static_cast<int>(ceil_div(conv.group_channels, Shape::kChannels));
     // kTaps taps in a row of rows of kernel_w: in the worst case the first is the last of its row.
@@ -86,22 +94,28 @@ struct Plan {
   }
 };
 
-// Whether load_pixels may take 16 bytes at a time; sizes are those of the axes n, c, h, w.
-template <class T>
-bool by_vectors(const Array4& array, const std::array<int64_t, 4>& size, int64_t groups) {
-  constexpr int kVectorSize = 16 / sizeof(T);
-  bool aligned =
-      reinterpret_cast<uintptr_t>(array.data) % 16 == 0 && array.stride[1] == 1 && size[1] / groups % kVectorSize == 0;
-  for (int axis : {0, 2, 3}) aligned = aligned && (size[axis] == 1 || array.stride[axis] % kVectorSize == 0);
-  int64_t last = size[1] - 1;  // offset of an image's last number
-  for (int axis : {2, 3}) last += (size[axis] - 1) * array.stride[axis];
-  return aligned && last < int64_t{1} << 30;  // and a slice may reach over the image's edge
-}
+// Tensor cores multiply 8 columns at a time.
+bool few_channels(const Conv& conv) { return conv.group_channels < 8; }
 
-// Calls f with the shape that suits the window.
+// Calls f with the shape that suits the layer.
 template <class F>
 auto with_shape(const Conv& conv, F&& f) {
+  if (few_channels(conv)) return f(PatchShape{});
   return conv.kernel_h * conv.kernel_w == 1 ? f(MatrixShape<false>{}) : f(WindowShape{});
+}
+
+// A 1×1 convolution whose pixels follow one another is one of a single row: long slices, and pointers that only move
+// on.
+Conv in_one_row(const Conv& conv, const Array4& input, const Array4& grad_output) {
+  const bool plain =
+      conv.kernel_h * conv.kernel_w * conv.stride_h * conv.stride_w == 1 && conv.padding_h == 0 && conv.padding_w == 0;
+  if (!plain || input.stride[2] != conv.width * input.stride[3] ||
+      grad_output.stride[2] != conv.out_width * grad_output.stride[3])
+    return conv;
+  Conv row = conv;
+  row.height = row.out_height = 1;
+  row.width = row.out_width = conv.positions();
+  return row;
 }
 
 }  // namespace
@@ -122,11 +136,12 @@ std::array<int, 2> filter_grad_sq_direct_mma_tiles(Scalar scalar, const Conv& co
 void filter_grad_sq_direct_mma(Array4 input,
                                Array4 grad_output,
                                Scalar scalar,
-                               const Conv& conv,
+                               const Conv& layer,
                                int splits,
                                float* partial,
                                Place at) {
-  if (conv.samples == 0) return;
+  if (layer.samples == 0) return;
+  const Conv conv = in_one_row(layer, input, grad_output);
   const auto launch = [&](auto zero, auto shape, auto vector) {
     using T = decltype(zero);
     using Shape = decltype(shape);
@@ -138,26 +153,30 @@ void filter_grad_sq_direct_mma(Array4 input,
     const auto used = [](int size, int outputs, int stride, int kernel, int dilation, int padding) {
       return static_cast<int>(std::clamp<int64_t>(span(outputs, stride, kernel, dilation) - padding, 0, size));
     };
-    const WindowColumns<Shape, T, decltype(vector)::value> columns{
-        View4<T>(input),
-        conv,
-        plan.tap_tiles,
-        static_cast<int>(plan.tile_width(conv, plan.slices.width)),
-        used(conv.height, conv.out_height, conv.stride_h, conv.kernel_h, conv.dilation_h, conv.padding_h),
-        used(conv.width, conv.out_width, conv.stride_w, conv.kernel_w, conv.dilation_w, conv.padding_w),
-        kOneTap ? 1 : conv.stride_h,
-        kOneTap ? 1 : conv.stride_w,
-        kOneTap ? conv.stride_h : 1,
-        kOneTap ? conv.stride_w : 1};
-    launch_mma_tile<Shape>(View4<T>(grad_output), columns, plan.slices, conv.samples, conv.groups, conv.group_filters,
-                           conv.out_height, conv.out_width, plan.channel_tiles * plan.tap_tiles, splits, partial, at);
+    const int height =
+                  used(conv.height, conv.out_height, conv.stride_h, conv.kernel_h, conv.dilation_h, conv.padding_h),
+              width = used(conv.width, conv.out_width, conv.stride_w, conv.kernel_w, conv.dilation_w, conv.padding_w);
+    const auto start = [&](const auto& columns) {
+      launch_mma_tile<Shape>(View4<T>(grad_output), columns, plan.slices, conv.samples, conv.groups, conv.group_filters,
+                             conv.out_height, conv.out_width, plan.channel_tiles * plan.tap_tiles, splits, partial, at);
+    };
+    constexpr bool kVector = decltype(vector)::value;
+    if constexpr (Shape::kGathered)
+      start(PatchColumns<T, kVector>{View4<T>(input), conv, PatchTile(conv, plan.slices.height, plan.slices.width),
+                                     height, width});
+    else
+      start(WindowColumns<Shape, T, kVector>{View4<T>(input), conv, plan.tap_tiles,
+                                             static_cast<int>(plan.tile_width(conv, plan.slices.width)), height, width,
+                                             kOneTap ? 1 : conv.stride_h, kOneTap ? 1 : conv.stride_w,
+                                             kOneTap ? conv.stride_h : 1, kOneTap ? conv.stride_w : 1});
   };
   with_scalar(scalar, [&](auto zero) {
     using T = decltype(zero);
-    const bool vector =
-        by_vectors<T>(input, {conv.samples, conv.groups * conv.group_channels, conv.height, conv.width}, conv.groups) &&
-        by_vectors<T>(grad_output, {conv.samples, conv.groups * conv.group_filters, conv.out_height, conv.out_width},
-                      conv.groups);
+    const auto by_vectors_of = [&](const Array4& array, int64_t channels, int height, int width) {
+      return by_vectors<T>(array, {conv.samples, conv.groups * channels, height, width}, conv.groups);
+    };
+    const bool vector = by_vectors_of(grad_output, conv.group_filters, conv.out_height, conv.out_width) &&
+                        (few_channels(conv) || by_vectors_of(input, conv.group_channels, conv.height, conv.width));
     with_shape(conv, [&](auto shape) {
       if (vector)
         launch(zero, shape, std::true_type{});

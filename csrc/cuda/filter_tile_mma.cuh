@@ -16,11 +16,11 @@
 #include <algorithm>
 
 #include "cuda/launch.h"
+#include "cuda/load_pixels.cuh"
 #include "cuda/mma.cuh"
 
 namespace task2vec {
 
-constexpr int kMmaPad = 8;      // numbers: 8 consecutive rows start in different banks, and at multiples of 16 bytes
 constexpr int kMaxSlice = 128;  // output locations
 constexpr int kTableBytes = kMaxSlice * static_cast<int>(sizeof(int));
 
@@ -44,12 +44,6 @@ template <bool kWeighted_>
 struct MatrixShape : TileShape<4, 2, 1, 8, 3, 128, 2> {
   static constexpr bool kWeighted = kWeighted_;
 };
-// 64 filters × 160 numbers of the patch, 147 of a network's first layer: 80 accumulators a thread.
-struct PatchShape : TileShape<4, 1, 1, 5, 2, kMaxSlice * 4, 3> {
-  static constexpr bool kGathered = true;
-  static constexpr int kChannelPitch = 1;  // the column tile's rows are single numbers
-};
-
 // How the output locations are cut, and what a slice takes in shared memory.
 struct Slices {
   int height, width;  // of one slice
@@ -98,7 +92,8 @@ Slices cut(int out_height, int out_width, int limit, TileRows tile_rows) {
       // In multiply-adds of one filter and channel: a row brought in counts as one, the barrier of a slice as 16 (not
       // measured on a GPU). Of equals the narrowest, where fewer rows of 8 locations go over an edge: at an edge two
       // locations meet in one bank.
-      const int64_t cost = int64_t{slices.count()} * (slices.depth * Shape::kTaps + slices.depth + rows + 16);
+      const int64_t brought = slices.depth + (Shape::kGathered ? rows / kWarpFilters : rows);
+      const int64_t cost = int64_t{slices.count()} * (slices.depth * Shape::kTaps + brought + 16);
       if (best.count() == 0 || cost <= best_cost) best = slices, best_cost = cost;
     }
   }
@@ -112,141 +107,6 @@ Slices cut_for(int out_height, int out_width, int device, TileRows tile_rows) {
   const int limit = shared_limit(device), share = (limit + kReserved) / Shape::kBlocks - kReserved;
   const Slices shared = cut<Shape, T>(out_height, out_width, share, tile_rows);
   return shared.count() > 0 ? shared : cut<Shape, T>(out_height, out_width, limit, tile_rows);
-}
-
-// ---- loading ---------------------------------------------------------------------------------------------
-
-// A rectangle of pixels of an image, some of them perhaps outside, and the channels wanted of it.
-template <class T>
-struct Pixels {
-  const T* origin;  // pixel (0, 0), first channel
-  int64_t stride_c, stride_h, stride_w;
-  int height, width;  // of the image
-  int channels;       // that exist
-  int top, left, rows, columns, step_h, step_w;
-};
-
-// Walks the pixels of a rectangle, row by row, with a division at the start only.
-template <class Offset>
-struct PixelWalk {
-  int row, column, h, w;  // in the rectangle and in the image
-  Offset offset;          // of the pixel
-  int height, width, rows, columns, step_h, step_w;
-  Offset stride_w, stride_h, back;  // back: from a row's end to its start
-
-  template <class T>
-  __device__ __forceinline__ PixelWalk(const Pixels<T>& pixels, int pixel)
-      : row(pixel / pixels.columns),
-        column(pixel % pixels.columns),
-        h(pixels.top + row * pixels.step_h),
-        w(pixels.left + column * pixels.step_w),
-        offset(h * static_cast<Offset>(pixels.stride_h) + w * static_cast<Offset>(pixels.stride_w)),
-        height(pixels.height),
-        width(pixels.width),
-        rows(pixels.rows),
-        columns(pixels.columns),
-        step_h(pixels.step_h),
-        step_w(pixels.step_w),
-        stride_w(pixels.step_w * static_cast<Offset>(pixels.stride_w)),
-        stride_h(pixels.step_h * static_cast<Offset>(pixels.stride_h)) {}
-  __device__ __forceinline__ bool exists() const {  // & for &&: no branches
-    return (row < rows) & (static_cast<unsigned>(h) < static_cast<unsigned>(height)) &
-           (static_cast<unsigned>(w) < static_cast<unsigned>(width));
-  }
-  __device__ __forceinline__ void advance(int pixels) {
-    column += pixels, w += pixels * step_w, offset += pixels * stride_w;
-    while (column >= columns) {
-      column -= columns, w -= columns * step_w, offset += stride_h - columns * stride_w;
-      ++row, h += step_h;
-    }
-  }
-};
-
-// One number: 0 if it does not exist.
-template <class T, class Source>
-__device__ __forceinline__ void load_number(T* to, const Source* source, bool exists) {
-  if constexpr (std::is_same_v<Source, float>)
-    copy_async<4>(to, source, !exists);
-  else if constexpr (std::is_same_v<T, Source>)
-    *to = exists ? *source : T{};
-  else
-    *to = exists ? to_float(*source) : 0.f;
-}
-
-// 16 bytes of a source, on their way into a tile.
-template <class T, class Source>
-struct Passing {
-  static constexpr int kSize = 16 / sizeof(Source);
-  Vector<Source, kSize> numbers;
-
-  // At once and without waiting if nothing is converted; else here, and there with put.
-  __device__ __forceinline__ void get(T* to, const Source* source, bool exists) {
-    if constexpr (std::is_same_v<T, Source>)
-      copy_async<16>(to, source, !exists);
-    else
-      numbers = exists ? *reinterpret_cast<const Vector<Source, kSize>*>(source) : Vector<Source, kSize>{};
-  }
-  __device__ __forceinline__ void put(T* to) const {
-    if constexpr (!std::is_same_v<T, Source>)
-#pragma unroll
-      for (int i = 0; i < kSize / 4; ++i) {
-        Vector<float, 4> four;
-#pragma unroll
-        for (int k = 0; k < 4; ++k) four.value[k] = to_float(numbers.value[i * 4 + k]);
-        reinterpret_cast<Vector<float, 4>*>(to)[i] = four;
-      }
-  }
-};
-
-// tile[pixel][channel] of tile_rows pixels, row by row from the given one on: 0 where there is no such pixel or
-// channel. Ready after copies_wait and a barrier. kVector: channels are contiguous, everything is a multiple of 16
-// bytes, and offsets inside an image fit 32 bits.
-template <int kThreads, bool kVector, int kChannels, class T, class Source>
-__device__ __forceinline__ void load_pixels(T* tile, const Pixels<Source>& pixels, int tile_rows, int first = 0) {
-  constexpr int kPitch = kChannels + kMmaPad, kWarps = kThreads / 32;
-  const int thread = static_cast<int>(threadIdx.x);
-  if constexpr (kVector) {
-    using V = Passing<T, Source>;
-    // Loads that are waited for go together.
-    constexpr int kLanes = kChannels / V::kSize, kAtOnce = kThreads / kLanes,
-                  kTogether = std::is_same_v<T, Source> ? 1 : 4;
-    const int c = thread % kLanes * V::kSize;
-    const bool channel_exists = c < pixels.channels;
-    PixelWalk<int> walk(pixels, first + thread / kLanes);
-    T* to = tile + thread / kLanes * kPitch + c;
-#pragma unroll 1
-    for (int pixel = thread / kLanes; pixel < tile_rows; pixel += kTogether * kAtOnce) {
-      V vector[kTogether];
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) {
-        const bool exists = channel_exists & walk.exists();
-        vector[i].get(to + i * kAtOnce * kPitch, pixels.origin + (exists ? walk.offset + c : 0), exists);
-        walk.advance(kAtOnce);
-      }
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i)
-        if (i == 0 || pixel + i * kAtOnce < tile_rows) vector[i].put(to + i * kAtOnce * kPitch);
-      to += kTogether * kAtOnce * kPitch;
-    }
-  } else {
-    const auto load = [&](int pixel, const PixelWalk<int64_t>& walk, int c) {
-      const bool exists = c < pixels.channels && walk.exists();
-      const Source* source = pixels.origin + (exists ? walk.offset + c * pixels.stride_c : 0);
-      load_number(tile + pixel * kPitch + c, source, exists);
-    };
-    const int warp = thread / 32, lane = thread % 32;
-    if (pixels.stride_c == 1) {  // lanes along whichever is contiguous
-      PixelWalk<int64_t> walk(pixels, first + warp);
-#pragma unroll 1
-      for (int pixel = warp; pixel < tile_rows; pixel += kWarps, walk.advance(kWarps))
-        for (int c = lane; c < kChannels; c += 32) load(pixel, walk, c);
-    } else {
-      PixelWalk<int64_t> walk(pixels, first + lane);
-#pragma unroll 1
-      for (int pixel = lane; pixel < tile_rows; pixel += 32, walk.advance(32))
-        for (int c = warp; c < kChannels; c += kWarps) load(pixel, walk, c);
-    }
-  }
 }
 
 // ---- multiplying -----------------------------------------------------------------------------------------
@@ -440,8 +300,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       copies_wait<0>();
       __syncthreads();
     }
-    add_columns<Shape>(row_sum, product, weights + warp_channel * Shape::kFilterPitch + warp_filter,
-                       [&](int c, int g) { return columns.exists(cursor, c, warp_channel + c * 8 + g); });
+    if (live)
+      add_columns<Shape>(row_sum, product, weights + warp_channel * Shape::kFilterPitch + warp_filter,
+                         [&](int c, int g) { return columns.exists(cursor, c, warp_channel + c * 8 + g); });
     if constexpr (Shape::kWeighted) __syncthreads();
   }
 

@@ -1,5 +1,7 @@
 // local_noise and weight_noise on a GPU. One read of what the noise is added to and one write; a thread draws four
 // numbers at a time, for four neighbouring filters.
+#include <initializer_list>
+
 #include "cuda/launch.h"
 #include "cuda/scalar.cuh"
 #include "philox.h"
@@ -10,113 +12,149 @@ namespace {
 constexpr int kNoiseThreads = 256, kNoiseWarps = kNoiseThreads / 32;
 constexpr int kQuadsOfThread = 4;  // of the forward pass
 
-// Four neighbouring filters of one location, some of which may not exist.
-template <class T>
+// Where four neighbouring filters of a location are: far apart, side by side, or where one load reaches them, all four.
+enum class Layout { kFirst, kLast, kVectors };
+
+// The filters of one sample by fours, some of which may not exist. All indices inside a sample are 32 bits.
+template <class T, Layout kLayout>
 struct Quads {
   T* data;
   int filters, positions;
-  bool channels_last, aligned;  // all four are there, side by side, where one load reaches them
 
-  __device__ __forceinline__ int64_t offset(int64_t n, int o, int q) const {
-    return channels_last ? (n * positions + q) * filters + o : (n * filters + o) * positions + q;
+  __device__ __forceinline__ Quads of(int64_t n) const { return {data + n * filters * positions, filters, positions}; }
+  __device__ __forceinline__ int offset(int o, int q) const {
+    return kLayout == Layout::kFirst ? o * positions + q : q * filters + o;
   }
-  __device__ __forceinline__ void read(int64_t n, int o, int q, float (&to)[4]) const {
-    const int64_t first = offset(n, o, q);
-    if (aligned) {
-      const auto quad = *reinterpret_cast<const Vector<T, 4>*>(data + first);
+  __device__ __forceinline__ void read(int o, int q, float (&to)[4]) const {
+    const T* const first = data + offset(o, q);
+    if constexpr (kLayout == Layout::kVectors) {
+      const auto quad = *reinterpret_cast<const Vector<T, 4>*>(first);
 #pragma unroll
       for (int k = 0; k < 4; ++k) to[k] = to_float(quad.value[k]);
-      return;
-    }
-    const int step = channels_last ? 1 : positions;
+    } else {
+      const int step = kLayout == Layout::kLast ? 1 : positions;
 #pragma unroll
-    for (int k = 0; k < 4; ++k) to[k] = o + k < filters ? to_float(data[first + int64_t{k} * step]) : 0.f;
+      for (int k = 0; k < 4; ++k) to[k] = o + k < filters ? to_float(first[int64_t{k} * step]) : 0.f;
+    }
   }
-  __device__ __forceinline__ void write(int64_t n, int o, int q, const float (&from)[4]) const {
-    const int64_t first = offset(n, o, q);
-    if (aligned) {
+  __device__ __forceinline__ void write(int o, int q, const float (&from)[4]) const {
+    T* const first = data + offset(o, q);
+    if constexpr (kLayout == Layout::kVectors) {
       Vector<T, 4> quad;
 #pragma unroll
       for (int k = 0; k < 4; ++k) quad.value[k] = from_float<T>(from[k]);
-      *reinterpret_cast<Vector<T, 4>*>(data + first) = quad;
-      return;
-    }
-    const int step = channels_last ? 1 : positions;
+      *reinterpret_cast<Vector<T, 4>*>(first) = quad;
+    } else {
+      const int step = kLayout == Layout::kLast ? 1 : positions;
 #pragma unroll
-    for (int k = 0; k < 4; ++k)
-      if (o + k < filters) data[first + int64_t{k} * step] = from_float<T>(from[k]);
+      for (int k = 0; k < 4; ++k)
+        if (o + k < filters) first[int64_t{k} * step] = from_float<T>(from[k]);
+    }
   }
 };
 
-template <class T>
-Quads<T> quads_of(const void* data, const NoiseShape& shape) {
-  const bool aligned =
-      shape.channels_last && shape.filters % 4 == 0 && reinterpret_cast<uintptr_t>(data) % sizeof(Vector<T, 4>) == 0;
-  return {static_cast<T*>(const_cast<void*>(data)), shape.filters, shape.positions, shape.channels_last, aligned};
-}
+// The quotient of numbers below 2^31, by a multiplication: Granlund and Montgomery, "Division by invariant integers
+// using multiplication", PLDI 1994.
+struct Divisor {
+  uint32_t value, multiplier = 0, shift = 0;
 
-__device__ __forceinline__ void draw(const NoiseShape& shape,
-                                     const NoiseKey& key,
-                                     int64_t n,
-                                     int o,
-                                     int q,
-                                     float (&e)[4]) {
-  const uint64_t block =
-      static_cast<uint64_t>(n * shape.positions + q) * static_cast<uint64_t>((shape.filters + 3) / 4) + o / 4;
-  normals(key, static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), e[0], e[1], e[2], e[3]);
-}
+  explicit Divisor(uint32_t value) : value(value) {
+    if (value < 2) return;
+    while (uint64_t{1} << (shift + 1) < value) ++shift;  // 2^(shift + 1) ≥ value
+    multiplier = static_cast<uint32_t>((uint64_t{1} << (32 + shift)) / value + 1);
+  }
+  __device__ __forceinline__ uint32_t divide(uint32_t number) const {
+    return value < 2 ? number : static_cast<uint32_t>(uint64_t{number} * multiplier >> 32) >> shift;
+  }
+};
 
+// The noise of one sample.
+struct Noise {
+  uint64_t first;  // block of the first filters at the first location
+  int columns;     // fours of filters
+  NoiseKey key;
+
+  __device__ __forceinline__ Noise(const NoiseShape& shape, const NoiseKey& key, int64_t n)
+      : columns((shape.filters + 3) / 4), key(key) {
+    first = static_cast<uint64_t>(n * shape.positions) * static_cast<uint64_t>(columns);
+  }
+  __device__ __forceinline__ void draw(int o, int q, float (&e)[4]) const {
+    const uint64_t block = first + static_cast<uint32_t>(q * columns + o / 4);
+    normals(key, static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), e[0], e[1], e[2], e[3]);
+  }
+};
+
+template <Layout kLayout>
 __device__ __forceinline__ void read_sigma(const float* sigma, int filters, int o, float (&to)[4]) {
+  if constexpr (kLayout == Layout::kVectors) {
+    const auto quad = *reinterpret_cast<const Vector<float, 4>*>(sigma + o);
 #pragma unroll
-  for (int k = 0; k < 4; ++k) to[k] = o + k < filters ? __ldg(sigma + o + k) : 0.f;
+    for (int k = 0; k < 4; ++k) to[k] = quad.value[k];
+  } else {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) to[k] = o + k < filters ? __ldg(sigma + o + k) : 0.f;
+  }
 }
 
-__device__ __forceinline__ void read_norm(const NoiseShape& shape,
-                                          const Quads<float>& norm,
-                                          int64_t n,
-                                          int o,
-                                          int q,
-                                          float (&to)[4]) {
-  if (shape.norm_of_filter) return norm.read(n, o, q, to);
-  const float all = __ldg(norm.data + n * shape.positions + q);
-#pragma unroll
-  for (int k = 0; k < 4; ++k) to[k] = all;
-}
+// Norms of one sample: of every filter, or of a location.
+template <Layout kLayout, bool kOfFilter>
+struct Norms {
+  Quads<float, kLayout> quads;
 
-template <class T>
-__global__ void __launch_bounds__(kNoiseThreads) local_noise_kernel(Quads<T> from,
-                                                                    Quads<float> norm,
+  __device__ __forceinline__ Norms of(int64_t n) const {
+    if constexpr (kOfFilter)
+      return {quads.of(n)};
+    else
+      return {{quads.data + n * quads.positions, quads.filters, quads.positions}};
+  }
+  __device__ __forceinline__ void read(int o, int q, float (&to)[4]) const {
+    if constexpr (kOfFilter) {
+      quads.read(o, q, to);
+    } else {
+      const float all = __ldg(quads.data + q);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) to[k] = all;
+    }
+  }
+};
+
+template <class T, Layout kLayout, bool kOfFilter>
+__global__ void __launch_bounds__(kNoiseThreads) local_noise_kernel(Quads<T, kLayout> from,
+                                                                    Norms<kLayout, kOfFilter> norm,
                                                                     const float* __restrict__ sigma,
                                                                     NoiseShape shape,
                                                                     NoiseKey key,
+                                                                    Divisor inner,  // of the indices below
                                                                     int blocks_of_sample,
-                                                                    Quads<T> to) {
+                                                                    Quads<T, kLayout> to) {
   const int64_t n = blockIdx.x / blocks_of_sample;
-  const uint32_t columns = static_cast<uint32_t>(shape.filters + 3) / 4,
-                 positions = static_cast<uint32_t>(shape.positions);
+  const Noise noise(shape, key, n);
+  from = from.of(n), norm = norm.of(n), to = to.of(n);
   uint32_t i = blockIdx.x % blocks_of_sample * (kNoiseThreads * kQuadsOfThread) + threadIdx.x;
+  const uint32_t end = static_cast<uint32_t>(noise.columns) * static_cast<uint32_t>(shape.positions);
 #pragma unroll 1
-  for (int turn = 0; turn < kQuadsOfThread && i < columns * positions; ++turn, i += kNoiseThreads) {
-    // Neighbouring threads take what lies side by side.
-    const int q = static_cast<int>(shape.channels_last ? i / columns : i % positions);
-    const int o = static_cast<int>(shape.channels_last ? i % columns : i / positions) * 4;
+  for (int turn = 0; turn < kQuadsOfThread && i < end; ++turn, i += kNoiseThreads) {
+    // Neighbouring threads take what lies side by side: channels-last columns, else locations.
+    const uint32_t outer = inner.divide(i), rest = i - outer * inner.value;
+    const int q = static_cast<int>(kLayout == Layout::kFirst ? rest : outer);
+    const int o = static_cast<int>(kLayout == Layout::kFirst ? outer : rest) * 4;
     float e[4], s[4], r[4], x[4];
-    from.read(n, o, q, x);
-    read_norm(shape, norm, n, o, q, r);
-    read_sigma(sigma, shape.filters, o, s);
-    draw(shape, key, n, o, q, e);
+    from.read(o, q, x);
+    norm.read(o, q, r);
+    read_sigma<kLayout>(sigma, shape.filters, o, s);
+    noise.draw(o, q, e);
 #pragma unroll
     for (int k = 0; k < 4; ++k) x[k] += s[k] * r[k] * e[k];
-    to.write(n, o, q, x);
+    to.write(o, q, x);
   }
 }
 
 // A block takes one tile of locations and kNoiseFilters filters. Channels-last, the lanes of a warp are filters, as
 // many of them as there are (a power of two), and then locations; else they are locations.
-template <class T>
+template <class T, Layout kLayout, bool kOfFilter>
 __global__ void __launch_bounds__(kNoiseThreads, 2)
-    local_noise_backward_kernel(Quads<T> grad,
-                                Quads<float> norm,
+    local_noise_backward_kernel(Quads<T, kLayout> grad,
+                                Norms<kLayout, kOfFilter> norm,
                                 const float* __restrict__ sigma,
                                 NoiseShape shape,
                                 NoiseKey key,
@@ -132,8 +170,11 @@ __global__ void __launch_bounds__(kNoiseThreads, 2)
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int filters = shape.filters - part * kNoiseFilters;
   const int columns = filters < kNoiseFilters ? (filters + 3) / 4 : kNoiseFilters / 4;
-  const bool reduce = grad_norm && !shape.norm_of_filter;
-  const Quads<float> own_norm = {grad_norm, shape.filters, shape.positions, shape.channels_last, norm.aligned};
+  const bool reduce = grad_norm && !kOfFilter;
+  const Noise noise(shape, key, n);
+  grad = grad.of(n), norm = norm.of(n);
+  const Quads<float, kLayout> own_norm =
+      Quads<float, kLayout>{grad_norm, shape.filters, shape.positions}.of(grad_norm && kOfFilter ? n : 0);
   float* to_norm = reduce ? grad_norm + (part * shape.samples + n) * shape.positions : nullptr;
 
   // What one thread sums of four filters and, of all its filters, at one location.
@@ -141,10 +182,10 @@ __global__ void __launch_bounds__(kNoiseThreads, 2)
   const auto visit = [&](int column, int q) {
     const int o = part * kNoiseFilters + column * 4;
     float e[4], s[4], r[4], x[4];
-    grad.read(n, o, q, x);
-    read_norm(shape, norm, n, o, q, r);
-    read_sigma(sigma, shape.filters, o, s);
-    draw(shape, key, n, o, q, e);
+    grad.read(o, q, x);
+    norm.read(o, q, r);
+    read_sigma<kLayout>(sigma, shape.filters, o, s);
+    noise.draw(o, q, e);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       e[k] *= x[k];
@@ -152,14 +193,14 @@ __global__ void __launch_bounds__(kNoiseThreads, 2)
       e[k] *= s[k];
       at_location += e[k];
     }
-    if (grad_norm && shape.norm_of_filter) own_norm.write(n, o, q, e);
+    if (kOfFilter && grad_norm) own_norm.write(o, q, e);
   };
   float* to_sums = sums + (n * tiles + tile) * shape.filters + part * kNoiseFilters;
   const auto write_sum = [&](int column, int k, float value) {
     if (part * kNoiseFilters + column * 4 + k < shape.filters) to_sums[column * 4 + k] = value;
   };
 
-  if (shape.channels_last) {
+  if constexpr (kLayout != Layout::kFirst) {
     // lanes divides 32 and covers the columns; the rest of a warp is at other locations.
     __shared__ float rows[kNoiseThreads][4];
     const int column = lane % lanes, row = thread / lanes, rows_of_block = kNoiseThreads / lanes;
@@ -181,31 +222,30 @@ __global__ void __launch_bounds__(kNoiseThreads, 2)
       for (int r = 0; r < rows_of_block; ++r) sum += rows[r * lanes + i / 4][i % 4];
       write_sum(i / 4, i % 4, sum);
     }
-    return;
-  }
-
-  __shared__ float locations[kNoiseWarps][kNoiseTile];  // a thread's own places: no other adds to them
-  for (int q = lane; q < kNoiseTile; q += 32) locations[warp][q] = 0;
-  for (int column = warp; column < columns; column += kNoiseWarps) {
+  } else {
+    __shared__ float locations[kNoiseWarps][kNoiseTile];  // a thread's own places: no other adds to them
+    for (int q = lane; q < kNoiseTile; q += 32) locations[warp][q] = 0;
+    for (int column = warp; column < columns; column += kNoiseWarps) {
 #pragma unroll
-    for (int k = 0; k < 4; ++k) total[k] = 0;
-    for (int q = first + lane; q < last; q += 32) {
-      at_location = 0;
-      visit(column, q);
-      locations[warp][q - first] += at_location;
-    }
+      for (int k = 0; k < 4; ++k) total[k] = 0;
+      for (int q = first + lane; q < last; q += 32) {
+        at_location = 0;
+        visit(column, q);
+        locations[warp][q - first] += at_location;
+      }
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      float sum = total[k];
-      for (int d = 16; d; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
-      if (lane == 0) write_sum(column, k, sum);
+      for (int k = 0; k < 4; ++k) {
+        float sum = total[k];
+        for (int d = 16; d; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
+        if (lane == 0) write_sum(column, k, sum);
+      }
     }
+    __syncthreads();
+    if (!reduce || first + thread >= last) return;
+    float sum = 0;
+    for (int w = 0; w < kNoiseWarps; ++w) sum += locations[w][thread];
+    to_norm[first + thread] = sum;
   }
-  __syncthreads();
-  if (!reduce || first + thread >= last) return;
-  float sum = 0;
-  for (int w = 0; w < kNoiseWarps; ++w) sum += locations[w][thread];
-  to_norm[first + thread] = sum;
 }
 static_assert(kNoiseFilters == 4 * 32, "a warp's lanes are the filters of one part");
 
@@ -250,6 +290,39 @@ __global__ void __launch_bounds__(kWeightThreads) weight_noise_backward_kernel(c
   sums[blockIdx.x] = sum;
 }
 
+// Calls f with the layout that all the arrays have, as Layout, and with whether norms are of filters.
+template <class T, class F>
+void with_layout(const NoiseShape& shape,
+                 std::initializer_list<const void*> floats,
+                 const void* x,
+                 const void* y,
+                 F&& f) {
+  if (int64_t{shape.filters} * shape.positions >= int64_t{1} << 31)
+    throw std::length_error("local_noise: expected fewer than 2^31 numbers in a sample");
+  const auto vectors = [](const void* data, size_t size) {
+    return reinterpret_cast<uintptr_t>(data) % (4 * size) == 0;
+  };
+  bool aligned = shape.filters % 4 == 0 && vectors(x, sizeof(T)) && vectors(y, sizeof(T));
+  for (const void* data : floats) aligned = aligned && vectors(data, sizeof(float));
+  const auto of_filter = [&](auto layout) {
+    if (shape.norm_of_filter)
+      f(layout, std::true_type{});
+    else
+      f(layout, std::false_type{});
+  };
+  if (!shape.channels_last)
+    of_filter(std::integral_constant<Layout, Layout::kFirst>{});
+  else if (aligned)
+    of_filter(std::integral_constant<Layout, Layout::kVectors>{});
+  else
+    of_filter(std::integral_constant<Layout, Layout::kLast>{});
+}
+
+template <class T, Layout kLayout>
+Quads<T, kLayout> quads_of(const void* data, const NoiseShape& shape) {
+  return {static_cast<T*>(const_cast<void*>(data)), shape.filters, shape.positions};
+}
+
 }  // namespace
 
 void local_noise(const void* output,
@@ -262,13 +335,19 @@ void local_noise(const void* output,
                  Place at) {
   if (shape.samples == 0) return;
   DeviceGuard guard(at.device);
-  const int64_t quads = ceil_div(shape.filters, 4) * shape.positions;
-  const int blocks = static_cast<int>(ceil_div(quads, kNoiseThreads * kQuadsOfThread));
+  const int64_t columns = ceil_div(shape.filters, 4);
+  const int blocks = static_cast<int>(ceil_div(columns * shape.positions, kNoiseThreads * kQuadsOfThread));
   with_scalar(scalar, [&](auto of_type) {
     using T = decltype(of_type);
-    TASK2VEC_LAUNCH(local_noise_kernel<T>, grid_of(shape.samples * blocks), dim3(kNoiseThreads), 0, stream_of(at),
-                    quads_of<T>(output, shape), quads_of<float>(norm, shape), sigma, shape, key, blocks,
-                    quads_of<T>(out, shape));
+    with_layout<T>(shape, {norm, sigma}, output, out, [&](auto layout, auto of_filter) {
+      constexpr Layout kLayout = decltype(layout)::value;
+      constexpr bool kOfFilter = decltype(of_filter)::value;
+      const Norms<kLayout, kOfFilter> norms{quads_of<float, kLayout>(norm, shape)};
+      const Divisor inner(static_cast<uint32_t>(kLayout == Layout::kFirst ? shape.positions : columns));
+      TASK2VEC_LAUNCH((local_noise_kernel<T, kLayout, kOfFilter>), grid_of(shape.samples * blocks), dim3(kNoiseThreads),
+                      0, stream_of(at), (quads_of<T, kLayout>(output, shape)), norms, sigma, shape, key, inner, blocks,
+                      (quads_of<T, kLayout>(out, shape)));
+    });
   });
   check(cudaGetLastError());
 }
@@ -289,10 +368,15 @@ void local_noise_backward(const void* grad,
   while (shape.channels_last && lanes < 32 && lanes * 4 < shape.filters) lanes *= 2;
   with_scalar(scalar, [&](auto of_type) {
     using T = decltype(of_type);
-    TASK2VEC_LAUNCH(local_noise_backward_kernel<T>,
-                    grid_of(shape.samples * ceil_div(shape.positions, kNoiseTile) * parts), dim3(kNoiseThreads), 0,
-                    stream_of(at), quads_of<T>(grad, shape), quads_of<float>(norm, shape), sigma, shape, key, lanes,
-                    sums, grad_norm);
+    with_layout<T>(shape, {norm, sigma, grad_norm}, grad, grad, [&](auto layout, auto of_filter) {
+      constexpr Layout kLayout = decltype(layout)::value;
+      constexpr bool kOfFilter = decltype(of_filter)::value;
+      const Norms<kLayout, kOfFilter> norms{quads_of<float, kLayout>(norm, shape)};
+      TASK2VEC_LAUNCH((local_noise_backward_kernel<T, kLayout, kOfFilter>),
+                      grid_of(shape.samples * ceil_div(shape.positions, kNoiseTile) * parts), dim3(kNoiseThreads), 0,
+                      stream_of(at), (quads_of<T, kLayout>(grad, shape)), norms, sigma, shape, key, lanes, sums,
+                      grad_norm);
+    });
   });
   check(cudaGetLastError());
 }

@@ -1,25 +1,55 @@
-// d_sym on a GPU, in the two passes of kernels.h. Fast: a block takes 64 × 64 pairs, a thread 4 × 4 of them in
-// registers; one reciprocal serves two pairs. Exact: a warp a pair, in float64.
+// d_sym on a GPU, in the two passes of kernels.h. Fast: a block takes 32 × 32 pairs, and each of its four groups of
+// threads a quarter of the filters; a thread has 4 × 4 pairs in registers, and one reciprocal serves two of them.
+// Exact: a warp a pair, in float64.
 #include "cuda/launch.h"
 #include "pairwise.h"
 
 namespace task2vec {
 namespace {
 
-constexpr int kPairTile = 64, kPairSide = 16,
+constexpr int kPairTile = 32, kPairSide = 8,
               kPairEach = kPairTile / kPairSide;  // pairs, threads and pairs of a thread along one side
-constexpr int kPairSlice = 32, kPairRun = 8;  // filters in shared memory; float32 additions in a row (cpu/pairwise.cpp)
+constexpr int kPairRun = 8;                       // float32 additions in a row (cpu/pairwise.cpp)
+constexpr int kPairGroups = 4, kPairSlice = kPairGroups * kPairRun;  // filters in shared memory: a run of each group
+constexpr int kPairThreads = kPairGroups * kPairSide * kPairSide;
 constexpr int kPairWarps = 8;
 
-__global__ void __launch_bounds__(kPairSide* kPairSide)
-    sym_fast_kernel(SymRows a,
-                    SymRows b,
-                    int64_t filters,
-                    bool symmetric,
-                    const float* __restrict__ live,  // [A, B] or null
-                    double* __restrict__ out) {      // [A, B]
-  __shared__ float x[kPairSlice][kPairTile + 1],
-      y[kPairSlice][kPairTile + 1];  // + 1: filters of one row in different banks
+using PairRow = float[kPairTile + 1];  // + 1: filters of one row in different banks
+
+// What a thread brings of one side of a tile. Rows that do not exist are the last one: nothing is written for their
+// pairs.
+struct PairLoad {
+  static constexpr int kEach = kPairTile * kPairSlice / kPairThreads, kStep = kPairThreads / kPairSlice;
+  int row[kEach];
+
+  __device__ __forceinline__ PairLoad(int64_t first, int64_t count) {
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      const int64_t own = first + threadIdx.x / kPairSlice + j * kStep;
+      row[j] = static_cast<int>(own < count ? own : count - 1);
+    }
+  }
+  __device__ __forceinline__ void load(PairRow* to, const float* rows, int64_t filters, int64_t filter, float outside) {
+    const int thread = static_cast<int>(threadIdx.x), k = thread % kPairSlice;
+#pragma unroll
+    for (int j = 0; j < kEach; ++j)
+      to[k][thread / kPairSlice + j * kStep] =
+          filter + k < filters ? __ldg(rows + row[j] * filters + filter + k) : outside;
+  }
+};
+
+__global__ void __launch_bounds__(kPairThreads, 2) sym_fast_kernel(SymRows a,
+                                                                   SymRows b,
+                                                                   int64_t filters,
+                                                                   bool symmetric,
+                                                                   const float* __restrict__ live,  // [A, B] or null
+                                                                   double* __restrict__ out) {      // [A, B]
+  __shared__ union {
+    struct {
+      PairRow x[kPairSlice], y[kPairSlice];
+    } tile;
+    double totals[kPairEach * kPairEach * 2][kPairSide * kPairSide];
+  } shared;
   const int64_t tiles_b = (b.count + kPairTile - 1) / kPairTile;
   const int64_t first_a = blockIdx.x / tiles_b * kPairTile, first_b = blockIdx.x % tiles_b * kPairTile;
   if (symmetric && first_b < first_a) return;
@@ -27,44 +57,53 @@ __global__ void __launch_bounds__(kPairSide* kPairSide)
   const bool swap = a.mean[first_a] > b.mean[first_b];
   const SymRows above = swap ? b : a, below = swap ? a : b;
   const int64_t first = swap ? first_b : first_a, other = swap ? first_a : first_b;
-  const int thread = static_cast<int>(threadIdx.x), column = thread % kPairSide, row = thread / kPairSide;
+  const int thread = static_cast<int>(threadIdx.x), group = thread / (kPairSide * kPairSide),
+            of_group = thread % (kPairSide * kPairSide), column = of_group % kPairSide, row = of_group / kPairSide;
 
-  double r_total[kPairEach][kPairEach] = {}, rr_total[kPairEach][kPairEach] = {};
+  PairLoad of_x(first, above.count), of_y(other, below.count);
+  double total[kPairEach * kPairEach * 2] = {};  // Σ r and Σ r² of each pair
   for (int64_t filter = 0; filter < filters; filter += kPairSlice) {
-    for (int e = thread; e < kPairTile * kPairSlice; e += kPairSide * kPairSide) {
-      const int k = e % kPairSlice, i = e / kPairSlice;
-      const bool inside = filter + k < filters;
-      x[k][i] = inside && first + i < above.count ? above.numerators[(first + i) * filters + filter + k] : 0.f;
-      y[k][i] = inside && other + i < below.count ? below.others[(other + i) * filters + filter + k] : 1.f;
-    }
+    of_x.load(shared.tile.x, above.numerators, filters, filter, 0.f);
+    of_y.load(shared.tile.y, below.others, filters, filter, 1.f);
     __syncthreads();
-    for (int first_k = 0; first_k < kPairSlice; first_k += kPairRun) {
-      float r[kPairEach][kPairEach] = {}, rr[kPairEach][kPairEach] = {};
-      for (int k = first_k; k < first_k + kPairRun; ++k) {
-        float own[kPairEach], to[kPairEach];
+    float sum[kPairEach * kPairEach * 2] = {};
+#pragma unroll 2
+    for (int k = group * kPairRun; k < (group + 1) * kPairRun; ++k) {
+      float own[kPairEach], to[kPairEach];
 #pragma unroll
-        for (int l = 0; l < kPairEach; ++l) own[l] = x[k][row + l * kPairSide], to[l] = y[k][column + l * kPairSide];
-#pragma unroll
-        for (int i = 0; i < kPairEach; ++i)
-#pragma unroll
-          for (int j = 0; j < kPairEach; j += 2) {
-            const float s0 = own[i] + to[j], s1 = own[i] + to[j + 1];
-            const float shared = __fdividef(own[i], s0 * s1);
-            const float r0 = shared * s1, r1 = shared * s0;
-            r[i][j] += r0;
-            rr[i][j] += r0 * r0;
-            r[i][j + 1] += r1;
-            rr[i][j + 1] += r1 * r1;
-          }
-      }
+      for (int l = 0; l < kPairEach; ++l)
+        own[l] = shared.tile.x[k][row + l * kPairSide], to[l] = shared.tile.y[k][column + l * kPairSide];
 #pragma unroll
       for (int i = 0; i < kPairEach; ++i)
 #pragma unroll
-        for (int j = 0; j < kPairEach; ++j) r_total[i][j] += r[i][j], rr_total[i][j] += rr[i][j];
+        for (int j = 0; j < kPairEach; j += 2) {
+          const float s0 = own[i] + to[j], s1 = own[i] + to[j + 1];
+          const float common = own[i] * reciprocal(s0 * s1);  // a normal number: kernels.h bounds both sums
+          const float r0 = common * s1, r1 = common * s0;
+          float* const pair = sum + (i * kPairEach + j) * 2;
+          pair[0] += r0;
+          pair[1] += r0 * r0;
+          pair[2] += r1;
+          pair[3] += r1 * r1;
+        }
     }
+#pragma unroll
+    for (int i = 0; i < kPairEach * kPairEach * 2; ++i) total[i] += sum[i];
     __syncthreads();
   }
 
+  // The groups in order; then the first one writes.
+  for (int g = 1; g < kPairGroups; ++g) {
+    if (group == g)
+#pragma unroll
+      for (int i = 0; i < kPairEach * kPairEach * 2; ++i) shared.totals[i][of_group] = total[i];
+    __syncthreads();
+    if (group == 0)
+#pragma unroll
+      for (int i = 0; i < kPairEach * kPairEach * 2; ++i) total[i] += shared.totals[i][of_group];
+    __syncthreads();
+  }
+  if (group != 0) return;
 #pragma unroll
   for (int i = 0; i < kPairEach; ++i)
 #pragma unroll
@@ -72,7 +111,8 @@ __global__ void __launch_bounds__(kPairSide* kPairSide)
       const int64_t s = first + row + i * kPairSide, t = other + column + j * kPairSide;
       if (s >= above.count || t >= below.count || (symmetric && t <= s)) continue;
       const int64_t at = swap ? t * b.count + s : s * b.count + t;
-      const double d = sure_distance(r_total[i][j], rr_total[i][j], live ? live[at] : static_cast<double>(filters));
+      const double* const sums = total + (i * kPairEach + j) * 2;
+      const double d = sure_distance(sums[0], sums[1], live ? live[at] : static_cast<double>(filters));
       out[at] = d;
       if (symmetric) out[t * b.count + s] = d;
     }
@@ -125,8 +165,7 @@ void sym_distances_fast(const SymRows& a,
                         Place at) {
   const dim3 grid = grid_of(ceil_div(a.count, kPairTile) * ceil_div(b.count, kPairTile));
   DeviceGuard guard(at.device);
-  TASK2VEC_LAUNCH(sym_fast_kernel, grid, dim3(kPairSide * kPairSide), 0, stream_of(at), a, b, filters, symmetric, live,
-                  out);
+  TASK2VEC_LAUNCH(sym_fast_kernel, grid, dim3(kPairThreads), 0, stream_of(at), a, b, filters, symmetric, live, out);
   check(cudaGetLastError());
 }
 

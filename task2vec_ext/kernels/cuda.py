@@ -16,7 +16,7 @@ from .native import SCALARS, Runtime
 from .routes import NARROW_GROUP_FILTERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 WORKSPACE_BYTES = 256 << 20
 """Bytes that a call may allocate beyond inputs and result, unless one row of one sample needs more: enough blocks in
 flight for the largest GPU, small beside its memory."""
-
-TENSOR_CORE_CHANNELS = 8
-"""Groups of fewer channels than this (a network's first layer) take the float32 tile: tensor cores multiply 8 at a
-time."""
 
 _TILE = 64  # filters and columns of one float32 tile (filter_tile.cuh)
 _BLOCKS_PER_MULTIPROCESSOR = 4  # one or two resident (registers), the rest to follow
@@ -58,13 +54,15 @@ def filter_grad_sq_cuda(
         return _direct(input, grad_output, conv, runtime, tensor_cores)
 
     def quadratic_form(gram: Tensor, rows: Tensor, columns: Tensor, window: Window) -> Tensor:
-        n, groups, row_pixels, column_pixels = gram.shape
+        n, groups, *pixels = gram.shape
+        positions, place = (rows[0, 0].numel(), columns[0, 0].numel()), (runtime.device, runtime.stream)
+        a, pitch = _gather(gram, positions, pixels, window, runtime)
         out = gram.new_empty((n, conv.filters))
         arrays = rows.data_ptr(), rows.stride(), columns.data_ptr(), columns.stride(), SCALARS[rows.dtype]
-        sizes = (rows[0, 0].numel(), columns[0, 0].numel()), (row_pixels, column_pixels)
-        counts, place = (n, groups, conv.group_filters), (runtime.device, runtime.stream)
-        launch = runtime.kernels.filter_grad_sq_gram
-        launch(gram.data_ptr(), *arrays, *counts, *sizes, window, tensor_cores, out.data_ptr(), *place)
+        counts, sizes = (n, groups, conv.group_filters), (positions, pitch, window.out_width)
+        runtime.kernels.filter_grad_sq_gram(
+            a.data_ptr(), *arrays, *counts, *sizes, tensor_cores, out.data_ptr(), *place
+        )
         return out
 
     return gram_route(
@@ -77,6 +75,20 @@ def filter_grad_sq_cuda(
         workspace_bytes=WORKSPACE_BYTES,
         dtype=input.dtype if tensor_cores else torch.float32,
     )
+
+
+def _gather(
+    gram: Tensor, positions: tuple[int, int], pixels: Sequence[int], window: Window, runtime: Runtime
+) -> tuple[Tensor, int]:
+    """Return A of the quadratic form ``[n, groups, positions of I, pitch]``, its rows whole vectors, and the pitch."""
+    pitch = -(-positions[1] // 4) * 4
+    if window.kernel == window.stride == (1, 1) and pitch == pixels[1]:
+        return gram, pitch  # is A
+    n, groups = gram.shape[:2]
+    a = gram.new_empty((n, groups, positions[0], pitch))
+    sizes, place = (n * groups, positions, pixels, window, pitch), (runtime.device, runtime.stream)
+    runtime.kernels.filter_grad_sq_gather(gram.data_ptr(), *sizes, a.data_ptr(), *place)
+    return a, pitch
 
 
 def _gram_matrix(left: Tensor, right: Tensor, precision: str) -> Tensor:
@@ -118,7 +130,7 @@ def _direct(input: Tensor, grad_output: Tensor, conv: ConvGeometry, runtime: Run
         return out
     launch = kernels.filter_grad_sq_direct
     tiles = -(-conv.group_filters // _TILE), -(-conv.patch_size // _TILE)
-    if tensor_cores and conv.group_channels >= TENSOR_CORE_CHANNELS:
+    if tensor_cores:
         mma_tiles = kernels.filter_grad_sq_direct_mma_tiles(scalar, geometry, runtime.device)
         if all(mma_tiles):
             launch, tiles = kernels.filter_grad_sq_direct_mma, (mma_tiles[0], mma_tiles[1])

@@ -128,7 +128,7 @@ def filter_grad_sq(
         range (sizes below 1e-18 or above 1e18) and, relative to themselves, entries whose terms cancel.
 
         On GPUs of compute capability 8.0 and later 16-bit inputs are multiplied on tensor cores (direct route: in
-        groups of at least 8 channels and 16 filters). So are float32 inputs if torch does so for its own weight
+        groups of at least 16 filters). So are float32 inputs if torch does so for its own weight
         gradients: ``torch.backends.cudnn.conv.fp32_precision`` is ``"tf32"``, the default; ``"ieee"`` keeps float32.
         TF32 has a 10-bit fraction, so results have errors of about 2⁻¹⁰ of the largest, more where sums cancel. 16-bit
         inputs are exact in the direct route; the Gram routes round the Gram matrix to TF32, with errors of that size.

@@ -40,18 +40,19 @@ class CudaRates(NamedTuple):
     """Cost of each kind of work on CUDA, in multiply-adds of the direct route."""
 
     gram: float  # one multiply-add of the Gram matrix (a batched matrix product)
-    form: float  # one multiply-add of the quadratic form δAδᵀ
-    unfold: float  # one number of the unfolded input, written and read again
-    shift: float  # one number of the pixels' Gram matrix added to A
+    form: float  # one multiply-add of the quadratic form δAδᵀ, tiles filled up
+    number: float  # one number written to memory and read again: of the unfolded input, the pixels, a Gram matrix
+    gather: float  # one number of the pixels' Gram matrix added to A
 
 
 # Fitted to 32 conv shapes of ResNet-18/34/50, ResNeXt-50 and the tiny probe (batch 8, channels-last, 2 cores with
 # AVX-512, a unit of about 6 ps): all get their fastest route.
 CPU_RATES = CpuRates(call=8e6, narrow=3, tile=4, back=4, pack=40, shift=3)
-# Not measured on a GPU: from an H100's data sheet, if TF32 products ran at half its peak, about 8 fs each. The form is
-# TF32 where 16-bit inputs double the others' rate. An unfolded number is 4 to 8 bytes of memory traffic at 3 TB/s; a
-# shifted one is a load from L2, and a ninth (3×3) of a number of the Gram matrix, written and read.
-CUDA_RATES = CudaRates(gram=1, form=2, unfold=200, shift=100)
+# Not measured on a GPU: benchmarks/gpu_model.py counts an H100's FLOP, bytes and instructions. A multiply-add of the
+# direct route takes 8 fs in TF32. Numbers are 8 bytes of traffic at 2.8 TB/s; one that is gathered takes a lane 10
+# instructions, half of the time waiting. In 16 bits the direct multiply-adds cost half, which by that count would turn
+# the choice of no layer of a ResNet where the other route were more than a tenth faster.
+CUDA_RATES = CudaRates(gram=2, form=3, number=350, gather=84)
 
 
 def route_cost(route: Route, conv: ConvGeometry, device_type: str) -> float:
@@ -61,9 +62,12 @@ def route_cost(route: Route, conv: ConvGeometry, device_type: str) -> float:
 
     - direct: C_out·P·Q
     - winograd: C_out·P/K·36·T for T = ⌈H_out/4⌉·⌈W_out/4⌉ tiles, which have 36·T·(C_in + C_out) numbers
-    - gram: G·Q²·P for UᵀU, Q²·C_out for the form, G·P·Q numbers unfolded
+    - gram: G·Q²·P for UᵀU, Q²·C_out for the form, G·P·Q numbers unfolded, G·Q² of A
     - shifted_gram, CPU: half of S·Q²·C_in for the pixels and of Q²·C_out for the form, G·K·Q²/2 numbers added
-    - shifted_gram, CUDA: M²·C_in for the pixels, Q²·C_out for the form, G·K·Q² numbers added
+    - shifted_gram, CUDA: M²·C_in for the pixels, Q²·C_out for the form, G·K·Q² numbers gathered, M·C_in numbers padded,
+      G·(M² + Q²) of the Gram matrix and A
+
+    On CUDA, and in the native loops of the CPU, tiles are counted as if they were full.
     """
     return _cuda_cost(route, conv) if device_type == "cuda" else _cpu_cost(route, conv)
 
@@ -87,20 +91,32 @@ def _cpu_cost(route: Route, conv: ConvGeometry) -> float:
 
 
 def _whole_vectors(count: int) -> int:
-    return -(-count // 32) * 32
+    return _whole(count, 32)
 
 
 def _cuda_cost(route: Route, conv: ConvGeometry) -> float:
-    rates = CUDA_RATES
+    rates, groups, positions = CUDA_RATES, conv.groups, conv.positions
+    taps = conv.kernel[0] * conv.kernel[1]
     if route == "direct":
-        return conv.filters * conv.patch_size * conv.positions
-    form = rates.form * conv.positions**2 * conv.filters
+        if conv.group_filters < NARROW_GROUP_FILTERS:
+            return conv.filters * conv.patch_size * positions
+        side = 128 if taps == 1 else 64
+        few = conv.group_channels < 8
+        patch = _whole(conv.patch_size, 160) if few else _whole(conv.group_channels, side) * taps
+        return groups * _whole(conv.group_filters, side) * patch * _whole(positions, 8)
+    form = rates.form * groups * _whole(conv.group_filters, 128) * _whole(positions, 16) * _whole(positions, 128)
     if route == "gram":
-        unfolded = conv.groups * conv.patch_size * conv.positions
-        return unfolded * (rates.gram * conv.positions + rates.unfold) + form
+        unfolded = groups * conv.patch_size * positions
+        # The product reads its operand twice, for its rows and its columns.
+        return rates.gram * unfolded * positions + rates.number * (2 * unfolded + groups * positions**2) + form
     pixels = conv.span(0, conv.out_size[0]) * conv.span(1, conv.out_size[1])
-    shifts = conv.groups * conv.kernel[0] * conv.kernel[1] * conv.positions**2
-    return rates.gram * pixels**2 * conv.channels + rates.shift * shifts + form
+    numbers = 2 * conv.channels * pixels + groups * (pixels**2 + positions**2)
+    gathered = rates.gather * groups * taps * positions**2
+    return rates.gram * pixels**2 * conv.channels + rates.number * numbers + gathered + form
+
+
+def _whole(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
 
 
 def choose_route(conv: ConvGeometry, device_type: str) -> Route:

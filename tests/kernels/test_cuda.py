@@ -196,6 +196,7 @@ SANITIZED = [
     *[("conv3x3-p1-g3", "channels-first", route, "f32") for route in CUDA_ROUTES],  # direct: the narrow kernel
     *[("conv3x3-many-slices", "channels-last", "direct", name) for name in ("tf32", "bf16")],
     ("conv3x3-two-tiles-of-channels-and-filters", "channels-last", "direct", "tf32"),
+    *[("conv7x7-s2-p3-first-layer", "channels-last", "direct", name) for name in ("tf32", "bf16")],
     ("many-filters-many-columns", "channels-first", "direct", "f32"),
     ("conv3x3-g2-wide", "channels-last", "direct", "bf16"),
     ("conv1x1-two-tiles-of-channels-and-filters", "channels-last", "direct", "bf16"),

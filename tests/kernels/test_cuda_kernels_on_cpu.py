@@ -35,7 +35,6 @@ def precision():
 def tensor_cores_for_everything(precision, monkeypatch):
     precision.fp32_precision = "tf32"
     monkeypatch.setattr(cuda, "NARROW_GROUP_FILTERS", 1)
-    monkeypatch.setattr(cuda, "TENSOR_CORE_CHANNELS", 1)
 
 
 @pytest.fixture

@@ -199,10 +199,14 @@ void convolution(const char* name,
         }
     const GramWindow window{conv.kernel_h,   conv.kernel_w,   conv.stride_h, conv.stride_w,
                             conv.dilation_h, conv.dilation_w, width,         conv.out_width};
+    const int pitch = (conv.positions() + 3) / 4 * 4;
+    std::vector<float> a(size_t(conv.groups) * conv.positions() * pitch, NAN);
+    filter_grad_sq_gather(gram.data(), conv.groups, conv.positions(), conv.positions(), pixels, pixels, window, pitch,
+                          a.data(), kHere);
     for (const bool tensor_cores : {true, false}) {
       std::vector<float> out(filters, NAN);
-      filter_grad_sq_gram(gram.data(), delta_array, delta_array, scalar, 1, conv.groups, conv.group_filters,
-                          conv.positions(), conv.positions(), pixels, pixels, window, tensor_cores, out.data(), kHere);
+      filter_grad_sq_gram(a.data(), delta_array, delta_array, scalar, 1, conv.groups, conv.group_filters,
+                          conv.positions(), conv.positions(), pitch, conv.out_width, tensor_cores, out.data(), kHere);
       std::vector<double> actual = doubles(out);
       // TF32 rounds A to 11 bits; its sums are float32, of numbers of either sign.
       compare(std::string(name) + ", " + name_of(scalar) +
@@ -224,6 +228,9 @@ void convolutions() {
       convolution("1x1, two tiles", scalar, last, conv_of(1, 136, 136, 12, 11, {1, 1, 0, 1}), kMma);
       convolution("1x1, stride 2", scalar, last, conv_of(1, 24, 40, 9, 9, {1, 2, 0, 1}), kAll);
       convolution("1x1, not aligned", scalar, last, conv_of(1, 24, 40, 5, 9, {1, 1, 0, 1}), kMma, 1, false);
+      // A network's first layer: several slices; then two tiles of the patch's numbers.
+      convolution("7x7, few channels", scalar, last, conv_of(1, 3, 24, 20, 38, {7, 2, 3, 1}), kMma | kTile);
+      convolution("5x5, few channels", scalar, last, conv_of(1, 7, 16, 9, 9, {5, 1, 2, 2}), kMma);
       // Three tiles of taps; groups.
       convolution("5x5, dilated", scalar, last, conv_of(1, 8, 16, 9, 9, {5, 1, 2, 2}), kMma | kNarrow);
       convolution("3x3, stride 2, groups", scalar, last, conv_of(2, 8, 24, 8, 9, {3, 2, 1, 1}), kAll);

@@ -128,6 +128,10 @@ TENSOR_CORE_CASES = [
     Case("conv2x2-s3-gaps", 8, 16, (14, 13), (2, 2), options={"stride": 3}),
     Case("conv1x1-two-tiles-of-channels-and-filters", 136, 144, (7, 9), (1, 1)),
     Case("conv1x1-s2-wide", 16, 136, (15, 13), (1, 1), options={"stride": 2}),
+    Case("conv7x7-s2-p3-first-layer", 3, 72, (29, 38), (7, 7), options={"padding": 3, "stride": 2}),
+    Case("conv5x5-two-tiles-of-the-patch", 7, 16, (9, 10), (5, 5), options={"padding": 2, "dilation": 2}),
+    Case("conv3x3-g2-few-channels", 8, 48, (7, 6), (3, 3), options={"padding": 1, "groups": 2}),
+    Case("conv1x1-few-channels", 5, 24, (6, 7), (1, 1)),
     Case("conv1x1-long-rows", 16, 16, (2, 150), (1, 1), samples=1),
 ]
 

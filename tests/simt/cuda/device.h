@@ -1,5 +1,6 @@
 // The device that the tests give csrc/cuda in place of the real one: what its device.h has, for the fibers of simt.h.
 #pragma once
+#include <cmath>
 #include <type_traits>
 
 #include "simt.h"
@@ -54,7 +55,6 @@ template <class T>
 T __ldg(const T* p) {
   return *p;
 }
-inline float __fdividef(float x, float y) { return x / y; }
 
 // The two 16-bit floating-point types, as storage that converts to float exactly as on the device.
 struct __nv_bfloat16 {
@@ -90,6 +90,9 @@ inline __half __float2half(float v) {
 // ---- the instructions of csrc/cuda/device.h --------------------------------------------------------------
 
 namespace task2vec {
+
+// As wrong as the instruction may be, always to the same side.
+inline float reciprocal(float value) { return std::nextafter(1 / value, INFINITY); }
 
 // The bytes arrive when they are waited for, and not a moment earlier.
 template <int kBytes>
