@@ -16,7 +16,7 @@ from .native import SCALARS, Runtime
 from .routes import NARROW_GROUP_FILTERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from torch import Tensor
 
@@ -54,9 +54,9 @@ def filter_grad_sq_cuda(
         return _direct(input, grad_output, conv, runtime, tensor_cores)
 
     def quadratic_form(gram: Tensor, rows: Tensor, columns: Tensor, window: Window) -> Tensor:
-        n, groups, *pixels = gram.shape
+        n, groups, row_pixels, column_pixels = gram.shape
         positions, place = (rows[0, 0].numel(), columns[0, 0].numel()), (runtime.device, runtime.stream)
-        a, pitch = _gather(gram, positions, pixels, window, runtime)
+        a, pitch = _gather(gram, positions, (row_pixels, column_pixels), window, runtime)
         out = gram.new_empty((n, conv.filters))
         arrays = rows.data_ptr(), rows.stride(), columns.data_ptr(), columns.stride(), SCALARS[rows.dtype]
         counts, sizes = (n, groups, conv.group_filters), (positions, pitch, window.out_width)
@@ -78,7 +78,7 @@ def filter_grad_sq_cuda(
 
 
 def _gather(
-    gram: Tensor, positions: tuple[int, int], pixels: Sequence[int], window: Window, runtime: Runtime
+    gram: Tensor, positions: tuple[int, int], pixels: tuple[int, int], window: Window, runtime: Runtime
 ) -> tuple[Tensor, int]:
     """Return A of the quadratic form ``[n, groups, positions of I, pitch]``, its rows whole vectors, and the pitch."""
     pitch = -(-positions[1] // 4) * 4
@@ -86,8 +86,8 @@ def _gather(
         return gram, pitch  # is A
     n, groups = gram.shape[:2]
     a = gram.new_empty((n, groups, positions[0], pitch))
-    sizes, place = (n * groups, positions, pixels, window, pitch), (runtime.device, runtime.stream)
-    runtime.kernels.filter_grad_sq_gather(gram.data_ptr(), *sizes, a.data_ptr(), *place)
+    gather, place = runtime.kernels.filter_grad_sq_gather, (runtime.device, runtime.stream)
+    gather(gram.data_ptr(), n * groups, positions, pixels, window, pitch, a.data_ptr(), *place)
     return a, pitch
 
 
