@@ -456,11 +456,17 @@ def test_image_fisher_of_images_have_the_embedding_as_their_mean_and_are_kept(tm
     from cases import assert_near
     from small import Blobs, small_probe
 
-    from task2vec_ext import as_task, fisher_embed
+    from task2vec_ext import EmbedSettings, HeadSettings, as_task, fisher_embed
 
-    task, probe = as_task(Blobs(n=60)), small_probe()
+    task, probe, one_head = (
+        as_task(Blobs(n=60)),
+        small_probe(),
+        EmbedSettings(head=HeadSettings(l2=1e-2, cross_fit=None)),
+    )
     found = _image_fisher.image_fisher(task, probe, estimator="signed", l2=1e-2, cache=tmp_path)
-    assert_near(found.fisher.double().mean(0), fisher_embed(task, probe, progress=False).fisher, 1e-5)
+    assert_near(
+        found.fisher.double().mean(0), fisher_embed(task, probe, settings=one_head, progress=False).fisher, 1e-5
+    )
     monkeypatch.setattr(_image_fisher, "read", lambda *_: pytest.fail("computed again"))
     again = _image_fisher.image_fisher(task, probe, estimator="signed", l2=1e-2, cache=tmp_path)
     assert torch.equal(again.fisher, found.fisher)
