@@ -10,6 +10,7 @@ from ..data import Batch, ClassLabel
 from ..fisher.per_sample import check_per_sample
 from ..jackknife import GROUPS
 from ..probe.folding import fold
+from ..probe.repeatable import check_repeatable
 from .feature_cache import FeatureCache, keys
 
 if TYPE_CHECKING:
@@ -109,8 +110,9 @@ def _read(
         for batch in loaded:
             if stop == 0:
                 first = Batch(*(part[:1].clone() for part in batch))
+                check_repeatable(probe, batch.images[:1])
+                check_per_sample(probe, layers, batch.images)  # on the user's network, whose modules errors name
                 probe = fold(probe, layers, batch.images[:1])
-                check_per_sample(probe, layers, batch.images)
             z = probe.features(batch.images)
             y = loss.align(batch.labels, z)
             if stop == 0:

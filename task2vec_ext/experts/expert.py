@@ -30,9 +30,10 @@ from .._util.lock import locked
 from .._util.names import safe_name
 from ..data import Preprocess, TaskSource, as_task, check_labels, draw, hold_out, read_labels, subset
 from ..embedding import Embedding
+from ..probe.checkpoint import load_state, read_checkpoint
 from ..probe.layers import find_head
-from ..probe.probe import OFFLINE_PROBE, TIMM_PREFIX, TORCHVISION_PROBES, Probe, load_probe
-from ..probe.weights import load_state, read_checkpoint
+from ..probe.probe import Probe, load_probe
+from ..probe.weights import OFFLINE_PROBE, TIMM_PREFIX, TORCHVISION_PROBES, build
 from ..settings import JSON
 from .errors import IMAGENET
 from .finetune import fine_tune
@@ -130,7 +131,7 @@ class Expert:
                     f"Expert: expected the module of {self.name!r}, whose architecture {card.architecture!r} has no "
                     "name that load_probe knows; pass probe(module)."
                 )
-            module = load_probe(card.architecture, weights="random").module
+            module = build(card.architecture).module
         old = find_head(module, card.head)
         head = torch.nn.utils.skip_init(nn.Linear, old.in_features, card.num_classes, old.bias is not None)
         module.set_submodule(card.head, head.eval())

@@ -12,7 +12,8 @@ from .._util.later import later
 from ..jackknife import GROUPS, Groups, group_sizes, num_groups
 from ..losses import CrossEntropy, Loss, signs_per_image
 from ..probe.folding import FoldedProbe, fold
-from ..probe.probe import check_eval, frozen
+from ..probe.probe import frozen
+from ..probe.usable import check_eval
 from .capture import capture
 
 if TYPE_CHECKING:

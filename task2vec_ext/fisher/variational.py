@@ -43,7 +43,8 @@ from torch.nn import functional as F
 from .._util.later import later
 from ..kernels.noise import local_noise, weight_noise
 from ..probe.folding import FoldedProbe
-from ..probe.probe import check_eval, frozen
+from ..probe.probe import frozen
+from ..probe.usable import check_eval
 from ..probe.watch import BatchNormUse, ConvUse, Use, Watch
 
 if TYPE_CHECKING:

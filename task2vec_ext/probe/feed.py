@@ -102,14 +102,16 @@ def choose_device(module: nn.Module, device: str | torch.device | None, *, owned
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.empty(0, device=device).device  # with an index, and only where the machine has it
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise RuntimeError(
-            f"device: expected a device this machine has, got {str(device)!r} ({reason}); pass device='cpu' (on the "
-            "command line --device cpu)."
-        ) from error
-    if place.type == "meta":
+    except (RuntimeError, AssertionError):  # in torch's words, which say nothing of this machine
+        place = None
+    if place is not None and place.type == "meta":
         raise ValueError("device: expected a device with memory, got 'meta'; pass device='cpu'.")
+    if place is None or place.type not in ("cpu", "cuda"):
+        here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise RuntimeError(
+            f"device: expected a device this machine has and the package runs on, got {str(device)!r}; pass one of "
+            f"{', '.join(map(repr, here))} (on the command line --device)."
+        )
     return place
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from torch import nn
 
@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 LayerKind = Literal["conv", "linear", "batchnorm"]
 
-_HEAD_NAMES = ("fc", "head", "classifier")  # common names come first: the last Linear layer may be another
+Head: TypeAlias = "nn.Linear | nn.Conv2d"
+
+OUTPUT = "features"
+"""The head of a network without one: its output is the feature vector. A Linear layer of that name goes first."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ def filter_weight(module: nn.Module, name: str) -> nn.Parameter:
     """Return the weight of a layer, ``[C_out, …]``, by its name in `named_filters`."""
     owner, _, last = name.rpartition(".")
     packed = last == "in_proj" and isinstance(module.get_submodule(owner), nn.MultiheadAttention)
+    module.get_submodule(owner if packed else name)  # or no such layer, which is another error
     try:
         return module.get_parameter(f"{name}_weight" if packed else f"{name}.weight")
     except AttributeError:
@@ -65,6 +69,14 @@ def filter_weight(module: nn.Module, name: str) -> nn.Parameter:
             "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') or "
             "torch.nn.utils.remove_weight_norm(layer), or pass layers=[…] with the others."
         ) from None
+
+
+def layer_parameters(module: nn.Module, name: str) -> list[nn.Parameter]:
+    """Return the parameters of a layer by its name in `named_filters`, also where its weight is computed from them."""
+    owner, _, last = name.rpartition(".")
+    if last == "in_proj" and isinstance(attention := module.get_submodule(owner), nn.MultiheadAttention):
+        return [attention.in_proj_weight]
+    return list(module.get_submodule(name).parameters())
 
 
 def undescribed(module: nn.Module) -> Iterator[str]:
@@ -80,39 +92,41 @@ def undescribed(module: nn.Module) -> Iterator[str]:
             yield f"{name} ({type(child).__name__})"
 
 
-def default_head(module: nn.Module) -> str:
-    """Return the name of the Linear layer that gives a network's output.
+def is_head(module: nn.Module | None) -> bool:
+    """Whether this can be a head: a Linear layer, or a convolution that is one at every position."""
+    if isinstance(module, nn.Conv2d):
+        plain = module.kernel_size == (1, 1) and module.stride == (1, 1) and module.groups == 1
+        return plain and module.padding in ((0, 0), "valid", "same")
+    # An attention's out-projection is a Linear layer that is not called.
+    return isinstance(module, nn.Linear) and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
-    It is ``fc``, ``head`` or ``classifier`` if that is a Linear layer, else the last one registered (``classifier.6``
-    of a VGG, ``heads.head`` of a ViT).
-    """
-    for name in _HEAD_NAMES:
-        if isinstance(getattr(module, name, None), nn.Linear):
-            return name
-    if linear := linear_layers(module):
-        return linear[-1]
-    raise ValueError(
-        f"load_probe: expected a network that ends in a Linear layer, its head, got {type(module).__name__} without "
-        "one; append the pooling that its output needs and a Linear layer."
-    )
+
+def head_layer(module: nn.Module, name: str) -> Head | None:
+    """Return the layer of that name; None if the head is the output itself, `OUTPUT`."""
+    found = dict(module.named_modules()).get(name)
+    if name == OUTPUT and not isinstance(found, nn.Linear):
+        return None
+    if found is None or not name:
+        raise ValueError(
+            f"Probe: expected a module named {name!r} as head, found none; leave head out and it is looked for."
+        )
+    if not is_head(found):
+        raise TypeError(
+            f"Probe: expected the head {name!r} to be an nn.Linear or a 1×1 convolution, got {type(found).__name__}; "
+            f"leave head out and it is looked for, or pass head={OUTPUT!r} if the network's output is the features."
+        )
+    return found
 
 
 def find_head(module: nn.Module, name: str) -> nn.Linear:
     """Return the Linear layer of that name."""
-    try:
-        head = module.get_submodule(name)
-    except AttributeError:
-        raise ValueError(
-            f"Probe: expected a module named {name!r} as head, found none; Linear layers: "
-            f"{', '.join(linear_layers(module)) or 'none'}."
-        ) from None
+    head = head_layer(module, name)
     if not isinstance(head, nn.Linear):
-        raise TypeError(f"Probe: expected the head {name!r} to be an nn.Linear, got {type(head).__name__}.")
+        got = "the network's output" if head is None else "a convolution"
+        raise TypeError(f"Probe: expected the head to be an nn.Linear, got {got} ({name!r}); embeddings alone take it.")
     return head
 
 
-def linear_layers(module: nn.Module) -> list[str]:
-    """Return the names of all Linear layers except attention's out-projections, none of which is a head."""
-    attention = nn.modules.linear.NonDynamicallyQuantizableLinear
-    linear = {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear)}
-    return [name for name, child in linear.items() if not isinstance(child, attention)]
+def within(name: str, prefix: str) -> bool:
+    """Whether a module or parameter is the one called `prefix`, or in it."""
+    return name == prefix or name.startswith(prefix + ".")

@@ -8,32 +8,24 @@ import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .._util.warnings import Task2VecWarning
 from ..data.preprocess import Preprocess
-from .layers import Layer, default_head, filter_weight, find_head, named_filters, undescribed
+from .checkpoint import load_checkpoint, read_checkpoint
+from .layers import OUTPUT, Layer, filter_weight, head_layer, layer_parameters, named_filters, undescribed, within
 from .precision import Dtype
-from .weights import load_state, read_checkpoint, timm_weights, torchvision_weights
+from .trial import any_trial, as_vectors, default_head, one_line, reached, trial
+from .usable import check_eval, check_usable, unwrapped
+from .weights import OFFLINE_PROBE, TIMM_PREFIX, TORCHVISION_PROBES, Built, brief, build
+
+__all__ = ["OFFLINE_PROBE", "TIMM_PREFIX", "TORCHVISION_PROBES", "Probe", "frozen", "load_probe"]
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-TORCHVISION_PROBES = (
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
-    *("wide_resnet50_2", "wide_resnet101_2"),
-    *("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
-    *("densenet121", "densenet161", "densenet169", "densenet201"),
-    *("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
-    *("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"),
-    *("swin_t", "swin_s", "swin_b"),
-)
-TIMM_PREFIX = "timm:"
-OFFLINE_PROBE = "tiny"
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +34,9 @@ class Probe:
 
     Args:
         module: A network in eval mode that maps ``[B, 3, H, W]`` to an output through the head.
-        head: Name of the ``nn.Linear`` inside that is refitted for every task and never part of the embedding.
+        head: Name of the layer inside that is refitted for every task and never part of the embedding: an ``nn.Linear``
+            or a 1×1 convolution, whose input is averaged over positions. ``"features"`` if there is none: the output
+            itself is the feature vector.
         name: Architecture, for display only.
         weights: Where the weights came from, for display only.
         preprocess: The preprocessing the weights were trained with; None where tasks give preprocessed tensors.
@@ -53,8 +47,8 @@ class Probe:
         dtype: What the network computes in; `EmbedSettings.dtype` decides it for an embedding.
 
     Raises:
-        ValueError: If head or pool is not found or the module is in train mode.
-        TypeError: If the head is not an ``nn.Linear``.
+        ValueError: If head or pool is not found, or the module is in train mode or has no weights that can be used.
+        TypeError: If the head is neither an ``nn.Linear`` nor a 1×1 convolution, or the module is TorchScript.
     """
 
     module: nn.Module
@@ -68,7 +62,8 @@ class Probe:
 
     def __post_init__(self) -> None:
         """Check head, pool and mode."""
-        find_head(self.module, self.head)
+        check_usable(self.module)
+        head_layer(self.module, self.head)
         if self.pool is not None and self.pool not in dict(self.module.named_modules()):
             raise ValueError(
                 f"Probe: expected a module named {self.pool!r} whose input is the feature map, found none; name the "
@@ -79,7 +74,10 @@ class Probe:
     @property
     def feature_size(self) -> int:
         """D, the length of the head's input."""
-        return int(find_head(self.module, self.head).in_features)
+        head = head_layer(self.module, self.head)
+        if head is None:
+            return self._tried.feature_size
+        return int(head.in_features if isinstance(head, nn.Linear) else head.in_channels)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -87,11 +85,11 @@ class Probe:
         digest = hashlib.sha256()
         for name, module in self.module.named_modules():
             attention = isinstance(module, nn.MultiheadAttention)  # has a child; its extra_repr omits num_heads
-            if not _within(name, self.head) and (attention or not any(module.children())):
+            if not self._in_head(name) and (attention or not any(module.children())):
                 options = f"num_heads={module.num_heads}" if attention else module.extra_repr()
                 digest.update(f"{name}:{type(module).__qualname__}({options})\n".encode())
         for name, value in self.module.state_dict().items():
-            if not _within(name, self.head) and not name.endswith("num_batches_tracked"):  # no part of the function
+            if not self._in_head(name) and not name.endswith("num_batches_tracked"):  # no part of the function
                 digest.update(f"{name}:{value.dtype}{list(value.shape)}\n".encode())
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
@@ -101,7 +99,7 @@ class Probe:
         if dtype == self.dtype:
             return self
         other = replace(self, dtype=dtype)
-        vars(other)["fingerprint"] = self.fingerprint  # of the same weights: not computed again
+        vars(other).update(fingerprint=self.fingerprint, _tried=self._tried)  # of the same weights: not computed again
         return other
 
     def features(self, images: Tensor) -> Tensor:
@@ -117,33 +115,110 @@ class Probe:
             RuntimeError: If the head does not take part in the forward pass, or not exactly once.
             ValueError: If the head's input is not ``[B, D]``, or the pool's not ``[B, D, h, w]``.
         """
+        if (tap := self._tap) is None:
+            return self._features([], self._run(images), len(images))
         seen: list[Tensor] = []
-        tap = self.head if self.pool is None else self.pool
-        handle = self.module.get_submodule(tap).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(next(iter((*args, *kwargs.values()))))
+
+        handle = self.module.get_submodule(tap).register_forward_pre_hook(hook, with_kwargs=True)
         try:
-            bfloat16 = self.dtype == "bfloat16"
-            with torch.autocast(images.device.type, torch.bfloat16) if bfloat16 else nullcontext():
-                self.module(images)
+            output = self._run(images)
         finally:
             handle.remove()
+        return self._features(seen, output, len(images))
+
+    def _run(self, images: Tensor) -> Any:
+        bfloat16 = self.dtype == "bfloat16"
+        with torch.autocast(images.device.type, torch.bfloat16) if bfloat16 else nullcontext():
+            return self.module(images)
+
+    @property
+    def _tap(self) -> str | None:
+        """The module whose input holds the features; None if they are the network's output."""
+        if self.pool is not None:
+            return self.pool
+        return None if head_layer(self.module, self.head) is None else self.head
+
+    def _in_head(self, name: str) -> bool:
+        return within(name, self.head) and head_layer(self.module, self.head) is not None
+
+    def _features(self, seen: list[Tensor], output: Any, samples: int) -> Tensor:
+        """Return the features of a forward pass, given what the tap saw, call by call."""
+        if (tap := self._tap) is None:
+            vectors = as_vectors(output)
+            if vectors is None or len(vectors) != samples:
+                got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                raise ValueError(
+                    f"Probe: expected an output [{samples}, D], the features, of {self.name} with head={self.head!r}; "
+                    f"got {got}; wrap it in a module that returns one vector per image."
+                )
+            return vectors
         if len(seen) != 1:
             raise RuntimeError(
-                f"Probe: expected the head {tap!r} to run once in a forward pass, it ran {len(seen)} times; name "
-                "another head."
+                f"Probe: expected the head {tap!r} to run once in a forward pass, it ran {len(seen)} times; leave head "
+                "out and it is looked for."
             )
+        features = seen[0]
         if self.pool is not None:
-            if seen[0].ndim != 4:
+            if features.ndim != 4:
                 raise ValueError(
-                    f"Probe: expected a feature map [B, D, h, w] at {tap!r}, got {list(seen[0].shape)}; name the "
+                    f"Probe: expected a feature map [B, D, h, w] at {tap!r}, got {list(features.shape)}; name the "
                     "global pooling: loss=Dense(pool=…)."
                 )
-            return seen[0].permute(0, 2, 3, 1)
-        if seen[0].shape != (len(images), self.feature_size):
+            return features.permute(0, 2, 3, 1)
+        if isinstance(self.module.get_submodule(tap), nn.Conv2d) and features.ndim == 4:
+            features = features.mean((2, 3))
+        if features.shape != (samples, self.feature_size):
             raise ValueError(
-                f"Probe: expected features [{len(images)}, {self.feature_size}] at the head {self.head!r}, got "
+                f"Probe: expected features [{samples}, {self.feature_size}] at the head {self.head!r}, got "
                 f"{list(seen[0].shape)}; name a head that sees one vector per image."
             )
-        return seen[0]
+        return features
+
+    @cached_property
+    def _tried(self) -> _Tried:
+        """What a forward pass of noise shows, before any image is read."""
+        tap = self._tap
+        try:
+            if self.preprocess is None:
+                seen = any_trial(self.module, None, tap or OUTPUT)
+            else:
+                seen = trial(self.module, self.preprocess.crop, tap or OUTPUT)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever the network raises
+            if self.preprocess is None and tap is not None:
+                return _Tried(frozenset(), True, -1)  # of unknown size: the first image will show
+            raise self._wrong_size(error) from None
+        given = [] if tap is None else seen.layers[tap].inputs
+        features = self._features(given, seen.output[0] if len(seen.output) == 1 else seen.output, len(seen.image))
+        if tap == self.head and seen.output and seen.depends(features) and not seen.may_be_head(tap):
+            choices = ", ".join(map(repr, seen.candidates()[:5])) or f"none; {OUTPUT!r} takes the output as features"
+            raise ValueError(
+                f"Probe: expected a head through which all of {self.name}'s output passes, but it depends on the "
+                f"images around {tap!r}, too (a gate or a branch?); layers that can be the head: {choices}."
+            )
+        leaves = reached(features)
+        unreached = [
+            name
+            for name, _ in named_filters(self.module, include_batchnorm=True)
+            if not any(id(p) in leaves or not p.is_floating_point() for p in layer_parameters(self.module, name))
+        ]
+        return _Tried(frozenset(unreached), seen.depends(features), features.shape[-1])
+
+    def _wrong_size(self, error: Exception) -> ValueError:
+        side = None if self.preprocess is None else self.preprocess.crop
+        try:
+            other = any_trial(self.module, None).image.shape[-1]
+            advice = f"it takes {other} × {other}: pass image_size={other}, or build the network for this size"
+        except Exception:  # whatever the network raises
+            advice = "pass another image_size or preprocess"
+        return ValueError(
+            f"Probe: expected {self.name} to take images [N, 3, {side or 'H'}, {side or 'W'}], but its forward pass "
+            f"failed ({one_line(error)}); {advice}."
+        )
 
     def layers(self, only: Sequence[str] | None = None, *, include_batchnorm: bool = False) -> list[Layer]:
         """Return the layers an embedding consists of, in the module's order, as slices of ``[0, K)``.
@@ -155,11 +230,13 @@ class Probe:
 
         Returns:
             Conv2d and Linear layers except the head, the packed in-projections of ``nn.MultiheadAttention`` (kind
-            ``"linear"``, 3·D filters, ``"….in_proj"``), and BatchNorm2d if asked for.
+            ``"linear"``, 3·D filters, ``"….in_proj"``), and BatchNorm2d if asked for. By default without those on
+            which the features do not depend (auxiliary and unused branches), with a warning.
 
         Raises:
             TypeError: If `only` is not a list of names.
-            ValueError: If `only` is empty, a name in it matches nothing, or no layer is left.
+            ValueError: If `only` is empty, a name in it matches nothing, no layer is left, the network does not take
+                images of this size, or its output depends on the images around the head, too.
             NotImplementedError: If two layers share one weight, or one is computed (``weight_norm``, …).
         """
         if isinstance(only, str) or (only is not None and not all(isinstance(name, str) for name in only)):
@@ -167,17 +244,18 @@ class Probe:
         if only is not None and not only:
             raise ValueError("Probe: expected layers to name at least one module, got none; pass None for all of them.")
         named = dict(named_filters(self.module, include_batchnorm))
-        named = {name: kind for name, kind in named.items() if not _within(name, self.head)}
+        named = {name: kind for name, kind in named.items() if not self._in_head(name)}
         for wanted in only or ():
-            if not any(_within(name, wanted) for name in named):
+            if not any(within(name, wanted) for name in named):
                 raise ValueError(
                     f"Probe: expected layers to name modules of {self.name} that hold filters, got {wanted!r}; they "
                     f"are: {', '.join(named)}."
                 )
+        unused = self._unused(named) if only is None else set()
         found, owners, stop = [], dict[int, str](), 0
         for name, kind in named.items():
-            unwanted = only is not None and not any(_within(name, wanted) for wanted in only)
-            if unwanted or (self.pool is not None and _within(name, self.pool)):
+            unwanted = name in unused or (only is not None and not any(within(name, wanted) for wanted in only))
+            if unwanted or (self.pool is not None and within(name, self.pool)):
                 continue
             weight = self.weight(name)
             if id(weight) in owners:
@@ -197,7 +275,26 @@ class Probe:
                 Task2VecWarning,
                 stacklevel=2,
             )
+        if unused:
+            some = sorted(unused, key=list(named).index)
+            warnings.warn(
+                f"the embedding leaves out {', '.join(some[:5])}{f' and {len(some) - 5} more' if len(some) > 5 else ''}"
+                f": no gradient of {self.name}'s features reaches them (unused or auxiliary branches, or torch.no_grad "
+                "in its forward pass); pass layers=[…] to choose and silence this",
+                Task2VecWarning,
+                stacklevel=2,
+            )
         return found
+
+    def _unused(self, named: Iterable[str]) -> set[str]:
+        """Return which of these layers the features do not depend on."""
+        tried = self._tried
+        if not tried.differentiable:
+            raise ValueError(
+                f"Probe: expected features of {self.name} with gradients, but they reach no image: its forward pass "
+                "runs under torch.no_grad() or detaches; remove that, or pass layers=[…] with those that come after it."
+            )
+        return {name for name in named if name in tried.unreached and not within(name, self.pool or self.head)}
 
     def weight(self, layer: str) -> nn.Parameter:
         """Return the parameter whose rows are a layer's filters.
@@ -233,6 +330,14 @@ class Probe:
         return prior
 
 
+class _Tried(NamedTuple):
+    """What a trial has shown of a probe."""
+
+    unreached: frozenset[str]  # layers by name, on which the features do not depend
+    differentiable: bool  # whether a gradient of the features reaches the images
+    feature_size: int  # D
+
+
 @torch.inference_mode(mode=False)  # or its parameters could have no gradients
 def load_probe(
     probe: str | nn.Module | Probe = "resnet34",
@@ -251,7 +356,8 @@ def load_probe(
             path of a ``.safetensors`` or ``.pth`` checkpoint (read without running code; its head may have any number
             of classes), ``"offline"`` (the weights of ``"tiny"``), or ``"random"`` (seed 0, as a control). For a
             module: a path, loaded into that module, or None to keep its weights.
-        head: Name of the ``nn.Linear`` to refit; default: ``fc``, ``head`` or ``classifier``, else the last one.
+        head: Name of the layer to refit (see `Probe`), or ``"features"`` if the network's output is the feature vector.
+            Default: the Linear layer, or 1×1 convolution with pooling, whose output is the network's.
         preprocess: Default: what the weights were trained with (for modules, checkpoints and random weights
             torchvision's ImageNet preset, 256 → 224 px). None where tasks give preprocessed tensors.
         image_size: Side of another crop in pixels; the resize changes in proportion.
@@ -269,89 +375,43 @@ def load_probe(
         if weights is not None or head is not None or preprocess != "weights" or image_size is not None:
             raise ValueError("load_probe: expected no further options with a Probe; give them when it is loaded.")
         return probe
-    expected: Preprocess | None = Preprocess()
     if preprocess is not None and preprocess != "weights" and not isinstance(preprocess, Preprocess):
         raise TypeError(f"load_probe: expected preprocess to be a Preprocess, None or 'weights', got {preprocess!r}.")
     if isinstance(probe, nn.Module):
-        module = _unwrapped(probe)
-        name, source = type(module).__name__, "as given"
-        if weights is not None:
-            source = os.path.basename(os.fspath(weights))
-            load_state(module, read_checkpoint(weights), f"{name} with {weights}")
+        module = unwrapped(probe)
+        name, owned = type(module).__name__, False
+        if weights is not None and not isinstance(weights, (str, os.PathLike)):
+            raise TypeError(f"load_probe: expected weights of a module as a path, got {brief(weights)}.")
+        source = "as given" if weights is None else os.path.basename(os.fspath(weights))
+        built = Built(module, source, Preprocess(), weights)
+        check_usable(module)
+        check_eval(module)
     elif not isinstance(probe, str):
         raise TypeError(f"load_probe: expected a name, an nn.Module or a Probe, got {type(probe).__name__}.")
     else:
-        name = probe
-        module, source, expected = _build(probe, weights)
-        module.eval()
-    if preprocess != "weights":
-        expected = preprocess
-    if image_size is not None:
-        if expected is None:
-            raise ValueError("load_probe: expected either preprocess=None or an image_size, got both; drop one.")
-        if not isinstance(image_size, int) or image_size < 1:
-            raise ValueError(f"load_probe: expected image_size as a whole number of pixels >= 1, got {image_size!r}.")
-        expected = expected.with_size(image_size)
-    return Probe(module, head or default_head(module), name, source, expected)
+        name, built, owned = probe, build(probe, weights), True
+    state = None if built.checkpoint is None else read_checkpoint(built.checkpoint)
+    expected = _expected(built.preprocess, preprocess, image_size)
+    if head is None:
+        head = default_head(built.module, None if expected is None else expected.crop, name)
+    random_head = built.weights == "random"
+    if built.checkpoint is not None and state is not None:
+        random_head = not load_checkpoint(built.module, built.checkpoint, state, name, head, owned=owned)
+    return Probe(built.module, head, name, built.weights, expected, random_head=random_head)
 
 
-def _build(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
-    """Return (module, where its weights are from, their preprocessing) of a named probe."""
-    if name == OFFLINE_PROBE:
-        return _build_tiny(weights)
-    if name.startswith(TIMM_PREFIX):
-        return timm_weights(name.removeprefix(TIMM_PREFIX), weights)
-    if name not in TORCHVISION_PROBES:
-        raise ValueError(
-            f"load_probe: expected {OFFLINE_PROBE!r}, a model of timm ('{TIMM_PREFIX}resnet34.a1_in1k') or one of "
-            f"{', '.join(TORCHVISION_PROBES)}; got {name!r}. Any other network can be passed as a module."
-        )
-    if weights == "offline":
-        raise ValueError(
-            f"load_probe: the weights that ship with the package fit the probe {OFFLINE_PROBE!r}, not {name!r}; pass "
-            f"probe={OFFLINE_PROBE!r}, or the path of a checkpoint of {name}."
-        )
-    return torchvision_weights(name, weights)
-
-
-def _build_tiny(weights: Any) -> tuple[nn.Module, str, Preprocess]:
-    from .tiny import TINY_MEAN, TINY_SIZE, TINY_STD, TinyResNet, tiny_weights_path
-
-    if weights not in (None, "offline", "random"):
-        raise ValueError(f"load_probe: expected weights 'offline' or 'random' for {OFFLINE_PROBE!r}, got {weights!r}.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = TinyResNet()
-    if weights != "random":
-        load_state(module, read_checkpoint(tiny_weights_path()), "the tiny probe")
-    return module, weights or "offline", Preprocess(TINY_SIZE, TINY_SIZE, TINY_MEAN, TINY_STD)
-
-
-def _within(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(prefix + ".")
-
-
-def check_eval(module: nn.Module) -> None:
-    """Raise ValueError unless every submodule is in eval mode, and every BatchNorm has running statistics."""
-    for name, child in module.named_modules():
-        if child.training:
-            where = f" (its submodule {name!r} is)" if name else ""
-            raise ValueError(
-                f"Probe: expected a network in eval mode, got train mode{where}: per-sample gradients do not exist "
-                "where BatchNorm couples the images of a batch; call module.eval() first."
-            )
-        if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.running_mean is None:
-            raise ValueError(
-                f"Probe: expected BatchNorm with running statistics, got none in {name!r}: batch statistics couple the "
-                "samples; use a network trained with track_running_stats=True."
-            )
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    """Return the network inside DataParallel and torch.compile wrappers: they change its names and fingerprint."""
-    while isinstance(module, nn.DataParallel) or hasattr(module, "_orig_mod"):
-        module = module.get_submodule("module" if isinstance(module, nn.DataParallel) else "_orig_mod")
-    return module
+def _expected(
+    of_weights: Preprocess, chosen: Preprocess | Literal["weights"] | None, image_size: int | None
+) -> Preprocess | None:
+    """Return the preprocessing that `load_probe`'s arguments ask for."""
+    expected = of_weights if chosen == "weights" else chosen
+    if image_size is None:
+        return expected
+    if expected is None:
+        raise ValueError("load_probe: expected either preprocess=None or an image_size, got both; drop one.")
+    if not isinstance(image_size, int) or image_size < 1:
+        raise ValueError(f"load_probe: expected image_size as a whole number of pixels >= 1, got {image_size!r}.")
+    return expected.with_size(image_size)
 
 
 @contextmanager

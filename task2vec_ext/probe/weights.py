@@ -1,112 +1,86 @@
-"""Weights from checkpoints, torchvision and timm: read without running code, loaded strictly."""
+"""Networks and weights of torchvision and timm, by name."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
 import os
-import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ..data.preprocess import Preprocess
-from .layers import default_head, find_head
+from .checkpoint import check_finite, load_state, read_checkpoint
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # where training scripts keep the weights
-_PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and torch.compile
-_RENAMED = (  # torchvision's files of its DenseNets and ViTs are older than the names in its code
-    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
-    (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
-    (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
+TORCHVISION_PROBES = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+    *("wide_resnet50_2", "wide_resnet101_2"),
+    *("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
+    *("densenet121", "densenet161", "densenet169", "densenet201"),
+    *("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
+    *("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"),
+    *("swin_t", "swin_s", "swin_b"),
 )
+TIMM_PREFIX = "timm:"
+OFFLINE_PROBE = "tiny"
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return name → weight of a ``.safetensors`` or ``.pth`` file, on the CPU, without running any of its code.
+class Built(NamedTuple):
+    """A network by name, and the checkpoint that is still to be loaded into it."""
 
-    Wrappers such as ``{"state_dict": …}`` and prefixes such as ``module.`` are taken off.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"read_checkpoint: expected a checkpoint at {file}, found no such file; check the path.")
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
+    module: nn.Module
+    weights: str
+    preprocess: Preprocess
+    checkpoint: str | os.PathLike[str] | None = None
 
-            content: Any = load_file(file)
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).split("\n", 1)[0]
+
+def build(name: str, weights: Any = "random") -> Built:
+    """Return a network by name, in eval mode; a checkpoint is not loaded yet."""
+    built = _build(name, weights)
+    built.module.eval()
+    return built
+
+
+def _build(name: str, weights: Any) -> Built:
+    if name == OFFLINE_PROBE:
+        return _build_tiny(weights)
+    if name.startswith(TIMM_PREFIX):
+        return timm_weights(name.removeprefix(TIMM_PREFIX), weights)
+    if name not in TORCHVISION_PROBES:
+        advice = "Pass a file as weights, with the name of its architecture." if os.path.isfile(name) else ""
         raise ValueError(
-            f"read_checkpoint: {file} could not be read as {file.suffix or 'a checkpoint'} ({type(error).__name__}: "
-            f"{reason}); it may be damaged, or hold objects other than tensors: save module.state_dict() instead."
-        ) from error
-    for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-            break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        raise ValueError(f"read_checkpoint: expected a dictionary of tensors in {file}, got {type(content).__name__}.")
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in content):
-            content = {name.removeprefix(prefix): value for name, value in content.items()}
-    return content
-
-
-def load_state(module: nn.Module, state: dict[str, Tensor], who: str) -> None:
-    """Load `state` into `module`, once it is known to fit and to be finite; `who` names the network in messages."""
-    own = module.state_dict()
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in own]
-    shapes = [
-        f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    problems = [
-        f"{label}: {', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
-        for label, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        if found
-    ]
-    if problems:
-        raise ValueError(
-            f"load_probe: expected a checkpoint that fits {who}; {'; '.join(problems)}. Is it of another architecture?"
+            f"load_probe: expected {OFFLINE_PROBE!r}, a model of timm ('{TIMM_PREFIX}resnet34.a1_in1k') or one of "
+            f"{', '.join(TORCHVISION_PROBES)}; got {name!r}. {advice or 'Any other network can be passed as a module.'}"
         )
-    _check_finite(state, who)
-    module.load_state_dict(state, strict=False)  # strict but for counters that old checkpoints lack
+    if weights == "offline":
+        raise ValueError(
+            f"load_probe: the weights that ship with the package fit the probe {OFFLINE_PROBE!r}, not {name!r}; pass "
+            f"probe={OFFLINE_PROBE!r}, or the path of a checkpoint of {name}."
+        )
+    return torchvision_weights(name, weights)
 
 
-def _check_finite(state: dict[str, Tensor], who: str) -> None:
-    for name, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ValueError(f"load_probe: expected finite weights for {who}, got NaN or infinity in {name}.")
+def _build_tiny(weights: Any) -> Built:
+    from .tiny import TINY_MEAN, TINY_SIZE, TINY_STD, TinyResNet, tiny_weights_path
+
+    if weights is not None and not (isinstance(weights, str) and weights in ("offline", "random")):
+        raise ValueError(
+            f"load_probe: expected weights 'offline' or 'random' for {OFFLINE_PROBE!r}, got {brief(weights)}."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = TinyResNet()
+    if weights != "random":
+        load_state(module, read_checkpoint(tiny_weights_path()), "the tiny probe")
+    return Built(module, weights or "offline", Preprocess(TINY_SIZE, TINY_SIZE, TINY_MEAN, TINY_STD))
 
 
-def _with_checkpoint(module: nn.Module, path: str | os.PathLike[str], who: str) -> nn.Module:
-    """Return the module with a checkpoint's weights. Its head may have other classes or be missing: it is refitted."""
-    state = read_checkpoint(path)
-    for old, new in _RENAMED:
-        state = {old.sub(new, name): value for name, value in state.items()}
-    name = default_head(module)
-    head = find_head(module, name)
-    if f"{name}.weight" in state:
-        module.set_submodule(name, nn.Linear(head.in_features, len(state[f"{name}.weight"]), head.bias is not None))
-    else:
-        state |= {f"{name}.{key}": value for key, value in head.state_dict().items()}
-    load_state(module, state, f"{who} with {path}")
-    return module
-
-
-def torchvision_weights(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
-    """Return (module as torchvision builds it, name of the weights, preprocessing) of a classification model.
+def torchvision_weights(name: str, weights: Any) -> Built:
+    """Return a classification model as torchvision builds it.
 
     `weights` are an enum, the name of one's member, a path, ``"random"``, or None for the model's first ones
     (``"IMAGENET1K_V1"`` except for ViT-H).
@@ -126,17 +100,24 @@ def torchvision_weights(name: str, weights: Any) -> tuple[nn.Module, str, Prepro
     if weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return get_model(name, weights=None), "random", Preprocess()
+            return Built(get_model(name, weights=None), "random", Preprocess())
     is_name = isinstance(weights, str) and not os.path.exists(weights) and not Path(weights).suffix
     if is_name or not isinstance(weights, (str, os.PathLike)):
         raise ValueError(
             f"load_probe: expected weights of {name} as an enum, one of {known}, DEFAULT, random, or the path of a "
-            f"checkpoint; got {weights!r}."
+            f"checkpoint; got {brief(weights)}."
         )
-    return _with_checkpoint(get_model(name, weights=None), weights, name), Path(weights).name, Preprocess()
+    return Built(get_model(name, weights=None), Path(weights).name, Preprocess(), weights)
 
 
-def _from_enum(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
+def brief(weights: Any) -> str:
+    """Return what was given as weights, for a message; never their values."""
+    if isinstance(weights, (str, os.PathLike, int, float)):
+        return repr(weights)
+    return f"an object of type {type(weights).__name__}; to use weights in memory, load them into a module and pass it"
+
+
+def _from_enum(name: str, weights: Any) -> Built:
     from torchvision.models import get_model
 
     file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
@@ -149,24 +130,24 @@ def _from_enum(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
             f"load_probe: the weights {name} {weights.name} are not on this machine and could not be downloaded "
             f"({reason}). Fetch {weights.url} elsewhere and put it at {file}, pass weights='PATH', or use the probe "
             "'tiny', which needs none."
-        ) from error
-    _check_finite(module.state_dict(), f"{name} {weights.name}")
-    return module, weights.name, Preprocess.from_torchvision(weights.transforms())
+        ) from None  # the reason is in the message
+    check_finite(module.state_dict(), f"{name} {weights.name}")
+    return Built(module, weights.name, Preprocess.from_torchvision(weights.transforms()))
 
 
-def timm_weights(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
-    """Return (module as timm builds it, name of the weights, preprocessing) of a model of timm.
+def timm_weights(name: str, weights: Any) -> Built:
+    """Return a model as timm builds it.
 
     The name may carry the tag of its weights (``"resnet34.a1_in1k"``). `weights` are None for those that the name
     stands for, a path, or ``"random"``.
     """
     try:
         import timm
-    except ImportError as error:
+    except ImportError:
         raise RuntimeError(
             f"load_probe: expected timm on this machine for the probe 'timm:{name}', found none; install it: pip "
             "install timm (the package's extra of that name)."
-        ) from error
+        ) from None
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture) or (tag and not timm.models.is_model_pretrained(name)):
         close = difflib.get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], n=5)
@@ -175,23 +156,23 @@ def timm_weights(name: str, weights: Any) -> tuple[nn.Module, str, Preprocess]:
             f"{', '.join(close) or 'none'}."
         )
     if weights is not None and not isinstance(weights, (str, os.PathLike)):
-        raise ValueError(f"load_probe: expected weights of timm:{name} as 'random' or a path, got {weights!r}.")
+        raise ValueError(f"load_probe: expected weights of timm:{name} as 'random' or a path, got {brief(weights)}.")
     if weights is None:
         try:
             module = timm.create_model(name, pretrained=True)
         except Exception as error:  # whatever the hub, its cache or the network says
+            reason = str(error).split("\n", 1)[0]
             repository = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None) or "(none)"
             raise RuntimeError(
                 f"load_probe: the weights of timm:{name} are not on this machine and could not be downloaded "
-                f"({error}). Fetch model.safetensors of the Hugging Face repository {repository} elsewhere and pass "
+                f"({reason}). Fetch model.safetensors of the Hugging Face repository {repository} elsewhere and pass "
                 "weights='PATH', or use the probe 'tiny', which needs none."
-            ) from error
-        _check_finite(module.state_dict(), f"timm:{name}")
+            ) from None
+        check_finite(module.state_dict(), f"timm:{name}")
         source = str(module.pretrained_cfg.get("tag") or "pretrained")
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            module, source = timm.create_model(name, pretrained=False), str(weights)
-        if weights != "random":
-            module, source = _with_checkpoint(module, weights, f"timm:{name}"), Path(weights).name
-    return module, source, Preprocess.from_timm(timm.data.resolve_model_data_config(module))
+            module, source = timm.create_model(name, pretrained=False), Path(weights).name
+    expected = Preprocess.from_timm(timm.data.resolve_model_data_config(module))
+    return Built(module, source, expected, None if weights in (None, "random") else weights)

@@ -1,4 +1,5 @@
 import re
+import traceback
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ from torchvision.models import (
 )
 
 from task2vec_ext import Preprocess, Task2VecWarning, load_probe
+from task2vec_ext.probe.feed import choose_device
 from task2vec_ext.probe.probe import TORCHVISION_PROBES
-from task2vec_ext.probe.weights import _with_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -107,8 +108,9 @@ def test_a_download_without_a_network_names_the_file_and_where_to_put_it(monkeyp
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(
         RuntimeError, match=rf"(?s)resnet34.*IMAGENET1K_V1.*put it at {tmp_path}.*resnet34-\w+\.pth.*weights='PATH'"
-    ):
+    ) as caught:
         load_probe()
+    assert "".join(traceback.format_exception(caught.value)).count("Traceback") == 1
 
 
 def test_weights_already_on_the_machine_are_loaded_without_a_network(monkeypatch, tmp_path):
@@ -153,8 +155,8 @@ def test_old_names_of_a_vits_mlp_are_known(tmp_path):
     }
     assert "encoder.layers.encoder_layer_0.mlp.linear_2.weight" in old
     torch.save(old, tmp_path / "vit.pth")
-    other = _with_checkpoint(VisionTransformer(8, 4, 1, 2, 8, 12, num_classes=5), tmp_path / "vit.pth", "vit")
-    assert load_probe(other.eval()).fingerprint == load_probe(net.eval()).fingerprint
+    other = load_probe(VisionTransformer(8, 4, 1, 2, 8, 12, num_classes=5).eval(), weights=tmp_path / "vit.pth")
+    assert other.fingerprint == load_probe(net.eval()).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -239,8 +241,12 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
         ({"probe": "resnet18", "weights": "missing.pth"}, ValueError, "found no such file"),
         ({"probe": "resnet18", "weights": 3}, ValueError, "or the path of a checkpoint; got 3"),
         ({"probe": "tiny", "weights": "DEFAULT"}, ValueError, "'offline' or 'random'"),
-        ({"probe": "tiny", "head": "classifier"}, ValueError, "module named 'classifier' as head.*fc"),
-        ({"probe": "tiny", "head": "layer1"}, TypeError, "an nn.Linear, got Sequential"),
+        (
+            {"probe": "tiny", "head": "classifier"},
+            ValueError,
+            "module named 'classifier' as head, found none; leave head out",
+        ),
+        ({"probe": "tiny", "head": "layer1"}, TypeError, "an nn.Linear or a 1×1 convolution, got Sequential"),
         (
             {"probe": "tiny", "preprocess": None, "image_size": 32},
             ValueError,
@@ -256,22 +262,6 @@ def test_bad_arguments_are_refused(arguments, error, message):
 def test_a_module_in_train_mode_is_refused():
     with pytest.raises(ValueError, match=r"call module.eval\(\) first"):
         load_probe(resnet18())
-
-
-def test_the_head_is_found():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 2)).eval()
-    assert load_probe(net).head == "3"
-    assert load_probe(net, head="2").head == "2"
-    net.add_module("fc", nn.Linear(2, 2))
-    net.add_module("aside", nn.Linear(2, 2))
-    assert load_probe(net.eval()).head == "fc"
-
-
-def test_attentions_out_projection_is_no_head():
-    layer = nn.TransformerEncoderLayer(4, 2, batch_first=True)
-    layer.linear1, layer.linear2 = nn.Identity(), nn.Identity()
-    with pytest.raises(ValueError, match=r"ends in a Linear layer.*got TransformerEncoderLayer without"):
-        load_probe(layer.eval())
 
 
 def test_unknown_layers_are_refused_with_what_there_is():
@@ -301,13 +291,98 @@ def test_batchnorm_without_running_statistics_is_refused():
         load_probe(net.eval(), head="3")
 
 
-def test_wrappers_are_taken_off():
+class NoProcessGroup(nn.parallel.DistributedDataParallel):
+    """The wrapper without its processes."""
+
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module = module
+
+
+WRAPPERS = {
+    "data-parallel": nn.DataParallel,
+    "distributed": NoProcessGroup,
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "compiled": torch.compile,
+    "averaged-distributed": lambda net: torch.optim.swa_utils.AveragedModel(NoProcessGroup(net)),
+    "compiled-data-parallel": lambda net: torch.compile(nn.DataParallel(net)),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_wrappers_are_taken_off(kind):
+    bare = load_probe(small_resnet(), preprocess=None)
+    probe = load_probe(WRAPPERS[kind](small_resnet()).eval(), preprocess=None)
+    assert probe.fingerprint == bare.fingerprint
+    assert probe.layers() == bare.layers()
+
+
+class Around(nn.Module):
+    """A wrapper of the user's, which computes something."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = small_resnet()
+
+    def forward(self, x):
+        return self.module(x / 2)
+
+
+def test_a_module_called_module_stays_inside():
+    assert load_probe(Around().eval(), preprocess=None).head == "module.fc"
+
+
+def on_meta():
+    with torch.device("meta"):
+        return small_resnet()
+
+
+def partly_on_meta():
     net = small_resnet()
-    bare = load_probe(net, preprocess=None)
-    for wrapped in (nn.DataParallel(net).eval(), torch.compile(net)):
-        probe = load_probe(wrapped, preprocess=None)
-        assert probe.fingerprint == bare.fingerprint
-        assert probe.layers() == bare.layers()
+    net.layer3.to("meta")
+    return net
+
+
+def lazy():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(3)).eval()
+
+
+def with_scripted_part():
+    net = small_resnet()
+    net.layer3 = torch.jit.script(net.layer3)
+    return net
+
+
+@torch.inference_mode()
+def in_inference_mode():
+    return small_resnet()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (on_meta, ValueError, r"'conv1\.weight' is on the meta device; build the network on the CPU"),
+        (partly_on_meta, ValueError, r"'layer3\.\S+' is on the meta device"),
+        (lazy, ValueError, r"'3\.weight' has no shape yet .*run one batch"),
+        (in_inference_mode, ValueError, r"'conv1\.weight' was made under torch\.inference_mode\(\)"),
+        (lambda: torch.jit.script(small_resnet()), TypeError, r"got TorchScript, whose layers .*scripted\.state_dict"),
+        (with_scripted_part, TypeError, r"got TorchScript in 'layer3"),
+    ],
+    ids=["meta", "partly-meta", "lazy", "inference-mode", "jit", "partly-jit"],
+)
+def test_networks_without_usable_weights_are_refused(build, error, message):
+    with pytest.raises(error, match=message):
+        load_probe(build())
+    with pytest.raises(error, match=message):
+        load_probe(build(), head="fc")
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "cuda:99", "nonsense"])
+def test_a_device_that_is_not_here_is_refused_in_words(device):
+    with pytest.raises(RuntimeError, match=rf"device: expected .* got '{device}'; pass one of 'cpu'") as caught:
+        choose_device(small_resnet(), device, owned=False)
+    assert "aten" not in str(caught.value)
 
 
 def test_a_prefix_ends_at_a_dot():
