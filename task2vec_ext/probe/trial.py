@@ -142,7 +142,7 @@ def trial(module: nn.Module, side: int, tap: str = OUTPUT) -> Trial:
         tap: A further module to watch.
 
     Raises:
-        Exception: Whatever the network raises.
+        Exception: If the network raises one.
     """
     weight = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     noise = torch.randn(_IMAGES, 3, side, side, generator=torch.Generator().manual_seed(0))
