@@ -304,7 +304,7 @@ WRAPPERS = {
     "distributed": NoProcessGroup,
     "averaged": torch.optim.swa_utils.AveragedModel,
     "compiled": torch.compile,
-    "averaged-distributed": lambda net: torch.optim.swa_utils.AveragedModel(NoProcessGroup(net)),
+    "averaged-distributed": lambda net: NoProcessGroup(torch.optim.swa_utils.AveragedModel(net)),
     "compiled-data-parallel": lambda net: torch.compile(nn.DataParallel(net)),
 }
 
