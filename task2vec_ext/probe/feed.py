@@ -109,7 +109,7 @@ def choose_device(module: nn.Module, device: str | torch.device | None, *, owned
     if place is None or place.type not in ("cpu", "cuda"):
         here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         raise RuntimeError(
-            f"device: expected a device this machine has and the package runs on, got {str(device)!r}; pass one of "
+            f"device: expected a device this machine has, got {str(device)!r}; pass one of "
             f"{', '.join(map(repr, here))} (on the command line --device)."
         )
     return place
