@@ -8,7 +8,7 @@ import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from ..data.preprocess import Preprocess
 from .checkpoint import load_checkpoint, read_checkpoint
 from .layers import OUTPUT, Layer, filter_weight, head_layer, layer_parameters, named_filters, undescribed, within
 from .precision import Dtype
-from .trial import any_trial, as_vectors, default_head, one_line, reached, trial
+from .trial import Tried, any_trial, as_vectors, default_head, reached, trial, wrong_size
 from .usable import check_eval, check_usable, unwrapped
 from .weights import OFFLINE_PROBE, TIMM_PREFIX, TORCHVISION_PROBES, Built, brief, build
 
@@ -178,7 +178,7 @@ class Probe:
         return features
 
     @cached_property
-    def _tried(self) -> _Tried:
+    def _tried(self) -> Tried:
         """What a forward pass of noise shows, before any image is read."""
         tap = self._tap
         try:
@@ -190,8 +190,9 @@ class Probe:
             raise
         except Exception as error:  # whatever the network raises
             if self.preprocess is None and tap is not None:
-                return _Tried(frozenset(), True, -1)  # of unknown size: the first image will show
-            raise self._wrong_size(error) from None
+                return Tried(frozenset(), True, -1)  # of unknown size: the first image will show
+            side = None if self.preprocess is None else self.preprocess.crop
+            raise wrong_size(self.module, side, self.name, error) from None
         given = [] if tap is None else seen.layers[tap].inputs
         features = self._features(given, seen.output[0] if len(seen.output) == 1 else seen.output, len(seen.image))
         if tap == self.head and seen.output and seen.depends(features) and not seen.may_be_head(tap):
@@ -206,19 +207,7 @@ class Probe:
             for name, _ in named_filters(self.module, include_batchnorm=True)
             if not any(id(p) in leaves or not p.is_floating_point() for p in layer_parameters(self.module, name))
         ]
-        return _Tried(frozenset(unreached), seen.depends(features), features.shape[-1])
-
-    def _wrong_size(self, error: Exception) -> ValueError:
-        side = None if self.preprocess is None else self.preprocess.crop
-        try:
-            other = any_trial(self.module, None).image.shape[-1]
-            advice = f"it takes {other} × {other}: pass image_size={other}, or build the network for this size"
-        except Exception:  # whatever the network raises
-            advice = "pass another image_size or preprocess"
-        return ValueError(
-            f"Probe: expected {self.name} to take images [N, 3, {side or 'H'}, {side or 'W'}], but its forward pass "
-            f"failed ({one_line(error)}); {advice}."
-        )
+        return Tried(frozenset(unreached), seen.depends(features), features.shape[-1])
 
     def layers(self, only: Sequence[str] | None = None, *, include_batchnorm: bool = False) -> list[Layer]:
         """Return the layers an embedding consists of, in the module's order, as slices of ``[0, K)``.
@@ -328,14 +317,6 @@ class Probe:
             mean_square = self.weight(layer.name).detach().double().square().mean().item()
             prior[layer.start : layer.stop] = scale / max(mean_square, torch.finfo(torch.float32).tiny)
         return prior
-
-
-class _Tried(NamedTuple):
-    """What a trial has shown of a probe."""
-
-    unreached: frozenset[str]  # layers by name, on which the features do not depend
-    differentiable: bool  # whether a gradient of the features reaches the images
-    feature_size: int  # D
 
 
 @torch.inference_mode(mode=False)  # or its parameters could have no gradients

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,14 @@ class Trial:
                 return []
             todo += before or [None]
         return list(dict.fromkeys(found))
+
+
+class Tried(NamedTuple):
+    """What a trial has shown of a probe."""
+
+    unreached: frozenset[str]  # layers by name, on which the features do not depend
+    differentiable: bool  # whether a gradient of the features reaches the images
+    feature_size: int  # D
 
 
 def reached(start: Tensor | Node | None, around: Node | None = None) -> set[int]:
@@ -235,6 +243,19 @@ def default_head(module: nn.Module, first: int | None, who: str) -> str:
     raise ValueError(
         f"load_probe: expected a network whose output is that of one Linear layer (or 1×1 convolution and average "
         f"pooling), its head; that of {who} is not. Choose with load_probe: {', or '.join(choices)}."
+    )
+
+
+def wrong_size(module: nn.Module, side: int | None, who: str, error: Exception) -> ValueError:
+    """Return the error for a network that does not take images of this size, with a size that it takes."""
+    try:
+        other = any_trial(module, None).image.shape[-1]
+        advice = f"it takes {other} × {other}: pass image_size={other}, or build the network for this size"
+    except Exception:  # whatever the network raises
+        advice = "pass another image_size or preprocess"
+    return ValueError(
+        f"Probe: expected {who} to take images [N, 3, {side or 'H'}, {side or 'W'}], but its forward pass failed "
+        f"({one_line(error)}); {advice}."
     )
 
 
