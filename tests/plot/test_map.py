@@ -77,5 +77,5 @@ def test_names_cover_neither_each_other_nor_points_and_stay_inside(sizes):
 def test_plot_map_refuses():
     with pytest.raises(ValueError, match=r"plot_map: expected 2 names, one per task, got 1"):
         plot_map(torch.zeros(2, 2), ["a"])
-    with pytest.raises(ValueError, match=r"tsne or umap, got 'pca'"):
+    with pytest.raises(ValueError, match="one of tsne, umap; got 'pca'"):
         map_positions(torch.zeros(2, 2), "pca")
