@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Annotated, NoReturn
+import warnings
+from typing import Annotated, Any, NoReturn
 
 from .._util.interrupt import INTERRUPTED, quiet_interrupt
+from .._util.warnings import Task2VecWarning
 
 with quiet_interrupt():
     import typer
@@ -56,6 +58,7 @@ def _run() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text that a terminal takes
+    warnings.formatwarning = _format_warning
     try:
         app([at_home(argument) for argument in arguments], prog_name="task2vec")
     except KeyboardInterrupt:
@@ -85,6 +88,19 @@ def _words_of(error: Exception) -> str:
         os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, (str, bytes, os.PathLike))
     ]
     return ": ".join([*paths, error.strerror])
+
+
+_python_format = warnings.formatwarning
+
+
+def _format_warning(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
+    """Return a warning of ours in one line, without the place in the code; others as Python does."""
+    ours = issubclass(category, Task2VecWarning)
+    return (
+        f"task2vec: warning: {as_options(str(message))}\n"
+        if ours
+        else _python_format(message, category, *where, **line)
+    )
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ import typer
 from typer import Argument, Option
 
 from .._util.terminal import console, print_table
-from ..data import Tasks, as_task, tasks_from
+from ..data import tasks_from
 from ..distance import norm_with_error, relative_error
 from ..embed import Team, launched_ranks
 from ..embedding import Embedding
@@ -18,6 +18,7 @@ from ..fisher import VariationalSettings
 from ..fisher.per_sample import AnyEstimator
 from ..fisher.variational import Noise
 from ..library import Entry, build_library
+from ..library.index import Index
 from ..losses import LossName, PseudoLabels
 from ..probe.precision import Dtype
 from ..settings import EmbedSettings
@@ -97,11 +98,10 @@ def embed(
         variational=VariationalSettings(**variational) if variational else None,
         dtype=dtype,
     )
-    if pseudo_labels is None:
-        tasks = tasks_from(*specs)
-    else:  # folders that hold nothing but images
-        folders = {str(path): as_task(path, target=settings.loss_object.target) for path in specs}
-        tasks = Tasks([task.name for task in folders.values()], list(folders.values()).__getitem__)
+    # Of pseudo-labels, folders hold nothing but images.
+    tasks = tasks_from(*specs, target=None if pseudo_labels is None else settings.loss_object.target)
+    before = Index(output / "index.sqlite")
+    earlier = {(e.name, e.sha256, e.seconds) for e in before.entries()} if before.settings() is not None else set()
     with kept(f"what is embedded is kept in {output}: the same command continues"), launched_ranks() as ranks:
         rank = Team(ranks).rank
         library = build_library(
@@ -124,21 +124,23 @@ def embed(
         return  # the first rank reports
     names = set(tasks.names)
     entries = [entry for entry in library.entries() if entry.name in names]
+    unchanged = {e.name for e in entries if e.state == "done" and (e.name, e.sha256, e.seconds) in earlier}
     if len(entries) <= _TABLE_ROWS:
-        print_entries(entries)
+        print_entries(entries, unchanged)
     failed = sum(entry.state == "failed" for entry in entries)
-    print(f"{len(tasks) - failed} of {len(tasks)} tasks are embedded in {output}")
+    of_those = f", {len(unchanged)} of them kept from before" if unchanged else ""
+    print(f"{len(tasks) - failed} of {len(tasks)} tasks are embedded in {output}{of_those}")
     if failed:
         print(f"{failed} failed; task2vec library ls {output} --failed shows why, --retry-failed tries them again")
         raise typer.Exit(1)
 
 
-def print_entries(entries: Iterable[Entry]) -> None:
-    """Print what a library knows of its tasks, a line each."""
+def print_entries(entries: Iterable[Entry], kept: Collection[str] = ()) -> None:
+    """Print what a library knows of its tasks, a line each; `kept`: names of those that a build did not touch."""
     rows = [
         (
             entry.name,
-            entry.state,
+            "kept" if entry.name in kept else entry.state,
             f"{entry.images:,}",
             str(entry.num_skipped or "") if entry.state == "done" else "",
             "" if entry.num_outputs is None else str(entry.num_outputs),

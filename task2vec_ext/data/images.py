@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from typing import Any
@@ -15,7 +16,7 @@ _FLOAT_SLACK = 0.1  # a bicubic resize overshoots [0, 1] by less than this; a no
 _MAX_16BIT = 65535
 
 
-def to_rgb(image: Image.Image | Tensor | np.ndarray[Any, Any]) -> Tensor:
+def to_rgb(image: Image.Image | Tensor | np.ndarray[Any, Any], *, max_value: float | None = None) -> Tensor:
     """Return an image as an RGB tensor.
 
     - PIL images may have any mode. Alpha is dropped without compositing, as in torchvision's default loader: a
@@ -26,6 +27,11 @@ def to_rgb(image: Image.Image | Tensor | np.ndarray[Any, Any]) -> Tensor:
       (the fourth channel is dropped). bool and uint8 are 8-bit, all other integers 16-bit (0…65535). Floats are in
       [0, 1]; an overshoot of up to 0.1, as a resize leaves it, is clamped.
 
+    Args:
+        image: The image.
+        max_value: The pixel value of white, by which pixels are divided, such as 4095 for 12 bits in 16-bit files.
+            Default: 255 for 8-bit images, 65535 for other integers, 1 for floats.
+
     Returns:
         ``[3, H, W]`` on the CPU: uint8 for 8-bit sources, otherwise float32 in [0, 1].
 
@@ -34,22 +40,28 @@ def to_rgb(image: Image.Image | Tensor | np.ndarray[Any, Any]) -> Tensor:
         ValueError: If it has no pixels, a wrong shape, or values that are not finite or out of range.
     """
     if isinstance(image, Image.Image):
-        return _from_pil(image)
+        return _from_pil(image, max_value)
     if isinstance(image, np.ndarray):
-        return _from_planes(_array_to_tensor(image))
+        return _from_planes(_array_to_tensor(image), max_value)
     if isinstance(image, Tensor):
-        return _from_planes(image.detach().cpu())
+        return _from_planes(image.detach().cpu(), max_value)
     raise TypeError(
         f"to_rgb: expected a PIL image, a tensor or an array, got {type(image).__name__}; "
         "make the data set return one of these as its image."
     )
 
 
-def load_image(path: str | os.PathLike[str]) -> Tensor:
+def load_image(path: str | os.PathLike[str], *, max_value: float | None = None) -> Tensor:
     """Return the image in a file, in any format that PIL reads, as `to_rgb` does.
+
+    Args:
+        path: The file.
+        max_value: See `to_rgb`.
 
     Raises:
         ValueError: If the file does not exist or cannot be decoded in full. The message has the path and the reason.
+        MemoryError: If memory is lacking.
+        OSError: If the process has no file handles left.
     """
     where = os.fspath(path)
     # Checked first, because opening a named pipe would wait for ever.
@@ -59,22 +71,35 @@ def load_image(path: str | os.PathLike[str]) -> Tensor:
         raise ValueError(f"load_image: expected an image at {where}, got {got}; correct the path.")
     try:
         with Image.open(where) as image:
-            return to_rgb(image)
-    except MemoryError:  # not the image's fault
-        raise
+            return to_rgb(image, max_value=max_value)
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, … on damaged files
+        if is_machines_fault(error):
+            raise
+        advice = "replace or remove the file"
         if os.path.getsize(where) == 0:
             got = "an empty file (zero bytes)"
         elif isinstance(error, UnidentifiedImageError):
             got = "a file in no image format that PIL knows"
+        elif isinstance(error, Image.DecompressionBombError):
+            got = f"DecompressionBombError: {error}".rstrip(". ")
+            advice = "shrink it, or allow more in Python: PIL.Image.MAX_IMAGE_PIXELS = 2 * (number of pixels)"
         else:
             got = f"{type(error).__name__}: {error}".rstrip(". ")
-        raise ValueError(
-            f"load_image: expected a readable image at {where}, got {got}; replace or remove the file."
-        ) from error
+        raise ValueError(f"load_image: expected a readable image at {where}, got {got}; {advice}.") from error
 
 
-def _from_pil(image: Image.Image) -> Tensor:
+def is_machines_fault(error: BaseException | None) -> bool:
+    """Return whether memory or file handles ran out, here or in a cause of the error: no fault of the image."""
+    while error is not None:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+            return True
+        if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _from_pil(image: Image.Image, max_value: float | None) -> Tensor:
     if image.width == 0 or image.height == 0:
         raise ValueError(f"to_rgb: expected an image with pixels, got {image.width} × {image.height}; remove it.")
     image.load()  # before its orientation is read: PNG may store EXIF behind the pixels, TIFF is turned while loading
@@ -91,7 +116,9 @@ def _from_pil(image: Image.Image) -> Tensor:
         image.getexif()[ExifTags.Base.Orientation] = orientation
         image = ImageOps.exif_transpose(image)
     planes = _array_to_tensor(np.asarray(image))
-    return _from_planes(_from_16bit(planes) if image.mode == "I" else planes)  # PIL's 32 bits hold 16, however dark
+    if image.mode == "I" and max_value is None:
+        max_value = _MAX_16BIT  # PIL's 32 bits hold 16, however dark
+    return _from_planes(planes, max_value)
 
 
 def _to_rgb_mode(image: Image.Image) -> Image.Image:
@@ -119,7 +146,7 @@ def _array_to_tensor(array: np.ndarray[Any, Any]) -> Tensor:
     return tensor.permute(2, 0, 1) if tensor.ndim == 3 and tensor.shape[2] in (1, 3, 4) else tensor
 
 
-def _from_planes(planes: Tensor) -> Tensor:
+def _from_planes(planes: Tensor, max_value: float | None) -> Tensor:
     if planes.ndim == 2:
         planes = planes[None]
     if planes.ndim != 3 or planes.shape[0] not in (1, 3, 4):
@@ -135,36 +162,44 @@ def _from_planes(planes: Tensor) -> Tensor:
     if planes.dtype == torch.bool:
         planes = planes.to(torch.uint8) * 255
     elif planes.is_floating_point():
-        planes = _from_float(planes)
-    elif planes.dtype != torch.uint8:
-        highest = int(planes.to(torch.int64).max())
-        if planes.dtype != torch.uint16 and 0 < highest <= 255:  # read as 16-bit, it would be nearly black
-            raise ValueError(
-                f"to_rgb: expected {planes.dtype} pixels in 0…65535, got a highest value of {highest}, which "
-                "looks 8-bit; convert the image to uint8 (or to uint16 if it is a dark 16-bit image)."
-            )
-        planes = _from_16bit(planes)
+        planes = _from_float(planes, max_value)
+    elif planes.dtype != torch.uint8 or max_value not in (None, 255):
+        planes = _from_integers(planes, max_value)
     return planes.expand(3, -1, -1).contiguous()  # repeats grey, and leaves colour as it is
 
 
-def _from_16bit(planes: Tensor) -> Tensor:
+def _from_integers(planes: Tensor, max_value: float | None) -> Tensor:
     values = planes.to(torch.int64)  # torch has no minimum for its unsigned types
     low, high = (int(v) for v in values.aminmax())
-    if low < 0 or high > _MAX_16BIT:
+    white = _MAX_16BIT if max_value is None else max_value
+    if max_value is None and planes.dtype != torch.uint16 and 0 < high <= 255:  # read as 16-bit, nearly black
         raise ValueError(
-            f"to_rgb: expected 16-bit pixels in 0…{_MAX_16BIT}, got values from {low} to {high}; "
-            "scale them to floats in [0, 1] first."
+            f"to_rgb: expected {planes.dtype} pixels in 0…65535, got a highest value of {high}, which "
+            "looks 8-bit; convert the image to uint8 (or to uint16 if it is a dark 16-bit image)."
         )
-    return values.to(torch.float32) / _MAX_16BIT
+    if planes.dtype == torch.uint8 and white > 255:
+        raise ValueError(
+            f"to_rgb: expected pixels of more than 8 bits with max_value={white:g}, got 8 bits; leave max_value out, "
+            "or convert the image (PIL reads only 8 bits of 16-bit colour files)."
+        )
+    if low < 0 or high > white:
+        raise ValueError(
+            f"to_rgb: expected {'16-bit ' * (max_value is None)}pixels in 0…{white:g}, got values from {low} to "
+            f"{high}; name the value of white, max_value, or scale them to floats in [0, 1] first."
+        )
+    return values.to(torch.float32) / white
 
 
-def _from_float(planes: Tensor) -> Tensor:
+def _from_float(planes: Tensor, max_value: float | None) -> Tensor:
     low, high = (float(v) for v in planes.aminmax())  # NaN comes through
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("to_rgb: expected finite pixels, got NaN or infinity; correct or remove the image.")
-    if low < -_FLOAT_SLACK or high > 1 + _FLOAT_SLACK:
+    white = 1.0 if max_value is None else max_value
+    if low < -_FLOAT_SLACK * white or high > (1 + _FLOAT_SLACK) * white:
         advice = "it looks already normalised: pass preprocess=None."
         if low >= 0:
-            advice = "divide by the highest possible value (255 for 8 bits), or convert it to uint8."
-        raise ValueError(f"to_rgb: expected float pixels in [0, 1], got values from {low:.3g} to {high:.3g}; {advice}")
-    return planes.to(torch.float32).clamp(0, 1)
+            advice = "divide by the highest possible value (255 for 8 bits), or name it: max_value."
+        raise ValueError(
+            f"to_rgb: expected float pixels in [0, {white:g}], got values from {low:.3g} to {high:.3g}; {advice}"
+        )
+    return (planes if max_value is None else planes / white).to(torch.float32).clamp(0, 1)

@@ -1,8 +1,11 @@
-"""Labels: check that they are the classes 0…C−1, and draw images by them."""
+"""Labels: check that they are the classes 0…C−1, number names, and draw images by them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,32 +14,120 @@ from torch import Tensor
 
 Labels = Tensor | np.ndarray[Any, Any] | Sequence[Any]
 
-_INTEGERS = {torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64}
 _SHOWN = 5  # enough missing labels to see the pattern, short enough to read
+_LARGEST = 2**63 - 1  # of int64
 
 
 def checked_label(value: Any, *, who: str, where: str) -> int:
     """Return an integer of Python, numpy or torch (0-d) as an int, or raise for anything else, bools included."""
     number = value.item() if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0 else value
     if isinstance(number, (int, np.integer)) and not isinstance(number, bool):
+        if abs(int(number)) > _LARGEST:
+            raise ValueError(f"{who}: expected labels 0…C−1, got {number} at {where}; number the classes from 0.")
         return int(number)
     shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
     raise TypeError(
-        f"{who}: expected integer labels 0…C−1, got {shown} ({type(value).__name__}) at {where}; "
-        "number the classes, for instance by their position in sorted(set(names))."
+        f"{who}: expected integer labels 0…C−1, got {shown} ({type(value).__name__}) at {where}; {_advice(number)}."
     )
 
 
 def label_tensor(labels: Labels, *, who: str) -> Tensor:
     """Return ``[N]`` integer labels as an int64 tensor on the CPU, or raise at the first that is none."""
-    if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":
-        labels = torch.from_numpy(labels.astype(np.int64))
-    if isinstance(labels, (Tensor, np.ndarray)) and labels.ndim != 1:
-        raise ValueError(f"{who}: expected labels of shape [N], got {list(labels.shape)}; give every image one class.")
-    if isinstance(labels, Tensor) and labels.dtype in _INTEGERS:
-        return labels.detach().to("cpu", torch.int64)
+    if isinstance(labels, (Tensor, np.ndarray)):
+        if labels.ndim != 1:
+            raise ValueError(
+                f"{who}: expected labels of shape [N], got {list(labels.shape)}; "
+                + (
+                    "pass one number for each image."
+                    if labels.ndim == 0 or not len(labels)
+                    else f"{_advice(labels[0])}."
+                )
+            )
+        if isinstance(labels, Tensor):
+            labels = np.asarray(labels.tolist()) if labels.is_floating_point() else labels.detach().cpu().numpy()
+        if labels.dtype.kind in "iu" and not (labels > _LARGEST).any():
+            return torch.from_numpy(labels.astype(np.int64))
     values = [checked_label(value, who=who, where=f"index {index}") for index, value in enumerate(labels)]
     return torch.tensor(values, dtype=torch.int64)
+
+
+def _advice(label: Any) -> str:
+    """What to do about a label that is no integer."""
+    if label is None or (isinstance(label, (float, np.floating)) and math.isnan(label)):
+        return "leave out images that have no label"
+    if isinstance(label, (bool, np.bool_)):
+        return "convert them with int(label)"
+    if isinstance(label, (float, np.floating)):
+        whole = "convert them to integers (labels.long(), labels.astype(int)), or " if float(label).is_integer() else ""
+        return f'{whole}pass loss="regression" if they are numbers to predict'
+    if isinstance(label, str):
+        return "number the classes, or give the data set a list of its labels, .targets"
+    if isinstance(label, Mapping):
+        return "make the data set return the image's class alone"
+    try:
+        values = np.asarray(label.detach().cpu() if isinstance(label, Tensor) else label)
+    except ValueError:  # lists of different lengths
+        return "give every image one class"
+    if values.dtype.kind not in "biuf" or values.size == 0:
+        return "give every image one class, a number or a name"
+    if values.size == 1:
+        return "remove the extra dimension: labels.squeeze(-1)"
+    if values.ndim > 1:
+        return 'pass loss="dense" for masks, or give every image one class'
+    if np.isclose(values.sum(), 1) and (values >= 0).all():
+        return 'pass labels.argmax(-1) (they look one-hot), or loss="multilabel" if an image may have several labels'
+    if np.isin(values, (0, 1)).all():
+        return 'pass loss="multilabel" (an image has several labels)'
+    return 'give every image one class, or pass loss="multilabel" or loss="regression"'
+
+
+def tidy(name: str) -> str:
+    """Return a name in the form that is compared: Unicode's composed form (NFC), without blanks at its ends.
+
+    The same letters have two forms in Unicode; file systems, archives and tables differ in which one they keep.
+    """
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def are_names(labels: Any) -> bool:
+    """Return whether the first of some labels is a text."""
+    return len(labels) > 0 and isinstance(labels[0], str)
+
+
+def number_names(names: Sequence[Any], *, who: str, where: str = "index") -> tuple[Tensor, tuple[str, ...]]:
+    """Return ``[N]`` classes 0…C−1 of labels that are text, and the classes' names, sorted.
+
+    Whole numbers are sorted by size, before other names. Names that differ in blanks at their ends, or in the Unicode
+    form of the same letters, are one class.
+
+    Args:
+        names: The labels.
+        who: The caller, for messages.
+        where: What a label's number counts, for messages.
+
+    Raises:
+        TypeError: If some are not text.
+        ValueError: If some are empty.
+    """
+    for index, name in enumerate(names):
+        if not isinstance(name, str):
+            advice = (
+                _advice(name) if name is None or isinstance(name, float) else "make all labels text, or all integers"
+            )
+            raise TypeError(f"{who}: expected labels that are all text, got {name!r:.60} at {where} {index}; {advice}.")
+        if not name.strip():
+            raise ValueError(
+                f"{who}: expected a label for every image, got an empty text at {where} {index}; fill it in, or leave "
+                "the image out."
+            )
+    forms = {name: tidy(name) for name in set(names)}
+    classes = tuple(sorted(set(forms.values()), key=_by_size))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return torch.tensor([numbers[forms[name]] for name in names], dtype=torch.int64), classes
+
+
+def _by_size(name: str) -> tuple[int, int, str]:
+    return (0, int(name), name) if re.fullmatch(r"-?\d{1,18}", name) else (1, 0, name)
 
 
 def check_labels(labels: Labels, *, who: str) -> int:

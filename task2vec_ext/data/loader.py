@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .folder import Files
+from .images import is_machines_fault
 from .preprocess import Preprocess
+from .range import RangeCheck
 from .task import Task, check_indices
 
 OnError = Literal["raise", "skip"]
@@ -57,6 +61,9 @@ class _Chunk(NamedTuple):
     batch: Batch | None  # None: no image of it can be used
     failures: list[Failure]
     error: Exception | None = None  # raised with on_error="skip" too
+    peaks: tuple[
+        tuple[torch.dtype, float], ...
+    ] = ()  # of each usable image: its type and highest value, before preprocessing
 
 
 def batches(
@@ -92,8 +99,9 @@ def batches(
         TypeError: If an item of the task is not a pair of an image and a target of the task's kind.
 
     Note:
-        Images of different sizes without a ``preprocess``, a malformed task and lack of memory raise with
-        ``on_error="skip"`` too: skipping would silently drop an arbitrary part of the task.
+        Images of different sizes without a ``preprocess``, a malformed task, images that are nearly black in all their
+        pixels (see `RangeCheck`) and lack of memory or file handles raise with ``on_error="skip"`` too: skipping would
+        silently drop an arbitrary part of the task.
     """
     if batch_size < 1 or num_workers < 0:
         raise ValueError(
@@ -101,7 +109,10 @@ def batches(
         )
     if on_error not in ("raise", "skip"):
         raise ValueError(f'batches: expected on_error "raise" or "skip", got {on_error!r}; choose one of them.')
-    chunks = _Chunks(task, check_indices(task, indices, who="batches").tolist(), batch_size, preprocess)
+    wanted = check_indices(task, indices, who="batches").tolist()
+    if on_error == "raise":
+        _check_files(task, wanted)
+    chunks = _Chunks(task, wanted, batch_size, preprocess)
     loader: DataLoader[_Chunk] = DataLoader(
         chunks,
         batch_size=None,  # an item already is a batch
@@ -112,17 +123,34 @@ def batches(
     return _usable(loader, task, on_error, skipped)
 
 
+def _check_files(task: Task, indices: Sequence[int]) -> None:
+    """Raise if files do not exist, before others are read for hours."""
+    if not isinstance(task.source, Files):
+        return
+    missing = [i for i in indices if not os.path.isfile(task.source.paths[i])]
+    if missing:
+        names = ", ".join(task.source.names[i] for i in sorted(missing)[:5]) + (", …" if len(missing) > 5 else "")
+        first = task.source.paths[min(missing)]
+        raise ValueError(
+            f"batches: expected the files of {task.name!r} to exist, got {len(missing):,} of {len(indices):,} that do "
+            f"not: {names} (the first is looked for at {first}); correct the paths, or {_SKIP}."
+        )
+
+
+_SKIP = 'go on without them: on_error="skip" (on the command line --skip-unreadable)'
+
+
 def _usable(
     loader: DataLoader[_Chunk], task: Task, on_error: OnError, skipped: list[Failure] | None
 ) -> Iterator[Batch]:
     """Yield the batches, and raise or collect the failures, in the caller's process."""
     first: _Item | None = None
+    ranges = RangeCheck(task)
     for chunk in _read(loader):
         if chunk.failures and on_error == "raise":
             failure = chunk.failures[0]
             raise ValueError(
-                f"batches: expected usable images, got {failure.where}: {failure.reason} "
-                'Or pass on_error="skip" (on the command line --skip-unreadable) to go on without it.'
+                f"batches: expected usable images, got {failure.where}: {failure.reason.rstrip('. ')}. Or {_SKIP}."
             )
         if chunk.error is not None:
             raise chunk.error
@@ -133,7 +161,9 @@ def _usable(
             first = first or item
             if (error := _mismatch(task, first, item)) is not None:
                 raise error
+            ranges.add(chunk.peaks)
             yield chunk.batch
+    ranges.end()
 
 
 def _read(loader: DataLoader[_Chunk]) -> Iterator[_Chunk]:
@@ -166,28 +196,32 @@ class _Chunks(Dataset[_Chunk]):
         start = number * self.batch_size
         items: list[_Item] = []
         failures: list[Failure] = []
+        peaks: list[tuple[torch.dtype, float]] = []
         for i in self.indices[start : start + self.batch_size]:
             try:
-                item = _Item(i, *self._image(i))
+                given, image, label = self._image(i)
             except TypeError as error:  # malformed; a data set's own TypeErrors are ValueErrors here, see Task.item
                 return _Chunk(None, failures, TypeError(f"batches: {self.task.describe(i)}: {error}"))
-            except MemoryError:
-                message = f"batches: expected memory for {self.task.describe(i)}, got none; close other programs."
-                return _Chunk(None, failures, MemoryError(message))
             except Exception as error:
+                if is_machines_fault(error):
+                    return _Chunk(None, failures, _machines_fault(self.task.describe(i), error))
                 reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
                 failures.append(Failure(i, self.task.describe(i), reason))
                 continue
+            item = _Item(i, image, label)
             if items and (mismatch := _mismatch(self.task, items[0], item)) is not None:
                 return _Chunk(None, failures, mismatch)
             items.append(item)
+            if self.preprocess is not None:
+                peaks.append((given.dtype, float(given.max())))
         if not items:
             return _Chunk(None, failures)
         index, images, labels = zip(*items, strict=True)
-        return _Chunk(Batch(torch.tensor(index), torch.stack(images), torch.stack(labels)), failures)
+        batch = Batch(torch.tensor(index), torch.stack(images), torch.stack(labels))
+        return _Chunk(batch, failures, peaks=tuple(peaks))
 
-    def _image(self, index: int) -> tuple[Tensor, Tensor]:
-        """The probe's input for one image, float32 ``[3, H, W]``, and its target."""
+    def _image(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """An image as RGB, as the probe's input, float32 ``[3, H, W]``, and its target."""
         if self.preprocess is None:
             item, label = self.task.item(index)
             given = image = _as_input(item)
@@ -197,7 +231,17 @@ class _Chunks(Dataset[_Chunk]):
         label = self.task.target.prepare(label, given, self.preprocess)
         if not torch.isfinite(image).all():
             raise ValueError("batches: expected finite pixels, got NaN or infinity; correct or remove the image.")
-        return image, label
+        return given, image, label
+
+
+def _machines_fault(where: str, error: Exception) -> Exception:
+    """The error where memory or file handles run out."""
+    if isinstance(error, OSError):
+        return OSError(error.errno, f"batches: could not read {where} ({error.strerror}); raise the limit (ulimit -n)")
+    return MemoryError(
+        f"batches: expected memory for {where}, got none ({type(error).__name__}: {error}); close other programs, or "
+        "take smaller images (image_size) or batches."
+    )
 
 
 def _as_input(image: Any) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from .folder import Files
-from .labels import draw
+from .labels import draw, tidy
 from .targets import ClassLabel
 from .task import Task, check_indices, read_labels
 
@@ -89,12 +89,14 @@ def remap(task: Task, classes: Mapping[str, str], *, name: str | None = None) ->
     """
     labels = _labels(task)
     old = _class_names(task, labels)
-    unknown = [given for given in classes if given not in old]
+    forms = {tidy(given): given for given in classes}
+    unknown = [given for form, given in forms.items() if form not in map(tidy, old)]
     if unknown:
         known, got = ", ".join(old[:5]) + ", …" * (len(old) > 5), ", ".join(map(repr, unknown[:5]))
         raise ValueError(f"remap: expected classes of {task.name!r} ({known}), got {got}.")
     new = tuple(dict.fromkeys(classes.values()))
-    mapped = torch.tensor([new.index(classes[given]) if given in classes else -1 for given in old])[labels]
+    numbers = [new.index(classes[forms[tidy(given)]]) if tidy(given) in forms else -1 for given in old]
+    mapped = torch.tensor(numbers)[labels]
     kept = (mapped >= 0).nonzero()[:, 0]
     return _view([task], kept, mapped[kept], new, name or task.name)
 
@@ -110,12 +112,13 @@ def one_vs_rest(task: Task, positive: str, *, name: str | None = None) -> Task:
     Raises:
         ValueError: If the task has no such class.
     """
-    rest = {given: f"not {positive}" for given in _class_names(task, _labels(task)) if given != positive}
+    names = _class_names(task, _labels(task))
+    rest = {given: f"not {positive}" for given in names if tidy(given) != tidy(positive)}
     return remap(task, {**rest, positive: positive}, name=name or f"{task.name}: {positive}")
 
 
 def union(tasks: Sequence[Task], *, name: str) -> Task:
-    """Return a task of all images of several tasks; classes of the same name are one class.
+    """Return a task of all images of several tasks; classes of the same name, in any form of Unicode, are one class.
 
     Args:
         tasks: The tasks; the union has the metadata that all share.
@@ -128,11 +131,13 @@ def union(tasks: Sequence[Task], *, name: str) -> Task:
         raise ValueError("union: expected at least one task, got none.")
     given = [_labels(task) for task in tasks]
     names = [_class_names(task, labels) for task, labels in zip(tasks, given, strict=True)]
-    classes = tuple(dict.fromkeys(title for titles in names for title in titles))
-    number = {title: i for i, title in enumerate(classes)}
-    tables = [torch.tensor([number[title] for title in titles]) for titles in names]
+    forms: dict[str, str] = {}
+    for title in (title for titles in names for title in titles):
+        forms.setdefault(tidy(title), title)
+    number = {form: i for i, form in enumerate(forms)}
+    tables = [torch.tensor([number[tidy(title)] for title in titles], dtype=torch.int64) for titles in names]
     labels = torch.cat([table[labels] for table, labels in zip(tables, given, strict=True)])
-    return _view(tasks, torch.arange(len(labels)), labels, classes, name)
+    return _view(tasks, torch.arange(len(labels)), labels, tuple(forms.values()), name)
 
 
 def _labels(task: Task) -> Tensor:
@@ -154,14 +159,16 @@ def _view(tasks: Sequence[Task], indices: Tensor, labels: Tensor, classes: tuple
     metadata = {key: first[key] for key in first if all(task.metadata.get(key) == first[key] for task in tasks)}
     where, numbers = indices.tolist(), labels.tolist()
     sources = [task.source for task in tasks]
+    white = {task.max_value for task in tasks}
     source: Any
-    if all(isinstance(part, Files) for part in sources):  # files stay files, with a digest
+    if all(isinstance(part, Files) for part in sources) and len(white) == 1:  # files stay files, with a digest
         paths = [path for part in sources for path in part.paths]
         files = [file for part in sources for file in part.names]
         source = Files(tuple(paths[i] for i in where), tuple(numbers), tuple(files[i] for i in where))
     else:
         source = _Relabelled(ConcatDataset(tasks), where, numbers)
-    return Task(source, name=name, classes=classes, labels=labels, metadata=metadata)
+    shared = white.pop() if len(white) == 1 else None  # otherwise `_Relabelled` divides
+    return Task(source, name=name, classes=classes, labels=labels, metadata=metadata, max_value=shared)
 
 
 class _Relabelled(Subset[Any]):
@@ -169,13 +176,15 @@ class _Relabelled(Subset[Any]):
 
     def __init__(self, tasks: ConcatDataset[Any], indices: list[int], labels: list[int]) -> None:
         super().__init__(tasks, indices)
-        self._tasks: list[Any] = tasks.datasets
+        self._tasks: list[Task] = tasks.datasets  # type: ignore[assignment]
         self._ends, self._labels = tasks.cumulative_sizes, labels
+        self._differ = len({part.max_value for part in self._tasks}) > 1
 
     def __getitem__(self, index: Any) -> tuple[Any, int]:
         place = self.indices[index]
         part = bisect_right(self._ends, place)
-        image, _ = self._tasks[part].item(place - (self._ends[part - 1] if part else 0))
+        task, place = self._tasks[part], place - (self._ends[part - 1] if part else 0)
+        image = task[place][0] if self._differ else task.item(place)[0]
         return image, self._labels[index]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:

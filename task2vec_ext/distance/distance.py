@@ -201,7 +201,8 @@ def _check_rows(values: Tensor, at_least: float, names: list[str], message: str)
     bounds = torch.stack(torch.aminmax(values, dim=1), 1)  # both NaN where the row has one
     for name, (low, high) in zip(names, bounds.tolist(), strict=True):
         if not (low >= at_least and 0 < high < math.inf):
-            raise ValueError(f"{message}; {name} has entries from {low:g} to {high:g}.")
+            zero = " (norm 0: the probe saw no difference between its classes); leave it out" * (low == high == 0)
+            raise ValueError(f"{message}; {name} has entries from {low:g} to {high:g}{zero}.")
 
 
 def _check_priors(embeddings: Sequence[Embedding], who: str) -> None:

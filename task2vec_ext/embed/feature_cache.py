@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class FeatureCache:
     """A least-recently-used cache of features in memory, by file, probe and preprocessing.
 
-    Files are identified by path, size and modification time. A hit saves reading the image and one forward pass; an
+    Files are identified by path, size and times. A hit saves reading the image and one forward pass; an
     embedding takes the equivalent of about three. Cached features were computed in another batch, which changes an
     embedding by less than 1e-6 (on the CPU, usually not at all).
 
@@ -85,7 +85,7 @@ def keys(task: Task, probe: Probe, indices: Tensor) -> list[Hashable]:
     """
     if not isinstance(task.source, Files) or probe.preprocess is None:
         return [None] * len(indices)
-    same = (probe.fingerprint, probe.head, probe.dtype, json.dumps(probe.preprocess.to_dict()))
+    same = (probe.fingerprint, probe.head, probe.dtype, json.dumps(probe.preprocess.to_dict()), task.max_value)
     return [_key(task.source.paths[i], same) for i in indices.tolist()]
 
 
@@ -94,4 +94,4 @@ def _key(path: str, same: Hashable) -> Hashable:
         state = os.stat(path)
     except OSError:  # told when it is read
         return None
-    return (path, state.st_size, state.st_mtime_ns, same)
+    return (path, state.st_size, state.st_mtime_ns, state.st_ctime_ns, same)

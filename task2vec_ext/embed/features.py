@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ..data import Failure
+    from ..data import Failure, Task
     from ..data.loader import OnError
     from ..losses import Loss
     from ..probe.feed import ImageFeed
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from ..probe.probe import Probe
     from .team import Team
     from .work import Work
+
+
+_ROUNDING = 1e-5
+"""Of float32 features of one image in two batches: about 1e-6 of the largest."""
+
+
+_ROWS = 4096
+"""Images that are compared at a time."""
 
 
 class Features(NamedTuple):
@@ -42,7 +50,7 @@ class FirstPass(NamedTuple):
     of_task: Features  # of all ranks
     first: Batch | None  # the first image that this rank read
     probe: Probe  # folded
-    num_skipped: int  # on all ranks
+    skipped: tuple[Failure, ...]  # images that could not be read, on all ranks
 
 
 def read_features(
@@ -65,17 +73,80 @@ def read_features(
     # Blocks of GROUPS images: the group of an image does not depend on the rank that takes it.
     mine = team.share(indices, GROUPS)
 
-    def read() -> tuple[Features, Batch | None, Probe, int]:
+    def read() -> tuple[Features, Batch | None, Probe, list[Failure]]:
         named = _keys(feed, mine) if cache is not None else {}  # before they are read
         fresh, known = _known(feed, mine, cache, named)
         skipped: list[Failure] = []
         seen, first, probe = _read(feed, loss, layers, fresh, work.on_error, skipped)
         if cache is not None and named:
             cache.put([named[i] for i in seen.indices.tolist()], seen.features)
-        return _joined([seen, known], mine), first, probe, len(skipped)
+        return _joined([seen, known], mine), first, probe, skipped
 
     of_rank, first, probe, skipped = team.attempt(read)
-    return FirstPass(_joined(team.gather(of_rank), indices), first, probe, sum(team.gather(skipped)))
+    failures = sorted((one for part in team.gather(skipped) for one in part), key=lambda failure: failure.index)
+    return FirstPass(_joined(team.gather(of_rank), indices), first, probe, tuple(failures))
+
+
+def check_read(task: Task, indices: Tensor, seen: FirstPass) -> None:
+    """Raise unless what was read can be a task: images of every class, and features that vary.
+
+    Args:
+        task: The task.
+        indices: ``[N]``, the images that were to be read.
+        seen: What `read_features` returned.
+
+    Raises:
+        ValueError: If no image of the task or of a class could be read, or all have the same features.
+    """
+    of_task, skipped = seen.of_task, seen.skipped
+    if not len(of_task.indices):
+        raise ValueError(
+            f"fisher_embed: expected images of {task.name!r} that can be read, got none of {len(indices)}; the first: "
+            f"{skipped[0].where}: {skipped[0].reason}"
+        )
+    if skipped and isinstance(task.target, ClassLabel):
+        _check_classes(task, indices, of_task.targets, skipped)
+    features = of_task.features.flatten(0, -2)
+    spread = float((features.amax(0) - features.amin(0)).max())
+    if spread <= _ROUNDING * float(features.abs().max()):
+        raise ValueError(
+            f"fisher_embed: expected images that the probe tells apart, got the same features for all "
+            f"{len(of_task.indices)} images of {task.name!r}; look at the images (are they all alike, or empty?), and "
+            "at the probe's weights."
+        )
+
+
+def twins(features: Tensor, labels: Tensor) -> int:
+    """Return how many images have the features of an image of another class.
+
+    Args:
+        features: ``[N, D]``.
+        labels: ``[N]``.
+    """
+    # Equal rows have equal projections, and so are neighbours in their order.
+    order = (features.double() @ torch.linspace(1, 2, features.shape[1], dtype=torch.float64)).argsort()
+    same = torch.zeros(len(order), dtype=torch.bool)
+    for before, after in zip(order.split(_ROWS), order[1:].split(_ROWS), strict=False):
+        before = before[: len(after)]
+        near = (features[before] - features[after]).abs().amax(1) <= _ROUNDING * float(features.abs().max())
+        near &= labels[before] != labels[after]
+        same[before[near]] = same[after[near]] = True
+    return int(same.sum())
+
+
+def _check_classes(task: Task, indices: Tensor, targets: Tensor, skipped: Sequence[Failure]) -> None:
+    """Raise if all images of a class are among those that were left out."""
+    read = set(targets.tolist())
+    wanted = range(min(max(read) + 1, len(indices))) if task.labels is None else task.labels[indices].tolist()
+    if lost := sorted(set(wanted) - read):
+        names = [str(label) if task.classes is None else repr(task.classes[label]) for label in lost[:5]]
+        of_lost = (one for one in skipped if task.labels is None or int(task.labels[one.index]) == lost[0])
+        example = next(of_lost, skipped[0])
+        raise ValueError(
+            f"fisher_embed: expected a readable image of every class of {task.name!r}, got none of class "
+            f"{', '.join(names)}{', …' * (len(lost) > 5)} ({len(skipped)} images cannot be read, such as "
+            f"{example.where}: {example.reason.rstrip('.')}); replace the images, or leave the class out (remap)."
+        )
 
 
 def _keys(feed: ImageFeed, indices: Tensor) -> dict[int, Hashable]:

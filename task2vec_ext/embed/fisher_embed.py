@@ -23,7 +23,7 @@ from ..probe.feed import ImageFeed, choose_device, on_device, same_as_before, wi
 from ..probe.precision import Dtype, arithmetic, check_dtype
 from ..probe.probe import Probe, load_probe
 from ..settings import EmbedSettings
-from .features import FirstPass, read_features
+from .features import FirstPass, check_read, read_features, twins
 from .team import Team
 from .work import Work
 
@@ -40,6 +40,13 @@ if TYPE_CHECKING:
 
 PRIOR_SCALE = 2 * DEFAULT_KAPPA
 """c of the prior c·λ_l²: at the optimum of the robust objective a filter's precision is F/c + λ_l² (variational.py)."""
+
+
+_TWINS = 0.1
+"""Share of images in several classes that is worth a warning."""
+
+SKIPPED = "skipped"
+"""The entry of an embedding's metadata that lists the images that could not be read."""
 
 
 @torch.inference_mode(mode=False)  # a network built in inference mode has no gradients
@@ -202,10 +209,13 @@ def embed_task(task: Task, probe: Probe, settings: EmbedSettings, work: Work) ->
     feed = ImageFeed(task, probe, device, work.batch_size, work.num_workers, work.progress)
     with arithmetic(settings.dtype, device), on_device(probe.module, device):
         seen = read_features(feed, loss, layers, indices, work, team)
+        check_read(task, indices, seen)
         head, targets = fit_task_head(seen, settings, device, team)
         measure = measure_fisher if settings.variational is None else measure_robust_fisher
         measured = measure(feed, seen, layers, head, targets, settings, team)
     _check_reached(settings, measured, task.name)
+    if team.rank == 0:
+        _warn_of(task, seen, len(indices), measured)
     info = HeadInfo.of(head)
     return Embedding(
         fisher=measured.fisher,
@@ -215,14 +225,14 @@ def embed_task(task: Task, probe: Probe, settings: EmbedSettings, work: Work) ->
         head=info,
         settings=settings,
         num_samples=measured.samples,
-        num_skipped=seen.num_skipped,
+        num_skipped=len(seen.skipped),
         name=task.name,
         classes=task.classes if task.classes is not None and len(task.classes) == info.num_outputs else None,
         group_means=measured.group_means,
         prior_scale=measured.prior_scale,
         epoch_nll=measured.epoch_nll,
         task_digest=task.digest(),
-        metadata=task.metadata,
+        metadata=task.metadata | ({SKIPPED: [one.where for one in seen.skipped]} if seen.skipped else {}),
         version=importlib.metadata.version("task2vec_ext"),
     )
 
@@ -243,7 +253,8 @@ def draw_images(task: Task, settings: EmbedSettings) -> Tensor:
     if len(task) == 0:
         raise ValueError(f"fisher_embed: expected a task with images, {task.name!r} has none.")
     has_classes = isinstance(task.target, ClassLabel)
-    known = read_labels(task) if has_classes and settings.num_samples is not None else task.labels
+    read = has_classes and (settings.num_samples is not None or task.has_unread_names())
+    known = read_labels(task) if read else task.labels
     if known is not None:
         check_labels(known, who="fisher_embed")
     classes = torch.zeros(len(task), dtype=torch.int64) if known is None else known
@@ -393,4 +404,31 @@ def _check_reached(settings: EmbedSettings, measured: Measured, name: str) -> No
             f"after all {measured.samples} images; raise rel_error, or take more images (num_samples)",
             Task2VecWarning,
             stacklevel=6,  # the caller of fisher_embed, behind embed_task and torch's two decorators
+        )
+
+
+def _warn_of(task: Task, seen: FirstPass, images: int, measured: Measured) -> None:
+    """Warn of images that were left out, and of an embedding that cannot be compared."""
+    if skipped := seen.skipped:
+        names = "; ".join(one.where for one in skipped[:10]) + (f"; and {len(skipped) - 10} more" * (len(skipped) > 10))
+        warnings.warn(
+            f"fisher_embed: left out {len(skipped)} of {images} images of {task.name!r} that could not be read: "
+            f"{names}. Why the first: {skipped[0].reason} (embedding.metadata[{SKIPPED!r}] lists all)",
+            Task2VecWarning,
+            stacklevel=6,
+        )
+    features, targets = seen.of_task.features, seen.of_task.targets
+    if isinstance(task.target, ClassLabel) and (same := twins(features, targets)) > _TWINS * len(features):
+        warnings.warn(
+            f"fisher_embed: expected other images in every class, got {same} of {len(features)} images of "
+            f"{task.name!r} that the probe cannot tell from an image of another class; are they in several classes?",
+            Task2VecWarning,
+            stacklevel=6,
+        )
+    if not measured.fisher.any():
+        warnings.warn(
+            f"fisher_embed: expected a task whose classes differ, got an embedding of norm 0 for {task.name!r}, which "
+            "has no distance to others; does every class have the same images?",
+            Task2VecWarning,
+            stacklevel=6,
         )

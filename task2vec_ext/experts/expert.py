@@ -29,6 +29,7 @@ from .._util.atomic import atomic_path
 from .._util.lock import locked
 from .._util.names import safe_name
 from ..data import Preprocess, TaskSource, as_task, check_labels, draw, hold_out, read_labels, subset
+from ..data.identity import same_digest
 from ..embedding import Embedding
 from ..probe.checkpoint import load_state, read_checkpoint
 from ..probe.layers import find_head
@@ -314,7 +315,7 @@ def _same_training(found: Expert, digest: str | None, how: dict[str, JSON], net:
     """Return an expert that is there already, or raise if it comes from another training."""
     card, preprocess = found.card, None if net.preprocess is None else net.preprocess.to_dict()
     others = {
-        "images": card.task_digest != digest,
+        "images": not same_digest(card.task_digest, digest),
         "recipe, seed or probe": card.recipe != how,
         "image size or preprocessing": card.preprocess != json.loads(json.dumps(preprocess)),
     }

@@ -311,7 +311,8 @@ class _Convex:
         reached = float(objective()) / _SCALE
         assert parameters.grad is not None
         # What is left to gain is at most ‖gradient‖² / 2μ, μ the least curvature: that of the penalty alone.
-        gap = float((parameters.grad / _SCALE).square().sum() / (2 * l2 * scale.square().min()))
+        least = 2 * l2 * float(scale.square().min()) if len(scale) else 1.0  # of constant features, the bias alone
+        gap = float((parameters.grad / _SCALE).square().sum()) / least
         if gap > 1e-6 * max(reached, 1e-6):
             warnings.warn(
                 f"the head's fit stopped up to {gap:.1e} nats short of its optimum; a larger l2 (now {l2:g}) converges "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -20,7 +21,9 @@ from torch import nn
 
 from .._util.atomic import check_writable, remove_leftovers
 from .._util.progress import library_progress
+from .._util.warnings import Task2VecWarning
 from ..data import Task, TaskSource, as_task
+from ..data.identity import digest_of_record, same_digest
 from ..data.loader import OnError
 from ..embed import FeatureCache, Team, Work, embed_like, embed_task
 from ..embed.team import RanksLostError
@@ -60,7 +63,8 @@ def build_library(
     """Return a library with the embeddings of all tasks, after embedding those that are not in it yet.
 
     It can be killed at any time: the next build continues with the task that was interrupted. If a task fails, its
-    error is recorded, and the others continue.
+    error is recorded, and the others continue. A task whose files were replaced by others of the same names is embedded
+    again, with a warning.
 
     Args:
         tasks: Tasks as for `fisher_embed`, with different names.
@@ -85,9 +89,9 @@ def build_library(
         The library.
 
     Raises:
-        ValueError: If two tasks have one name, a task has other images than when it was embedded, the library was
-            built with another probe, other settings or in a newer format, the options fit none of the tasks, or
-            `shard_images` is given without a group. Raised before any task is embedded.
+        ValueError: If two tasks have one name, a task has files of other names or labels than when it was embedded, the
+            library was built with another probe, other settings or in a newer format, the options fit none of
+            the tasks, or `shard_images` is given without a group. Raised before any task is embedded.
         TypeError: If `tasks` is one path, not a list.
         RuntimeError: If another process is changing the library.
         OSError: If an embedding could not be written.
@@ -206,15 +210,28 @@ def _opened(root: Path, made_with: LibrarySettings) -> Library:
 
 
 def _todo(library: Library, tasks: Sequence[Task], retry_failed: bool) -> list[tuple[int, Entry]]:
-    """Return the numbers and entries of the tasks that are to be embedded; refuse those that are not what they were."""
+    """Return the numbers and entries of the tasks that are to be embedded; refuse other tasks of known names."""
     known = {entry.name: entry for entry in library.entries()}
     done = {t.name for t in tasks if (e := known.get(t.name)) and e.state == "done" and library.file(e).is_file()}
-    changed = [task.name for task in tasks if task.name in done and known[task.name].digest != _digest(task)]
-    if changed:
+    changes = {task.name: task.change_since(known[task.name].digest) for task in tasks if task.name in done}
+    if others := [name for name, change in changes.items() if change == "other"]:
         raise ValueError(
             "build_library: expected the images that were embedded, got others for "
-            f"{', '.join(map(repr, changed))}; give them other names, or remove them first (task2vec library rm)."
+            f"{', '.join(map(repr, others))}; give them other names, name=… (on the command line NAME=PATH), or remove them "
+            "first (task2vec library rm)."
         )
+    if replaced := {name for name, change in changes.items() if change == "replaced"}:
+        warnings.warn(
+            f"build_library: embedding {', '.join(map(repr, sorted(replaced)))} again, whose images were replaced by "
+            "others of the same names",
+            Task2VecWarning,
+            stacklevel=2,
+        )
+        done -= replaced
+    for task in tasks:
+        # Libraries before 0.3 kept sizes alone: what fits them is kept, and known better from now on.
+        if task.name in done and (digest := known[task.name].digest) is not None and "-" not in digest:
+            library.index.update(replace(known[task.name], digest=task.record()))
     known = library.index.add((task.name, len(task)) for task in tasks)
     failed = set() if retry_failed else {entry.name for entry in known.values() if entry.state == "failed"}
     return [(number, known[task.name]) for number, task in enumerate(tasks) if task.name not in done | failed]
@@ -262,19 +279,12 @@ class _Builder(NamedTuple):
         )
 
     def _before(self, file: Path, task: Task) -> tuple[str | None, Embedding | None]:
-        """The images' digest; the embedding that a build wrote before it was killed, where there is one of them."""
-        digest = task.digest()
+        """A record of the images; the embedding that a build wrote before it was killed, where there is one of them."""
+        record = task.record()
         try:
             embedding = Embedding.load(file)
         except ValueError:  # nothing there, or damaged
-            return digest, None
+            return record, None
         # Somebody may have deleted the index, and builds with other settings now.
-        same = (embedding.name, embedding.task_digest) == (task.name, digest)
-        return digest, embedding if same and not self.library.made_with.changes(embedding) else None
-
-
-def _digest(task: Task) -> str | None:
-    try:
-        return task.digest()
-    except OSError as error:
-        return f"unreadable: {error}"
+        same = embedding.name == task.name and same_digest(embedding.task_digest, digest_of_record(record))
+        return record, embedding if same and not self.library.made_with.changes(embedding) else None

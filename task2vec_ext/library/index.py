@@ -54,7 +54,7 @@ class Entry:
         file: Its embedding, in the library's folder ``embeddings``.
         images: How many it has.
         state: ``"waiting"`` to be embedded, ``"done"`` or ``"failed"``.
-        digest: `Task.digest` of the images that were embedded.
+        digest: `Task.record` of the images that were embedded.
         sha256: Of the file.
         num_samples: Images that the Fisher is the mean over.
         num_skipped: Images that could not be read.

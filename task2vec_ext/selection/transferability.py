@@ -74,7 +74,8 @@ def logme(features: Tensor, labels: Tensor) -> float:
         squares = (beta * beta * sigma / precision.square() * inside).sum(0)  # ‖m‖²
         residual = ((alpha / precision).square() * inside).sum(0) + outside
         before = alpha / beta
-        alpha = (freedom / squares).clamp(max=_MOST_PRECISION)
+        # Features that are all zero leave α open.
+        alpha = torch.where(freedom > 0, freedom / squares, alpha).clamp(max=_MOST_PRECISION)
         beta = ((N - freedom) / residual).clamp(max=_MOST_PRECISION)
         if ((alpha / beta - before).abs() <= 1e-6 * before).all():
             break

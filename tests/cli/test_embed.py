@@ -11,7 +11,7 @@ import torch
 from command import run
 from PIL import Image
 
-from task2vec_ext import Library, cli, distance_matrix, load_embeddings
+from task2vec_ext import Library, Task2VecWarning, cli, distance_matrix, load_embeddings
 from task2vec_ext._util.interrupt import quiet_interrupt
 from task2vec_ext.cli.options import as_options, at_home
 
@@ -91,6 +91,30 @@ def test_unlabelled_images_are_embedded_by_their_clusters(capsys, folders, tmp_p
     assert "loss num_clusters: 2 against 3" in embed(capsys, [flat], tmp_path, "--pseudo-labels", 3)[2]
 
 
+def test_what_is_kept_is_said_and_replaced_images_are_embedded_again(capsys, folders, tmp_path):
+    tasks = [shutil.copytree(folder, tmp_path / folder.name) for folder in folders[:2]]
+    code, out, _ = embed(capsys, tasks, tmp_path / "out")
+    assert code == 0
+    assert out.rstrip().endswith(f"2 of 2 tasks are embedded in {tmp_path / 'out'}")
+    before = Library(tmp_path / "out").embedding("task0")
+    for file in (tasks[0] / "class0").iterdir():
+        shutil.copy(folders[2] / "class1" / file.name, file)
+    with pytest.warns(Task2VecWarning, match="embedding 'task0' again, whose images were replaced"):
+        code, out, _ = embed(capsys, tasks, tmp_path / "out")
+    assert code == 0
+    assert "2 of 2 tasks are embedded" in out
+    assert "1 of them kept from before" in out
+    assert re.findall(r"^ *(task\d) +(\w+)", out, re.MULTILINE) == [("task0", "done"), ("task1", "kept")]
+    assert not torch.equal(Library(tmp_path / "out").embedding("task0").fisher, before.fisher)
+    assert Library(tmp_path / "out").verify() == []
+
+
+def test_tasks_are_named_on_the_command_line(capsys, folders, tmp_path):
+    code, _, _ = embed(capsys, [f"mine={folders[0]}", f"yours={folders[0]}"], tmp_path / "out")
+    assert code == 0
+    assert Library(tmp_path / "out").names() == ["mine", "yours"]
+
+
 def test_a_folder_that_changed_is_not_taken_for_the_old_one(capsys, folders, tmp_path):
     task = shutil.copytree(folders[0], tmp_path / "task0")
     assert embed(capsys, [task], tmp_path / "out")[0] == 0
@@ -107,7 +131,8 @@ def test_options_reach_the_embedding(capsys, folders, tmp_path):
     code, out, _ = embed(capsys, [task], tmp_path / "out", *options)
     assert code == 1
     assert "1 failed" in out
-    assert embed(capsys, [task], tmp_path / "out", *options, "--skip-unreadable", "--retry-failed")[0] == 0
+    with pytest.warns(Task2VecWarning, match="left out 1 of"):
+        assert embed(capsys, [task], tmp_path / "out", *options, "--skip-unreadable", "--retry-failed")[0] == 0
     result = Library(tmp_path / "out").embedding("task0")
     assert result.num_samples + result.num_skipped == 6
     assert (result.settings.estimator, result.settings.num_samples) == ("exact", 6)

@@ -6,7 +6,7 @@ import pytest
 from command import run
 from PIL import Image
 
-from task2vec_ext import Library
+from task2vec_ext import Library, Task2VecWarning
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,8 @@ def test_embed_status_ls_nearest_rm_verify(capsys, folders, tmp_path):
     assert code == 0
     assert re.search(r"done: 2\n +failed: 1\n +waiting: 0\nno process is adding tasks\n", out)
 
-    code, out, error = build(capsys, folders, output, "--skip-unreadable", "--retry-failed", "--batch-size", 4)
+    with pytest.warns(Task2VecWarning, match=r"left out 1 of 6 images of 'task\d' .*class1/1.png"):
+        code, out, error = build(capsys, folders, output, "--skip-unreadable", "--retry-failed", "--batch-size", 4)
     assert code == 0
     assert "3 of 3 tasks are embedded" in out
     assert len(error.splitlines()) == 1

@@ -8,7 +8,7 @@ import pytest
 from layouts import image
 from PIL import Image, ImageFile
 
-from task2vec_ext import Embedding, as_task, fisher_embed
+from task2vec_ext import Embedding, Task2VecWarning, as_task, fisher_embed
 from task2vec_ext.data import load_image
 
 SIDE = 50_000
@@ -67,7 +67,8 @@ def folder(tmp_path):
 
 def test_a_task_goes_on_without_its_bad_images(folder, tmp_path):
     task = as_task(folder)
-    embedding = fisher_embed(task, "tiny", on_error="skip", progress=False)
+    with pytest.warns(Task2VecWarning, match=f"left out {len(BAD) - 1} of "):
+        embedding = fisher_embed(task, "tiny", on_error="skip", progress=False)
     assert embedding.num_samples == 8
     # The folder is entered, as any folder in a class is; it holds nothing.
     assert embedding.num_skipped == len(BAD) - 1
@@ -79,6 +80,7 @@ def test_a_class_whose_name_is_not_utf8_is_saved_and_loaded(folder, tmp_path):
     os.rename(folder / "dogs", os.fsencode(folder) + b"/dogs\xff")
     task = as_task(folder)
     assert task.classes == ("cats", os.fsdecode(b"dogs\xff"))
-    embedding = fisher_embed(task, "tiny", on_error="skip", progress=False)
+    with pytest.warns(Task2VecWarning, match=f"left out {len(BAD) - 1} of "):
+        embedding = fisher_embed(task, "tiny", on_error="skip", progress=False)
     embedding.save(tmp_path / "pets.safetensors")
     assert Embedding.load(tmp_path / "pets.safetensors").classes == task.classes

@@ -241,3 +241,44 @@ def test_load_image_reads_the_file_it_is_given(tmp_path):
     assert torch.equal(load_image(str(tmp_path / "a.png")), _as_tensor(_colours()))
     Image.fromarray(np.array([[0, 40000]], np.uint16)).save(tmp_path / "b.png")
     assert torch.equal(load_image(tmp_path / "b.png")[0], torch.tensor([[0, 40000]]) / 65535)
+
+
+@pytest.mark.parametrize(
+    ("image", "max_value", "expected"),
+    [
+        (np.array([[0, 4095]], np.uint16), 4095, [0, 1]),
+        (np.array([[0, 51]], np.uint8), 102, [0, 0.5]),
+        (np.array([[0.0, 255.0]], np.float32), 255, [0, 1]),
+        (Image.fromarray(np.array([[0, 100000]], np.int32)), 200000, [0, 0.5]),
+        (Image.fromarray(np.array([[0, 4095]], np.float32)), 4095, [0, 1]),
+        (torch.tensor([[0, 255]]), 255, [0, 1]),
+    ],
+    ids=["uint16", "uint8", "float", "int32", "pil-float", "int64"],
+)
+def test_to_rgb_divides_by_the_value_of_white(image, max_value, expected):
+    rgb = to_rgb(image, max_value=max_value)
+    assert rgb.dtype == torch.float32
+    assert rgb[1].flatten().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.array([[0, 5000]], np.uint16), r"pixels in 0…4095, got values from 0 to 5000; name the value of white"),
+        (np.array([[0.0, 9000.0]]), r"float pixels in \[0, 4095\], got values from 0 to 9e\+03; divide"),
+        (Image.new("RGB", (2, 2)), "more than 8 bits with max_value=4095, got 8 bits; .*16-bit colour"),
+    ],
+    ids=["integer", "float", "8-bit"],
+)
+def test_to_rgb_refuses_values_above_white(image, message):
+    with pytest.raises(ValueError, match=message):
+        to_rgb(image, max_value=4095)
+
+
+def test_load_image_says_how_to_allow_more_pixels(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.new("L", (50, 50)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"shrink it, or allow more in Python: PIL.Image.MAX_IMAGE_PIXELS = "):
+        load_image(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2500)
+    assert load_image(tmp_path / "a.png").shape == (3, 50, 50)

@@ -1,3 +1,4 @@
+import errno
 import gc
 import multiprocessing
 import os
@@ -279,3 +280,48 @@ def test_batches_read_the_same_in_spawned_processes(folder):
     finally:
         multiprocessing.set_start_method(method, force=True)
     assert torch.equal(torch.cat([batch.images for batch in got]), expected)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        OSError(errno.EMFILE, "Too many open files"),
+    ],
+    ids=["python", "torch", "system", "handles"],
+)
+def test_batches_do_not_skip_images_for_lack_of_memory_or_handles(error):
+    task = as_task(Given((_image(), 0), error, (_image(), 1)))
+    with pytest.raises((MemoryError, OSError), match=r"batches: .*image 1"):
+        _all(task, range(3), None, batch_size=2, on_error="skip")
+
+
+def test_batches_need_more_memory_than_there_is():
+    with pytest.raises(
+        MemoryError, match=r"expected memory for image 0, got none .*; close other programs, or take smaller"
+    ):
+        _all(as_task(Given((_image(), 0))), [0], Preprocess(10**7, 10**7), batch_size=1, on_error="skip")
+
+
+def test_batches_count_none_as_an_image_that_cannot_be_read():
+    task = as_task(Given((_image(), 0), None, (None, 1), (_image(), 1)))
+    skipped = []
+    (batch,) = _all(task, range(4), None, batch_size=4, on_error="skip", skipped=skipped)
+    assert batch.index.tolist() == [0, 3]
+    assert [failure.where for failure in skipped] == ["image 1", "image 2"]
+    with pytest.raises(ValueError, match="got image 1: Task: expected an image from the data set, got None"):
+        _all(task, range(4), None, batch_size=4)
+
+
+def test_batches_look_for_all_files_before_they_read_one(folder):
+    task = as_task(folder)
+    (folder / "dogs" / "8.png").unlink()
+    (folder / "dogs" / "9.png").unlink()
+    with pytest.raises(ValueError, match=r"to exist, got 2 of 10 that do not: dogs/8.png, dogs/9.png .*--skip-unread"):
+        batches(task, range(10), SMALL, batch_size=2)
+    skipped = []
+    _all(task, range(10), SMALL, batch_size=4, on_error="skip", skipped=skipped)
+    assert [failure.index for failure in skipped] == [8, 9]
+    assert len(_all(task, range(8), SMALL, batch_size=4)) == 2

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from task2vec_ext.data import Task, as_task, read_labels
+from task2vec_ext import Task2VecWarning
+from task2vec_ext.data import Task, as_task, read_labels, union
 
 
 def _save(path: Path, grey: int) -> Path:
@@ -27,7 +28,7 @@ def folder(tmp_path):
     _save(root / "cats" / "z.gif", 40)
     _save(root / "cats" / ".hidden.png", 50)
     _save(root / ".hidden" / "a.png", 60)
-    _save(root / "stray.png", 70)
+    _save(tmp_path / "stray.png", 70)
     (root / "dogs" / "notes.txt").write_text("no image")
     return root
 
@@ -69,6 +70,31 @@ def test_as_task_reads_a_folder_in_sorted_order(folder, kind):
     assert repr(task) == "Task('pets', 4 images, 2 classes)"
 
 
+@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: Subset(d, [0, 5]), lambda d: ConcatDataset([d])])
+@pytest.mark.parametrize(
+    ("others", "warned"),
+    [(("bus", "car"), True), (("bee", "ant"), True), (("ant", "bee"), False), (("ant", "bee", "cow"), False)],
+)
+def test_as_task_warns_where_joined_data_sets_number_their_classes_differently(wrap, others, warned):
+    def part(classes):
+        return Counting([0, 1, 1], targets=[0, 1, 1], classes=list(classes))
+
+    joined = wrap(ConcatDataset([part(("ant", "bee")), part(others)]))
+    if warned:
+        with pytest.warns(Task2VecWarning, match=r"number their classes differently: 0 is 'ant' and .*union joins"):
+            as_task(joined)
+    else:
+        as_task(joined)  # a warning would be an error
+    apart = union([as_task(part(("ant", "bee"))), as_task(part(others))], name="both")
+    assert set(apart.classes) == {"ant", "bee", *others}
+    assert apart.classes[apart.labels[3]] == others[0]
+
+
+def test_as_task_refuses_a_data_set_whose_classes_are_splits():
+    with pytest.raises(ValueError, match=r"expected a data set of classes in 'Counting', got splits .*: train, val"):
+        as_task(Counting([0, 1], targets=[0, 1], classes=["train", "val"]))
+
+
 def test_as_task_survives_links_in_circles(folder):
     (folder / "cats" / "me").symlink_to(folder / "cats")
     (folder / "cats" / "deep" / "up").symlink_to(folder)
@@ -94,14 +120,6 @@ def test_as_task_stays_readable_after_a_change_of_directory(folder, tmp_path, mo
     assert tasks[1].describe(0) == "image 0 (pets/dogs/b.png)"
 
 
-def test_as_task_names_empty_class_folders(folder):
-    (folder / "birds").mkdir()
-    (folder / "fish").mkdir()
-    (folder / "fish" / "notes.txt").touch()
-    with pytest.raises(ValueError, match=r"expected images in every class folder of .*pets, got none in birds, fish"):
-        as_task(folder)
-
-
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -123,7 +141,7 @@ def test_as_task_refuses_a_path_that_is_no_folder(folder):
     with pytest.raises(ValueError, match="missing, got nothing there"):
         as_task(folder / "missing")
     with pytest.raises(ValueError, match=r"stray.png, got a file"):
-        as_task(folder / "stray.png")
+        as_task(folder.parent / "stray.png")
 
 
 def test_as_task_takes_a_list_of_paths(folder):
@@ -136,7 +154,7 @@ def test_as_task_takes_a_list_of_paths(folder):
 
 
 def test_as_task_checks_every_path_before_any_work(folder):
-    pairs = [(folder / "stray.png", 0), (folder / "gone.png", 1), (folder / "dogs", 1)]
+    pairs = [(folder.parent / "stray.png", 0), (folder / "gone.png", 1), (folder / "dogs", 1)]
     with pytest.raises(ValueError, match=r"got 2 of 3 that are not: .*gone.png, .*dogs; correct"):
         as_task(pairs)
 
@@ -144,7 +162,6 @@ def test_as_task_checks_every_path_before_any_work(folder):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ([("a.png", "cat")], r"got 'cat' \(str\) at index 0; number the classes"),
         ([("a.png", 1.0)], r"got 1.0 \(float\)"),
         (["a.png"], "got str at index 0; give every image its label"),
         ([("a.png", 0, 1)], "got tuple of length 3 at index 0"),
@@ -165,6 +182,96 @@ def test_as_task_checks_every_path_before_any_work(folder):
 def test_as_task_refuses_other_sources_and_says_what_to_do(source, message):
     with pytest.raises(TypeError, match=rf"as_task: expected .*{message}"):
         as_task(source)
+
+
+NAMES = ["dog", "cat", "owl", "cat"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        [(Image.new("L", (2, 2), i), name) for i, name in enumerate(NAMES)],
+        Counting(NAMES, targets=NAMES),
+        Counting(NAMES, labels=np.array(NAMES)),
+        Counting(NAMES),
+        Subset(Counting(NAMES, targets=NAMES), range(4)),
+        ConcatDataset([Counting(NAMES[:1] * 2, targets=NAMES[:1] * 2), Counting(NAMES[1:], targets=NAMES[1:])]),
+        [(Image.new("L", (2, 2)), name) for name in ("dog", " cat", "owl", "cat ")],
+    ],
+    ids=["list", "targets", "array", "items", "subset", "concat", "blanks"],
+)
+def test_labels_that_are_text_become_classes_in_sorted_order(source):
+    task = as_task(source)
+    expected = [1, 1, 0, 2, 0] if isinstance(source, ConcatDataset) else [1, 0, 2, 0]
+    assert read_labels(task).tolist() == expected
+    assert task.classes == ("cat", "dog", "owl")
+    assert [task.item(i)[1] for i in range(len(task))] == expected
+
+
+def test_labels_that_are_text_keep_the_order_of_the_data_sets_classes():
+    task = as_task(Counting(["dog", "cat", "dog"], targets=["dog", "cat", "dog"], classes=["dog", "cat"]))
+    assert (task.classes, task.labels.tolist(), task.item(1)[1]) == (("dog", "cat"), [0, 1, 0], 1)
+    with pytest.raises(ValueError, match=r"expected a label of 'Counting' \(dog, cat\), got 'cow' for image 0"):
+        as_task(Counting(["cow"], classes=["dog", "cat"])).item(0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (["cat", 1], TypeError, "all text, got 1 at index 1; make all labels text, or all integers"),
+        (["cat", float("nan")], TypeError, "got nan at index 1; leave out images that have no label"),
+        (["cat", " "], ValueError, "got an empty text at index 1"),
+        ([[1], [0]], TypeError, r"got \[1\] \(list\) at index 0; remove the extra dimension"),
+        ([2**63, 0], ValueError, "got 9223372036854775808 at index 0; number the classes"),
+        ([{"boxes": 1}, 0], TypeError, "make the data set return the image's class alone"),
+    ],
+    ids=str,
+)
+def test_as_task_says_what_to_do_about_labels_of_a_list(labels, error, message):
+    with pytest.raises(error, match=message):
+        as_task([(Image.new("L", (2, 2)), label) for label in labels])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([[0], [1]]), r"got \[2, 1\]; remove the extra dimension: labels.squeeze"),
+        (torch.eye(2), r"got \[2, 2\]; pass labels.argmax"),
+        (torch.eye(2, dtype=torch.int64), "pass labels.argmax"),
+        (torch.ones(2, 3), r'pass loss="multilabel" \(an image has several'),
+        (torch.rand(2, 5, 5).round(), 'pass loss="dense" for masks'),
+        (torch.tensor([0.0, 1.0]), r'convert them to integers .* or pass loss="regression"'),
+        (torch.tensor([0.2, 1.5], dtype=torch.bfloat16), 'at index 0; pass loss="regression"'),
+        (torch.tensor([True, False]), r"int\(label\)"),
+        (torch.tensor([2**64 - 1, 0], dtype=torch.uint64), "got 18446744073709551615 at index 0"),
+    ],
+    ids=lambda case: str(case)[:30],
+)
+def test_as_task_says_what_to_do_about_labels_in_a_tensor(labels, message):
+    with pytest.raises((TypeError, ValueError), match=f"as_task: expected .*{message}"):
+        as_task(TensorDataset(torch.zeros(2, 3, 4, 4), labels))
+
+
+def test_as_task_warns_of_files_with_two_labels(folder):
+    cat, dog = folder / "cats" / "z.gif", folder / "dogs" / "b.png"
+    with pytest.warns(Task2VecWarning, match=r'1 files have more than one label \(.*z.gif\); .*loss="multilabel"'):
+        as_task([(cat, 0), (dog, 1), (cat, 1)])
+
+
+def test_a_task_needs_a_label_for_each_image():
+    with pytest.raises(ValueError, match=r"Task: expected a label for each of the 3 images of 'x', got 1"):
+        Task(Counting([0, 1, 1]), name="x", labels=[2])
+    assert Task(Counting([0, 1]), name="x", labels=[0, 1]).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("item", [None, (None, 0)], ids=["item", "image"])
+def test_none_is_an_image_that_cannot_be_read(item):
+    class Holes(Counting):
+        def __getitem__(self, index):
+            return item
+
+    with pytest.raises(ValueError, match="expected an image from the data set, got None for image 0"):
+        as_task(Holes([0, 1])).item(0)
 
 
 def test_as_task_takes_a_list_of_images():
@@ -288,7 +395,8 @@ def test_describe_finds_the_file_through_wrappers(folder):
 
     images = ImageFolder(folder, allow_empty=True)
     task = as_task(folder)
-    wrapped = as_task(ConcatDataset([Subset(task, [3, 2]), images]))
+    with pytest.warns(Task2VecWarning, match="0 is 'cats' and '.hidden'"):
+        wrapped = as_task(ConcatDataset([Subset(task, [3, 2]), images]))
     assert wrapped.describe(0) == "image 0 (dogs/b.png)"
     assert wrapped.describe(2) == f"image 2 ({images.samples[0][0]})"
     assert wrapped.labels.tolist()[:2] == [1, 1]
@@ -312,7 +420,7 @@ def test_as_task_agrees_with_torchvisions_image_folder(folder):
 def test_task_can_be_pickled(folder):
     for task in (
         as_task(folder),
-        as_task([(folder / "stray.png", 0)]),
+        as_task([(folder.parent / "stray.png", 0)]),
         as_task(Counting([1, 0], targets=[1, 0])),
     ):
         copy = pickle.loads(pickle.dumps(task))

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from small import Blobs, small_probe
 
-from task2vec_ext import EmbedSettings, FeatureCache, as_task, build_library, load_probe
+from task2vec_ext import EmbedSettings, FeatureCache, Task2VecWarning, as_task, build_library, load_probe
 from task2vec_ext.data import folder
 from task2vec_ext.embed import Work, embed_task
 from task2vec_ext.embed.feature_cache import keys
@@ -102,7 +102,8 @@ def test_a_broken_image_is_left_out_as_ever(probe, images):
     with open(images[5][0], "wb"):
         pass
     for _ in range(2):
-        embedding = embed(images, probe, cache, on_error="skip", batch_size=4)
+        with pytest.warns(Task2VecWarning, match="left out 1 of 12"):
+            embedding = embed(images, probe, cache, on_error="skip", batch_size=4)
         assert (embedding.num_samples, embedding.num_skipped, len(cache)) == (11, 1, 11)
 
 

@@ -228,12 +228,12 @@ def test_memory_beyond_the_features_does_not_grow_with_the_task():
         ([(torch.rand(3, 12, 12), 0)] * 4, ValueError, "two classes|one class"),
         ([(torch.rand(3, 12, 12), label) for label in (0, 2, 0, 2)], ValueError, "gap|never occurs|missing"),
         ([(torch.rand(3, 12, 12), label) for label in (0, -1)], ValueError, "-1"),
-        ([(torch.rand(3, 12, 12), label) for label in ("cat", "dog")], TypeError, "'cat'|str"),
+        ([(torch.rand(3, 12, 12), label) for label in ("cat", 1)], TypeError, "all text, got 1"),
         ("/no/such/folder", ValueError, "/no/such/folder"),
         ([("/no/such/image.png", 0)], ValueError, "image.png"),
         (42, TypeError, "int"),
     ],
-    ids=["empty", "one-class", "gap", "negative", "strings", "no-folder", "no-file", "not-a-task"],
+    ids=["empty", "one-class", "gap", "negative", "mixed", "no-folder", "no-file", "not-a-task"],
 )
 def test_a_bad_task_is_refused_before_any_forward_pass(task, error, message):
     probe = small_probe()
@@ -249,7 +249,8 @@ def test_pixels_that_are_not_finite_are_named(value):
     blobs.images[7, 0, 3, 3] = value
     with pytest.raises(ValueError, match="image 7"):
         embed(blobs)
-    result = embed(blobs, on_error="skip")
+    with pytest.warns(Task2VecWarning, match="left out 1 of 24 images of 'Blobs' that could not be read: image 7. Why"):
+        result = embed(blobs, on_error="skip")
     assert (result.num_samples, result.num_skipped) == (23, 1)
 
 
@@ -260,8 +261,10 @@ def test_an_unreadable_image_is_named_or_skipped_and_counted(folder, tmp_path):
     (copy / "cats" / "3.png").write_bytes((folder / "cats" / "3.png").read_bytes()[:200])
     with pytest.raises(ValueError, match=r"cats/3\.png"):
         embed(copy, TINY)
-    result = embed(copy, TINY, on_error="skip")
+    with pytest.warns(Task2VecWarning, match=r"image 3 \(cats/3.png\)"):
+        result = embed(copy, TINY, on_error="skip")
     assert (result.num_samples, result.num_skipped) == (15, 1)
+    assert result.metadata["skipped"] == ["image 3 (cats/3.png)"]
 
 
 @pytest.mark.parametrize(
@@ -421,10 +424,79 @@ def test_adam_is_seeded_and_its_penalty_arrives():
     assert not torch.equal(fits[0], fits[2])
 
 
-def test_two_skipped_images_are_counted():
+@pytest.mark.parametrize(
+    ("bad", "shown"), [([3, 10], "image 3; image 10. Why"), (range(12), "image 9; and 2 more. Why")]
+)
+def test_skipped_images_are_counted_and_listed(bad, shown):
+    blobs = Blobs(n=36)
+    blobs.images[list(bad)] = math.nan
+    with pytest.warns(Task2VecWarning, match=f"left out {len(bad)} of 36 .*{shown} the first: .*finite pixels"):
+        result = embed(blobs, on_error="skip")
+    assert result.num_skipped == len(bad)
+    assert result.metadata == {"skipped": [f"image {i}" for i in bad]}
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [(1, "every class of 'x', got none of class '?b?\\w?'? .*images cannot be read"), (None, "got none of 24")],
+)
+def test_a_class_that_cannot_be_read_is_named(bad, message, listed):
     blobs = Blobs()
-    blobs.images[3], blobs.images[10, 0, 0, 0] = math.nan, math.inf
-    assert embed(blobs, on_error="skip").num_skipped == 2
+    blobs.images[(blobs.targets == bad) if bad is not None else slice(None)] = math.nan
+    if not listed:
+        blobs.labels_apart, blobs.__class__ = blobs.targets, Unlisted
+        del blobs.targets
+    elif bad is not None:
+        blobs.classes, message = (
+            ("a", "bees", "c"),
+            r"got none of class 'bees' \(8 images cannot be read, such as image 1: ",
+        )
+    with pytest.raises(ValueError, match=message):
+        embed(as_task(blobs, name="x"), on_error="skip")
+
+
+class Unlisted(Blobs):
+    def __getitem__(self, index):
+        return self.images[index], int(self.labels_apart[index])
+
+
+def test_images_whose_features_are_all_the_same_are_refused():
+    grey = [(Image.new("RGB", (40, 40), "grey"), i % 2) for i in range(9)]
+    with pytest.raises(ValueError, match="the probe tells apart, got the same features for all 9 images of 'grey'"):
+        embed(grey, TINY, name="grey", batch_size=4)
+
+
+@pytest.mark.parametrize("n", [12, 40])
+def test_images_that_are_in_several_classes_are_warned_of(n):
+    blobs = Blobs(n=n)
+    blobs.images = torch.cat([blobs.images, blobs.images])
+    blobs.targets = torch.arange(2).repeat_interleave(n)
+    with pytest.warns(Task2VecWarning, match=f"got {2 * n} of {2 * n} images of 'x' that .*; are they in several"):
+        embed(blobs, name="x", batch_size=7)
+
+
+def test_an_embedding_of_norm_0_is_warned_of_and_named_when_compared():
+    blobs = Blobs(n=12)
+    blobs.images = torch.cat([blobs.images, blobs.images])
+    blobs.targets = torch.arange(2).repeat_interleave(12)
+    with pytest.warns(Task2VecWarning) as caught:
+        same = embed(blobs, name="same", head={"cross_fit": None})
+    assert "got an embedding of norm 0 for 'same'" in str(caught[-1].message)
+    with pytest.raises(ValueError, match=r"'same' has entries from 0 to 0 \(norm 0: the probe saw no difference"):
+        distance_matrix([embed(Blobs(), head={"cross_fit": None}), same])
+
+
+def test_labels_that_are_text_in_the_items_alone_are_numbered():
+    named = Blobs()
+    names = [("zebra", "ant", "cow")[label] for label in named.targets]
+    del named.targets
+    named.__class__ = type("Named", (Blobs,), {"__getitem__": lambda self, i: (self.images[i], names[i])})
+    numbered = Blobs()
+    numbered.targets = torch.tensor([2, 0, 1])[numbered.targets]
+    result = embed(named)
+    assert result.classes == ("ant", "cow", "zebra")
+    assert torch.equal(result.fisher, embed(numbered).fisher)
 
 
 def test_class_names_that_do_not_fit_the_labels_are_left_out():

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from small import Blobs, small_probe
 
-from task2vec_ext import Embedding, Library, as_task, build_library, fisher_embed
+from task2vec_ext import Embedding, Library, Task2VecWarning, as_task, build_library, fisher_embed
 
 RANKS = Path(__file__).parents[1] / "support" / "ranks.py"
 
@@ -65,10 +65,12 @@ def test_images_that_are_left_out_are_left_out_of_all_ranks(shared):
                 raise OSError("broken")
             return super().__getitem__(index)
 
-    expected = fisher_embed(Broken(n=150, seed=3), small_probe(), on_error="skip", progress=False)
+    with pytest.warns(Task2VecWarning, match="left out 3 of 150 .*: image 3; image 50; image 51"):
+        expected = fisher_embed(Broken(n=150, seed=3), small_probe(), on_error="skip", progress=False)
     for rank in range(2):
         embedding = Embedding.load(shared / f"broken-{rank}.safetensors")
         assert (embedding.num_samples, embedding.num_skipped) == (147, 3)
+        assert embedding.metadata == expected.metadata
         assert close(embedding.fisher, expected.fisher)
         assert close(embedding.group_means, expected.group_means)  # the groups close up, too
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from small import Blobs, small_probe, small_resnet
 
-from task2vec_ext import EmbedSettings, HeadSettings, Library, as_task, build_library, load_probe
+from task2vec_ext import Embedding, EmbedSettings, HeadSettings, Library, as_task, build_library, load_probe
 from task2vec_ext._util import atomic as _atomic
 from task2vec_ext.embed import embed_task, fisher_embed
 from task2vec_ext.library import build as library_build
@@ -337,6 +338,25 @@ def test_images_that_changed_are_not_taken_for_the_old_ones(folders, tmp_path):
     with pytest.raises(ValueError, match="got others for 'task0'"):
         build_library([folders[1], task], tmp_path / "library", "tiny")
     assert states(Library(tmp_path / "library")) == {"task0": "done"}
+
+
+def test_libraries_of_version_0_2_are_continued(folders, tmp_path):
+    images = [(Image.effect_noise((40, 40), 90), i % 2) for i in range(6)]  # of these, the same every time
+
+    def build():
+        return build_library([folders[0], as_task(images, name="memory")], tmp_path, "tiny", progress=False)
+
+    index = build().index
+    ours = index.entries()[0].digest
+    for entry in index.entries():  # files were known by names, sizes and labels, images in memory by their name
+        file = Embedding.load(tmp_path / "embeddings" / entry.file)
+        old = None if entry.name == "memory" else entry.digest.split("-")[0]
+        dataclasses.replace(file, task_digest=old).save(tmp_path / "embeddings" / entry.file)
+        index.update(dataclasses.replace(entry, digest=old))
+    before = [(entry.sha256, entry.seconds) for entry in index.entries()]
+    index = build().index
+    assert [(entry.sha256, entry.seconds) for entry in index.entries()] == before  # kept
+    assert index.entries()[0].digest == ours  # from now on
 
 
 def test_names_that_are_no_utf_8_and_names_that_look_alike_keep_apart(tmp_path):

@@ -121,3 +121,16 @@ def test_degenerate_outputs_are_handled_or_refused():
             score(torch.full((4, 2), torch.nan), labels)
     with pytest.raises(ValueError, match="shrinkage from 0 to 1"):
         h_score(torch.ones(4, 3), labels, shrinkage=2)
+
+
+def test_logme_of_features_that_are_all_zero_is_finite():
+    labels = torch.tensor([0, 1, 0, 1, 1])
+    zero = logme(torch.zeros(5, 3), labels)
+    assert math.isfinite(zero)
+    # β = N / Σy², and no weights: ½·log(β/2π) − ½, mean over classes
+    expected = [0.5 * math.log(5 / n / (2 * math.pi)) - 0.5 for n in (2, 3)]
+    assert zero == pytest.approx(sum(expected) / 2)
+
+
+def test_constant_features_give_the_share_of_the_largest_class():
+    assert probe_accuracy(torch.ones(9, 3), torch.tensor([0, 1, 1] * 3)) == pytest.approx(6 / 9)

@@ -21,7 +21,7 @@ from ..._util.warnings import Task2VecWarning
 from ..folder import Files, is_image
 from ..targets import LabelSet
 from ..task import Task
-from .lazy import Tasks, expect, read_json
+from .lazy import Tasks, expect, read_json, records
 
 _IMATERIALIST = "https://github.com/visipedia/imat_fashion_comp"
 _DEEPFASHION = "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/AttributePrediction.html"
@@ -60,7 +60,7 @@ def imaterialist(
     """
     where = Path(os.path.abspath(root))
     expect("imat2018", where, [f"{split}.json", split], _IMATERIALIST)
-    listed = dict(map(_annotation, read_json("imat2018", where / f"{split}.json")["annotations"]))
+    listed = _annotations(where / f"{split}.json")
     # One look at the folder is faster than a million at files.
     on_disk = {os.path.splitext(name)[0]: name for name in os.listdir(where / split) if is_image(name)}
     present = [image for image in listed if image in on_disk]
@@ -79,17 +79,29 @@ def imaterialist(
     found = _Found(_indices)
     for index, image in enumerate(present):
         for label in set(listed[image]):
-            found[int(label)].append(index)
+            found[label].append(index)
     names = {label: str(label) for label in found} | _label_names(where)
     images = Files.below(where, [f"{split}/{on_disk[image]}" for image in present], ())
     attributes = _Attributes("imat2018", "iMaterialist-Fashion 2018", names, images, found, {})
     return attributes.as_one(min_images) if multilabel else attributes.tasks(min_images)
 
 
-def _annotation(entry: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    """Return an image and its labels, under the keys of the published files or of their description."""
-    image, labels = ("imageId", "labelId") if "imageId" in entry else ("image_id", "label_id")
-    return str(entry[image]), entry[labels]
+def _annotations(file: Path) -> dict[str, list[int]]:
+    """Return image -> its labels, under the keys of the published files or of their description."""
+    content = read_json("imat2018", file)
+    entries = content.get("annotations") if isinstance(content, dict) else None
+    published = isinstance(entries, list) and entries and isinstance(entries[0], dict) and "imageId" in entries[0]
+    keys = ("imageId", "labelId") if published else ("image_id", "label_id")
+    listed: dict[str, list[int]] = {}
+    for image, labels in records("imat2018", file, "annotations", entries, *keys):
+        try:
+            listed[str(image)] = [int(label) for label in labels]
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"imat2018: expected lists of numbers as labels in {file}, got {labels!r:.60} of image {image}; "
+                "download or unpack it again."
+            ) from error
+    return listed
 
 
 def _label_names(root: Path) -> dict[int, str]:
@@ -98,7 +110,13 @@ def _label_names(root: Path) -> dict[int, str]:
     if file is None:
         return {}
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        return {int(row["labelId"]): f"{row['taskName']} {row['labelName']}" for row in csv.DictReader(lines)}
+        try:
+            return {int(row["labelId"]): f"{row['taskName']} {row['labelName']}" for row in csv.DictReader(lines)}
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise ValueError(
+                f"imat2018: expected the columns labelId (a number), labelName and taskName in {file}, got: {error}; "
+                "correct the label map, or rename it."
+            ) from error
 
 
 def deepfashion(root: str | os.PathLike[str], *, split: str = "all", min_images: int = 1) -> Tasks:
@@ -127,7 +145,7 @@ def deepfashion(root: str | os.PathLike[str], *, split: str = "all", min_images:
     partition = [] if split == "all" else ["Eval/list_eval_partition.txt"]
     expect("deepfashion", where, [listed, images, *partition], _DEEPFASHION)
     names = [line.rsplit(None, 1)[0].strip() for line in _entries(where / listed)]
-    part = dict(line.split() for file in partition for line in _entries(where / file))
+    part = {words[0]: words[-1] for file in partition for line in _entries(where / file) if (words := line.split())}
     chosen = None if split == "all" else {image for image, name in part.items() if name == split}
     files, shows, unknown = _marks(where / images, len(names), chosen)
     if not files:
@@ -154,10 +172,14 @@ def _marks(file: Path, attributes: int, chosen: set[str] | None) -> tuple[list[s
             name, _, rest = line.partition(" ")
             if number <= _HEADER or not line.strip() or (chosen is not None and name not in chosen):
                 continue
-            marks = np.array(rest.split(), dtype=np.int8)
+            try:
+                marks = np.array(rest.split(), dtype=np.int8)
+            except (ValueError, OverflowError):
+                marks = np.empty(0, dtype=np.int8)
             if len(marks) != attributes:
+                got = f"{len(rest.split())}: {rest.strip()[:40]}"
                 raise ValueError(
-                    f"deepfashion: expected {attributes} marks in line {number} of {file}, got {len(marks)}; "
+                    f"deepfashion: expected {attributes} marks −1, 0 or 1 in line {number} of {file}, got {got}; "
                     "unpack it again."
                 )
             for found, mark in ((shows, _SHOWS), (unknown, _UNKNOWN)):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..folder import is_image
-from .lazy import Tasks, expect, read_json
+from .lazy import Tasks, expect, read_json, records
 from .taxonomy import RANKS, Category, Collection, Groups
 
 _ORIGIN = "https://github.com/visipedia/inat_comp"
@@ -70,28 +69,37 @@ def inaturalist(
         expect(who, where, [annotations.name], f"{_ORIGIN}, or with torchvision.datasets.INaturalist")
     published = [file for file in (where / "categories.json", folder / "categories.json") if file.is_file()]
     if published:
-        categories.update(_categories(read_json(who, published[0])))
+        categories.update(_categories(who, published[0], read_json(who, published[0])))
     collection = Collection(who, f"iNaturalist {year}", _ORIGIN, base, files, categories)
     groups = collection.groups(level, min_classes=min_classes, min_images=min_images)
     return collection.tasks(_listed(who, Path(tasks), level, groups) if tasks else groups)
 
 
-def _categories(entries: Iterable[dict[str, Any]]) -> dict[int, Category]:
+def _categories(who: str, file: Path, entries: list[dict[str, Any]]) -> dict[int, Category]:
     ranks = (*RANKS, "supercategory")
-    return {e["id"]: Category(str(e["name"]), {rank: e[rank] for rank in ranks if e.get(rank)}) for e in entries}
+    pairs = zip(records(who, file, "categories", entries, "id", "name"), entries, strict=True)
+    return {number: Category(str(name), {r: str(e[r]) for r in ranks if e.get(r)}) for (number, name), e in pairs}
 
 
 def _competition(who: str, file: Path) -> _Index:
     """Read the published annotations, which are in COCO's format."""
     content = read_json(who, file)
-    missing = [part for part in ("images", "annotations", "categories") if part not in content]
+    parts = ("images", "annotations", "categories")
+    missing = [part for part in parts if not isinstance(content, dict) or part not in content]
     if missing:
         raise ValueError(f"{who}: expected images, annotations and categories in {file}, got no {', '.join(missing)}.")
-    names = {image["id"]: image["file_name"] for image in content["images"]}
+    categories = _categories(who, file, content["categories"])
+    names = dict(records(who, file, "images", content["images"], "id", "file_name"))
     files: dict[int, list[str]] = defaultdict(list)
-    for annotation in content["annotations"]:
-        files[annotation["category_id"]].append(names[annotation["image_id"]])
-    return _categories(content["categories"]), dict(files)
+    for image, category in records(who, file, "annotations", content["annotations"], "image_id", "category_id"):
+        for kind, number, known in (("image", image, names), ("category", category, categories)):
+            if number not in known:
+                raise ValueError(
+                    f"{who}: expected annotations of the {len(known):,} {kind} ids that {file} lists, got {kind} "
+                    f"{number!r}; download or unpack it again."
+                )
+        files[category].append(names[image])
+    return categories, dict(files)
 
 
 def _torchvision(who: str, folder: Path, year: int) -> _Index:
@@ -131,7 +139,8 @@ def _folders(folder: Path) -> list[str]:
 def _listed(who: str, file: Path, level: str, groups: Groups) -> Groups:
     """Return the groups that a task file lists, in its order and with its species."""
     expect(who, file.parent, [file.name], "https://github.com/awslabs/aws-cv-task2vec (support_files/)")
-    listed = {(level, entry["name"]): entry["species_ids"] for entry in read_json(who, file)}
+    entries = records(who, file, "tasks", read_json(who, file), "name", "species_ids")
+    listed = {(level, name): species for name, species in entries}
     known = {key: [number for number in listed[key] if number in groups[key]] for key in listed if key in groups}
     foreign = [taxon for (_, taxon), numbers in known.items() if not numbers]
     if foreign:

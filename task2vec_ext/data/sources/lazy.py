@@ -6,13 +6,13 @@ import json
 import operator
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from torch import Tensor
 
-from ..folder import Files
+from ..folder import Files, check_no_twins, on_disk
 from ..task import Task
 
 
@@ -37,8 +37,9 @@ class Tasks(Sequence[Task]):
             shown = ", ".join(map(repr, twins[:5])) + (", …" if len(twins) > 5 else "")
             raise ValueError(
                 f"Tasks: expected every task to have a name of its own, got {shown} more than once; "
-                "name each source once, and rename folders that have the same name."
+                "name each source once, and name tasks of equal folders: NAME=PATH (in Python as_task(…, name=…))."
             )
+        check_no_twins("Tasks", names, "tasks")
         self.names = tuple(names)
         self._make = make
 
@@ -73,7 +74,7 @@ class Tasks(Sequence[Task]):
 
 def expect(who: str, root: Path, files: Sequence[str], origin: str) -> None:
     """Check that files exist, relative to a data set's folder; `origin` is where to get them."""
-    missing = [name for name in files if not os.path.exists(root / name)]
+    missing = [name for name in files if not os.path.exists(on_disk(os.path.join(root, name)))]
     if missing:
         what = ", ".join(missing) if root.is_dir() else "no such folder"
         raise ValueError(
@@ -88,6 +89,33 @@ def read_json(who: str, file: Path) -> Any:
         return json.loads(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{who}: expected valid JSON in {file}, got: {error}; unpack or download it again.") from error
+
+
+def records(who: str, file: Path, part: str, entries: Any, *keys: str) -> Iterator[tuple[Any, ...]]:
+    """Yield the values that every entry of a part of a JSON file has under some keys, or raise at one that lacks them.
+
+    Args:
+        who: The source.
+        file: Where the entries are from, for messages.
+        part: What messages call them.
+        entries: A list of dictionaries.
+        *keys: Of the values.
+
+    Raises:
+        ValueError: If it is no list of dictionaries, or one lacks a key.
+    """
+    if not isinstance(entries, list):
+        raise ValueError(
+            f"{who}: expected a list of {part} in {file}, got {type(entries).__name__}; download or unpack it again."
+        )
+    for number, entry in enumerate(entries):
+        missing = [key for key in keys if not isinstance(entry, dict) or entry.get(key) is None]
+        if missing:
+            raise ValueError(
+                f"{who}: expected {' and '.join(keys)} in all {part} of {file}, got none of {', '.join(missing)} in "
+                f"number {number}: {entry!r:.80}; download or unpack it again."
+            )
+        yield tuple(entry[key] for key in keys)
 
 
 def files_task(

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from ..columns import Rows, image_and_label
 from ..task import as_task
 from .lazy import Tasks
 
@@ -47,66 +48,70 @@ def torchvision(name: str, **options: Any) -> Tasks:
 
 
 def hugging_face(
-    name: str, *, split: str = "train", config: str = "", revision: str = "", image: str = "", label: str = ""
+    name: str, *, split: str = "", config: str = "", revision: str = "", image: str = "", label: str = ""
 ) -> Tasks:
     """Return a data set of the Hugging Face hub, or one that ``save_to_disk`` wrote, as one task, ``hf NAME SPLIT``.
 
     Args:
         name: ``OWNER/NAME`` on the hub, or the folder that ``save_to_disk`` wrote.
-        split: Such as ``train`` or ``train[:10%]``.
-        config: Configuration; default: the data set's own.
-        revision: Branch, tag or commit; default: the newest.
-        image: Column of the images; default: the first of type ``Image``.
-        label: Column of the labels; default: the first of type ``ClassLabel``.
+        split: Such as ``test`` or, on the hub, ``train[:10%]``. Default: ``train``, or what was saved without splits.
+        config: Configuration, on the hub; default: the data set's own.
+        revision: Branch, tag or commit, on the hub; default: the newest.
+        image: Column of the images; default: the one of type ``Image``.
+        label: Column of the labels, numbers or text; default: the one of type ``ClassLabel`` or with such a name.
 
     Raises:
         ImportError: If ``datasets`` is not installed.
-        ValueError: If the data set cannot be loaded, or has no such columns.
+        ValueError: If the data set cannot be loaded, has no such columns, or options do not apply to it.
     """
     try:
         import datasets
     except ImportError as error:
         raise ImportError("hf: expected the package datasets, got none; pip install 'task2vec_ext[hf]'.") from error
 
+    saved = any(os.path.isfile(os.path.join(name, file)) for file in ("state.json", "dataset_dict.json"))
+    if saved and (config or revision):
+        what = "config" if config else "revision"
+        raise ValueError(f"hf: expected no {what} for {name!r}, which save_to_disk wrote, got one; leave it out.")
     try:
-        if os.path.isfile(os.path.join(name, "dataset_dict.json")):
-            rows = datasets.load_from_disk(name)[split]
-        elif os.path.isfile(os.path.join(name, "state.json")):
+        if saved:
             rows = datasets.load_from_disk(name)
         else:
+            split = split or "train"
             rows = datasets.load_dataset(name, config or None, split=split, revision=revision or None)
     except Exception as error:  # whatever the network, the hub or a file format may raise
         got = f"{type(error).__name__}: {error}"
-        raise ValueError(f"hf: expected the data set {name!r}, split {split!r}, got {got}") from error
-    image = image or next((key for key, kind in rows.features.items() if isinstance(kind, datasets.Image)), "")
-    label = label or next((key for key, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)), "")
+        raise ValueError(f"hf: expected the data set {name!r}, split {split or 'train'!r}, got {got}") from error
+    if saved:
+        rows, split = _split_of_saved(name, rows, split)
+    image, label = image_and_label(rows.features, image, label)
     if not {image, label} <= rows.features.keys():
         got = ", ".join(f"{key} ({type(kind).__name__})" for key, kind in rows.features.items())
         raise ValueError(
             f"hf: expected a column of images and one of labels in {name!r}, got {got}; "
             "name them: ?image=COLUMN&label=COLUMN."
         )
-    title = " ".join(["hf", name, *([config] if config else []), split])
-    return _one(_Rows(rows.select_columns([image, label]), image, label), title, name)
+    title = " ".join(filter(None, ["hf", name, config, split]))
+    return _one(Rows(rows, image, label), title, name)
+
+
+def _split_of_saved(name: str, rows: Any, split: str) -> tuple[Any, str]:
+    """The rows that are meant of what save_to_disk wrote, and their split's name."""
+    if isinstance(rows, dict):
+        split = split or "train"
+        if split not in rows:
+            raise ValueError(f"hf: expected a split of {name!r} ({', '.join(rows)}), got {split!r}; name one of them.")
+        return rows[split], split
+    own = str(rows.split or "")
+    if split not in ("", own):
+        of = f" of the split {own!r}" if own else " without splits"
+        raise ValueError(
+            f"hf: expected no split for {name!r}, which was saved as one data set{of}, got {split!r}; leave it out."
+        )
+    return rows, own
 
 
 def _one(dataset: Dataset[Any], name: str, domain: str) -> Tasks:
     task = as_task(dataset, name=name)
     task.metadata = {"domain": domain}
     return Tasks([name], lambda _: task)
-
-
-class _Rows(Dataset[Any]):
-    """Rows of a table as pairs of (image, label)."""
-
-    def __init__(self, rows: Any, image: str, label: str) -> None:
-        self.rows, self.image, self.label = rows, image, label
-        self.targets = rows[label][:]  # the column alone: no image is decoded
-        self.classes = getattr(rows.features[label], "names", None)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        row = self.rows[int(index)]
-        return row[self.image], row[self.label]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
-
+from ..._util.warnings import Task2VecWarning
+from ..foreign import with_two_labels
+from ..labels import number_names
 from ..task import Task
 from .lazy import Tasks, expect, files_task
 
@@ -47,7 +49,7 @@ def table(
     wanted = [path, label, *filter(None, (task, column))]
     rows: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for number, row in enumerate(_rows(where, wanted), 1):
-        if not row[path] or not row[label]:
+        if not row[path].strip() or not row[label].strip():
             raise ValueError(f"table: expected {path} and {label} in row {number} of {where}, got {row}; fill it in.")
         if not split or row[column] == value:
             rows[row[task] if task else where.stem].append((row[path], row[label]))
@@ -58,9 +60,15 @@ def table(
 
     def make(index: int) -> Task:
         files, titles = zip(*rows[names[index]], strict=True)
-        classes = sorted(set(titles), key=_by_size)
-        numbers = {title: number for number, title in enumerate(classes)}
-        labels = torch.tensor([numbers[title] for title in titles])
+        labels, classes = number_names(titles, who="table", where="row")
+        if twice := with_two_labels(files, labels.tolist()):
+            shown = ", ".join(twice[:5]) + ", …" * (len(twice) > 5)
+            warnings.warn(
+                f"table: of {names[index]!r} in {where}, {len(twice)} files have more than one label ({shown}); "
+                'correct it, or make a list of (path, labels) for loss="multilabel"',
+                Task2VecWarning,
+                stacklevel=4,
+            )
         return files_task(base, files, labels, name=names[index], classes=classes, metadata={"domain": where.stem})
 
     expect("table", base, [rows[names[0]][0][0]], "whoever made the table, or name their folder with root=DIR")
@@ -77,10 +85,16 @@ def _rows(file: Path, columns: list[str]) -> Iterator[Mapping[str, str]]:
         raise ValueError(f"table: expected a .csv, .tsv or .parquet file, got {file}; convert it.")
     # surrogateescape: file names need not be UTF-8.
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        reader = csv.DictReader(lines, delimiter=_DELIMITERS[suffix])
-        _check_columns(file, columns, list(reader.fieldnames or ()))
-        for row in reader:
-            yield {column: row[column] or "" for column in columns}
+        try:
+            reader = csv.DictReader(lines, delimiter=_DELIMITERS[suffix], skipinitialspace=True)
+            _check_columns(file, columns, list(reader.fieldnames or ()))
+            for row in reader:
+                yield {column: row[column] or "" for column in columns}
+        except csv.Error as error:
+            raise ValueError(
+                f"table: expected text with {_DELIMITERS[suffix]!r} between columns in {file}, got: {error}; save it "
+                "again as CSV in UTF-8."
+            ) from error
 
 
 def _parquet(file: Path, columns: list[str]) -> Iterator[Mapping[str, str]]:
@@ -103,8 +117,3 @@ def _check_columns(file: Path, wanted: list[str], found: list[str]) -> None:
             f"table: expected columns {', '.join(wanted)} in {file}, got {', '.join(found)}; "
             "name them: ?path=COLUMN&label=COLUMN."
         )
-
-
-def _by_size(title: str) -> tuple[int, int, str]:
-    """Sort whole numbers by size, before everything else by its letters."""
-    return (0, int(title), title) if title.lstrip("-").isdecimal() else (1, 0, title)

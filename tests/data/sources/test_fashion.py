@@ -121,8 +121,33 @@ def test_deepfashions_splits(fashion):
 def test_deepfashion_names_what_is_missing_or_damaged(fashion):
     file = fashion / "Anno" / "list_attr_img.txt"
     file.write_text(file.read_text()[:-3])
-    with pytest.raises(ValueError, match=r"expected 3 marks in line 6 of .*, got 2; unpack it again"):
+    with pytest.raises(ValueError, match=r"expected 3 marks −1, 0 or 1 in line 6 of .*, got 2: -1 -1; unpack it again"):
         deepfashion(fashion)
     (fashion / "Eval" / "list_eval_partition.txt").unlink()
     with pytest.raises(ValueError, match=r"got no Eval/list_eval_partition.txt; .*mmlab"):
         deepfashion(fashion, split="val")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "a list of annotations in .*, got NoneType"),
+        (
+            '{"annotations": [{"imageId": "1"}]}',
+            "imageId and labelId in all annotations of .*, got none of labelId",
+        ),
+        ('{"annotations": [{"imageId": "1", "labelId": ["x"]}]}', "lists of numbers as labels in .*'x'"),
+        ('{"annotations": [{"imageId": "1", "labelId": 4}]}', "lists of numbers as labels in"),
+    ],
+    ids=["list", "missing", "text", "number"],
+)
+def test_annotations_that_are_damaged_are_named(imat, content, message):
+    (imat / "train.json").write_text(content)
+    with pytest.raises(ValueError, match=f"imat2018: expected .*{message}"):
+        imaterialist(imat)
+
+
+def test_a_label_map_of_other_columns_is_named(imat):
+    (imat / "labels.csv").write_text("id,name\n4,Beige\n")
+    with pytest.raises(ValueError, match=r"the columns labelId .* in .*labels.csv, got: 'labelId'; correct"):
+        imaterialist(imat)

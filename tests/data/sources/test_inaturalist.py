@@ -161,3 +161,53 @@ def test_the_real_categories_give_the_papers_207_orders(real_data, tmp_path):
         if name in listed.names:
             assert listed[listed.names.index(name)].classes == tuple(entry["species_names"])
     assert len(inaturalist(2018, tmp_path, level="class")) == 48
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("annotations", {"category_id": 99}, "annotations of the 8 category ids that .* lists, got category 99"),
+        ("annotations", {"category_id": "0"}, "got category '0'"),
+        ("annotations", {"image_id": 99}, "annotations of the 16 image ids that .* lists, got image 99"),
+        (
+            "annotations",
+            {"category_id": None},
+            "image_id and category_id in all annotations of .*, got none of category_id",
+        ),
+        (
+            "images",
+            {"file_name": None},
+            r"id and file_name in all images of .*, got none of file_name in number 0: {'id'",
+        ),
+        ("images", {"id": None}, "got none of id in number 0"),
+        ("categories", {"name": None}, "id and name in all categories of .*, got none of name in number 0"),
+        ("annotations", "text", "got none of image_id, category_id in number 0: 'text'"),
+        ("images", None, "a list of images in .*, got dict"),
+    ],
+    ids=lambda case: str(case)[:40],
+)
+def test_entries_that_are_damaged_are_named(tmp_path, part, change, message):
+    file = inat2018(tmp_path) / "train2018.json"
+    content = json.loads(file.read_text())
+    if isinstance(change, dict):
+        entry = {**content[part][0], **change}
+        content[part][0] = {key: value for key, value in entry.items() if value is not None}
+    else:
+        content[part] = {} if change is None else [change]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"inat2018: expected .*{message}"):
+        inaturalist(2018, tmp_path)
+
+
+def test_files_of_another_kind_are_named(tmp_path):
+    inat2018(tmp_path)
+    tasks = tmp_path / "tasks.json"
+    tasks.write_text('[{"name": "Hymenoptera"}]')
+    with pytest.raises(ValueError, match=r"name and species_ids in all tasks of .*tasks.json, got none of species_ids"):
+        inaturalist(2018, tmp_path, tasks=str(tasks))
+    (tmp_path / "categories.json").write_text('[{"name": "Hymenoptera"}]')
+    with pytest.raises(ValueError, match=r"id and name in all categories of .*categories.json, got none of id"):
+        inaturalist(2018, tmp_path)
+    (tmp_path / "train2018.json").write_text("[1]")
+    with pytest.raises(ValueError, match="got no images, annotations, categories"):
+        inaturalist(2018, tmp_path)

@@ -65,7 +65,7 @@ def test_the_hubs_data_set_knows_its_labels_and_reaches_workers(saved):
     assert len(test) == 2
     with pytest.raises(ValueError, match=r"got id \(Value\), img \(Image\), fine \(ClassLabel\); name them"):
         hugging_face(str(saved / "one"), label="coarse")
-    with pytest.raises(ValueError, match="split 'dev', got KeyError"):
+    with pytest.raises(ValueError, match=r"expected a split of .* \(train, test\), got 'dev'"):
         hugging_face(str(saved / "parts"), split="dev")
 
 
@@ -73,3 +73,36 @@ def test_without_datasets_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=r"pip install 'task2vec_ext\[hf\]'"):
         tasks_from("hf:mnist")
+
+
+def test_options_that_do_not_apply_to_a_saved_data_set_are_refused(saved):
+    from datasets import NamedSplit, load_from_disk
+
+    one, parts = saved / "one", saved / "parts"
+    assert tasks_from(f"hf:{one}").names == (f"hf {one}",)  # no split is claimed
+    assert tasks_from(f"hf:{parts}").names == (f"hf {parts} train",)
+    test = saved / "test"
+    load_from_disk(parts)["test"].save_to_disk(test)
+    rows = load_from_disk(test)
+    rows.info.splits, rows._split = None, NamedSplit("test")
+    rows.save_to_disk(saved / "named")
+    (task,) = tasks_from(f"hf:{saved / 'named'}?split=test")
+    assert (task.name, len(task)) == (f"hf {saved / 'named'} test", 2)
+    for spec, message in (
+        (f"hf:{one}?split=test", "saved as one data set without splits, got 'test'; leave it out"),
+        (f"hf:{saved / 'named'}?split=train", "saved as one data set of the split 'test', got 'train'"),
+        (f"hf:{parts}?split=train[:10%25]", "expected a split of"),
+        (f"hf:{one}?config=plain", "expected no config for"),
+        (f"hf:{parts}?revision=main", "expected no revision for"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tasks_from(spec)
+
+
+def test_labels_of_the_hub_may_be_text(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="needs the extra hf")
+    features = datasets.Features({"image": datasets.Image(), "species": datasets.Value("string")})
+    images, names = [Image.new("RGB", (4, 4))] * 3, ["owl", "cat", "owl"]
+    datasets.Dataset.from_dict({"image": images, "species": names}, features=features).save_to_disk(tmp_path / "x")
+    (task,) = tasks_from(f"hf:{tmp_path / 'x'}?label=species")
+    assert (task.classes, task.labels.tolist(), task[2][1]) == (("cat", "owl"), [1, 0, 1], 1)

@@ -2,6 +2,7 @@ import pytest
 from layouts import cub, image
 
 from task2vec_ext import Embedding, Task, as_task, fisher_embed
+from task2vec_ext.data import Unlabelled
 from task2vec_ext.data.sources import Tasks, tasks_from
 
 
@@ -69,7 +70,7 @@ def test_two_tasks_of_one_name_are_refused(tmp_path):
         ("cub:", "expected a path or name after cub:"),
         (
             "cub:x?lvl=order",
-            r"expected options of cub \(level, split, min_classes, min_images\) in .*, got lvl; did you mean level\?",
+            r"options of cub \(level, split, min_classes, min_images, max_value\) in .*, got lvl; did you mean level\?",
         ),
         ("cub:x?min_pictures=20", r"got min_pictures; did you mean min_images\?"),
         ("imat2018:x?min_pictures=20", r"got min_pictures; did you mean min_images\?"),
@@ -95,3 +96,23 @@ def test_an_embedding_keeps_what_its_task_is_about(tmp_path):
     assert loaded.metadata == task.metadata
     with pytest.raises(TypeError, match="not JSON serializable"):
         Task(task.source, name="x", metadata={"classes": {1, 2}})
+
+
+def test_a_spec_may_name_its_tasks(tmp_path):
+    first, second = pets(tmp_path / "1" / "train"), pets(tmp_path / "2" / "train")
+    assert tasks_from(f"one={first}", f"my own={second}").names == ("one", "my own")
+    tasks = tasks_from(f"one={tmp_path}/1/*", f"birds=cub:{cub(tmp_path, [1, 2])}?min_images=1")
+    assert [task.name for task in tasks] == ["one", "birds"]
+    pets(tmp_path / "1" / "other")
+    assert tasks_from(f"one={tmp_path}/1/*").names == ("one other", "one train")
+    assert tasks_from(str(pets(tmp_path / "a=b"))).names == ("a=b",)  # an existing folder is a folder
+    with pytest.raises(ValueError, match=r"got 'train' more than once; .*NAME=PATH"):
+        tasks_from(str(first), str(second))
+    with pytest.raises(ValueError, match="expected a folder of class folders at nowhere"):
+        tasks_from("one=nowhere")
+
+
+def test_specs_take_another_target(tmp_path):
+    image(tmp_path / "flat" / "a.png")
+    (task,) = tasks_from(f"x={tmp_path / 'flat'}", target=Unlabelled())
+    assert (task.name, len(task), task.target) == ("x", 1, Unlabelled())

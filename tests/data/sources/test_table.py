@@ -3,6 +3,7 @@ import builtins
 import pytest
 from layouts import image
 
+from task2vec_ext import Task2VecWarning
 from task2vec_ext.data.sources import table, tasks_from
 
 ROWS = [
@@ -85,8 +86,10 @@ def test_parquet_without_pyarrow_says_what_to_install(pets, monkeypatch):
         ("path,label\na/1.png,owl\na/2.png\n", "expected path and label in row 2 of"),
         ("path,label\n", "expected rows in .*, got none"),
         ("path,label\ngone.png,owl\n", "got no gone.png"),
+        ("path,label\na/1.png,  \n", "expected path and label in row 1 of"),
+        ("path,label\na/1.png," + "x" * 200_000, "got: field larger than field limit .*; save it again as CSV"),
     ],
-    ids=["columns", "row", "empty", "file"],
+    ids=["columns", "row", "empty", "file", "blank", "csv"],
 )
 def test_a_table_that_cannot_be_used_says_where(pets, text, message):
     (pets / "pets.csv").write_text(text)
@@ -100,3 +103,15 @@ def test_a_missing_or_foreign_file_is_refused(tmp_path):
     (tmp_path / "t.xlsx").touch()
     with pytest.raises(ValueError, match=r"expected a .csv, .tsv or .parquet file"):
         table(tmp_path / "t.xlsx")
+
+
+def test_blanks_after_commas_make_no_other_classes(pets):
+    (pets / "pets.csv").write_text("path, label\na/1.png, owl\na/2.png,owl\na/3.png,cat \nb/4.png,cat\n")
+    (task,) = table(pets / "pets.csv")
+    assert (task.classes, task.labels.tolist()) == (("cat", "owl"), [1, 1, 0, 0])
+
+
+def test_a_file_with_two_labels_is_warned_of(pets):
+    (pets / "pets.csv").write_text("path,label\na/1.png,owl\na/2.png,cat\na/1.png,cat\na/2.png,cat\n")
+    with pytest.warns(Task2VecWarning, match=r"1 files have more than one label \(a/1.png\)"):
+        table(pets / "pets.csv")[0]
