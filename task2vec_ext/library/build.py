@@ -217,8 +217,8 @@ def _todo(library: Library, tasks: Sequence[Task], retry_failed: bool) -> list[t
     if others := [name for name, change in changes.items() if change == "other"]:
         raise ValueError(
             "build_library: expected the images that were embedded, got others for "
-            f"{', '.join(map(repr, others))}; give them other names, name=… (on the command line NAME=PATH), or remove them "
-            "first (task2vec library rm)."
+            f"{', '.join(map(repr, others))}; give them other names, name=… (on the command line NAME=PATH), or remove "
+            "them first (task2vec library rm)."
         )
     if replaced := {name for name, change in changes.items() if change == "replaced"}:
         warnings.warn(
