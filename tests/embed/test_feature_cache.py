@@ -29,9 +29,9 @@ def read(monkeypatch) -> list[str]:
     """Return a list that will hold the name of every file that is read."""
     names, load = [], folder.load_image
 
-    def counted(path):
+    def counted(path, **how):
         names.append(os.path.basename(path))
-        return load(path)
+        return load(path, **how)
 
     monkeypatch.setattr(folder, "load_image", counted)
     return names

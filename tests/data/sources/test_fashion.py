@@ -5,7 +5,7 @@ import pytest
 import torch
 from layouts import image
 
-from task2vec_ext import Task2VecWarning, fisher_embed
+from task2vec_ext import EmbedSettings, HeadSettings, Task2VecWarning, fisher_embed
 from task2vec_ext.data.sources import deepfashion, imaterialist, tasks_from
 
 
@@ -44,7 +44,8 @@ def test_all_attributes_are_one_task_of_several_labels(imat, tmp_path):
     assert again.digest() == task.digest()
     (fewer,) = tasks_from(f"imat2018:{imat}?multilabel=true&min_images=2")
     assert fewer.classes == ("4",)
-    embedding = fisher_embed(task, "tiny", loss="multilabel", progress=False)
+    settings = EmbedSettings("multilabel", head=HeadSettings(cross_fit=None))
+    embedding = fisher_embed(task, "tiny", settings=settings, progress=False)
     assert (embedding.head.num_outputs, embedding.classes, embedding.num_samples) == (2, ("4", "7"), 4)
     with pytest.raises((TypeError, ValueError), match="label"):
         fisher_embed(task, "tiny", progress=False)
