@@ -239,7 +239,7 @@ def test_as_task_says_what_to_do_about_labels_of_a_list(labels, error, message):
         (torch.eye(2), r"got \[2, 2\]; pass labels.argmax"),
         (torch.eye(2, dtype=torch.int64), "pass labels.argmax"),
         (torch.ones(2, 3), r'pass loss="multilabel" \(an image has several'),
-        (torch.rand(2, 5, 5).round(), 'pass loss="dense" for masks'),
+        (torch.eye(5).repeat(2, 1, 1), 'pass loss="dense" for masks'),
         (torch.tensor([0.0, 1.0]), r'convert them to integers .* or pass loss="regression"'),
         (torch.tensor([0.2, 1.5], dtype=torch.bfloat16), 'at index 0; pass loss="regression"'),
         (torch.tensor([True, False]), r"int\(label\)"),

@@ -48,6 +48,7 @@ def test_the_interval_covers_although_pairs_share_batches():
     assert naive < hits
 
 
+@pytest.mark.filterwarnings("ignore:fisher_embed. expected two images or more of each class")
 def test_embed_batches_are_disjoint_random_and_seeded():
     taken = []
 
@@ -68,6 +69,7 @@ def test_embed_batches_are_disjoint_random_and_seeded():
     assert 0 < diversity(batches).value < 1
 
 
+@pytest.mark.filterwarnings("ignore:fisher_embed. expected two images or more of each class")
 def test_a_batch_that_lacks_a_class_is_embedded_and_one_of_a_single_class_is_refused():
     probe = small_probe()
     batches = embed_batches(Blobs(n=40, classes=10), probe, num_batches=5, images=8, progress=False)

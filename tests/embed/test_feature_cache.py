@@ -110,4 +110,4 @@ def test_a_broken_image_is_left_out_as_ever(probe, images):
 def test_a_library_is_built_with_one(images, read, tmp_path):
     tasks = [as_task([(p, label % n) for p, label in images], name=f"of {n}") for n in (2, 3)]
     build_library(tasks, tmp_path / "library", "tiny", batch_size=2)
-    assert len(read) == 12 + 12 + 2 + 12
+    assert len(read) == 4 + 12 + 12 + 2 + 12  # 4: whether the options fit the first task

@@ -114,6 +114,7 @@ class Killable:
             return dataclasses.replace(template, name=task.name, task_digest=task.digest(), fisher=fisher)
 
         monkeypatch.setattr(library_build, "embed_task", logged)
+        monkeypatch.setattr(library_build, "rehearse", lambda *_: None)  # the probe cannot read folders
 
     def build(self) -> Library:
         return build_library(self.tasks, self.folder, small_probe())
@@ -174,7 +175,7 @@ def test_a_real_build_is_killed_from_outside_and_goes_on(folders, tmp_path):
     assert done >= 1
     second = subprocess.run([*command, "-o", "killed"], capture_output=True, check=False, **options)
     assert second.returncode == 0, second.stderr
-    assert f"{4 - done} of {4 - done} tasks" in second.stderr or done == 4
+    assert "4 of 4 tasks" in second.stderr or done == 4
     whole = build_library(folders, tmp_path / "whole", "tiny")
     assert sums(Library(tmp_path / "killed")) == sums(whole)
 
@@ -314,14 +315,18 @@ def test_wrong_options_cost_no_work(tmp_path, options, error, message):
 @pytest.mark.parametrize(
     ("probe", "settings", "message"),
     [
-        (lambda: load_probe("vit_b_32", weights="random", image_size=64), {}, "Wrong image height! Expected 224"),
+        (
+            lambda: load_probe("vit_b_32", weights="random", image_size=64),
+            {},
+            "it takes 224 × 224: pass image_size=224",
+        ),
         (lambda: load_probe("tiny"), {"loss": "multilabel"}, "expected a multi-hot tensor"),
         (lambda: load_probe("tiny"), {"num_samples": 1}, "class"),
     ],
     ids=["image-size", "loss", "num-samples"],
 )
 def test_options_that_fit_no_task_stop_the_build(folders, tmp_path, probe, settings, message):
-    with pytest.raises(ValueError, match=rf"they fit none of 2; 'task0': .*{message}"):
+    with pytest.raises(ValueError, match=message):
         build_library(folders[:2], tmp_path / "library", probe(), settings=EmbedSettings(**settings))
     assert list(tmp_path.iterdir()) == []
 

@@ -35,6 +35,7 @@ def test_every_attribute_is_a_binary_task(imat):
     assert beige.source.paths is dresses.source.paths  # a million paths, kept once
 
 
+@pytest.mark.filterwarnings("ignore:fisher_embed. expected two images or more of each class")
 def test_all_attributes_are_one_task_of_several_labels(imat, tmp_path):
     (task,) = tasks_from(f"imat2018:{imat}?multilabel=true")
     assert (task.name, task.classes) == ("imat2018", ("4", "7"))
