@@ -15,9 +15,8 @@ from torch import Tensor
 
 from task2vec_ext import Embedding, Probe, Task, distance_matrix
 from task2vec_ext.data.folder import Files
-from task2vec_ext.embed import FeatureCache, Work
+from task2vec_ext.embed import FeatureCache, Work, draw_images, embed_task
 from task2vec_ext.embed.feature_cache import keys
-from task2vec_ext.embed.fisher_embed import draw_images, embed_task
 from task2vec_ext.settings import EmbedSettings
 
 FLOOR = 1e-3

@@ -3,15 +3,8 @@
 from .diversity import cross_diversity, diversity, embed_batches
 from .feature_cache import FeatureCache
 from .features import read_features
-from .fisher_embed import (
-    draw_images,
-    embed_like,
-    embed_task,
-    fisher_embed,
-    fit_task_head,
-    measure_fisher,
-    measure_robust_fisher,
-)
+from .fisher_embed import embed_like, embed_task, fisher_embed
+from .steps import draw_images, fit_task_head, measure_fisher, measure_robust_fisher
 from .team import Team, launched_ranks
 from .work import Work
 

@@ -21,7 +21,7 @@ from task2vec_ext import (
     load_probe,
 )
 from task2vec_ext.data import Batch
-from task2vec_ext.embed.fisher_embed import PRIOR_SCALE
+from task2vec_ext.embed.steps import PRIOR_SCALE
 from task2vec_ext.fisher.head import fit_head
 from task2vec_ext.fisher.per_sample import per_sample_fisher
 
