@@ -283,18 +283,18 @@ class _Convex:
         They are one problem for L-BFGS: its steps cost little more for several fits than for one. To keep the solution
         makes it the start of later fits.
         """
-        (n, rank), (outputs, _) = self.white.shape, self.start.shape
+        n, outputs = len(self.white), len(self.start)
         white, scale, l2 = self.white, self.scale, self.l2
         parameters = self.start.expand(len(weights), -1, -1).clone().requires_grad_()
 
         def objective() -> Tensor:
             with torch.no_grad():
                 v, bias = parameters[..., :-1], parameters[..., -1]
-                logits = white @ v.reshape(-1, rank).T + bias.reshape(-1)  # [N, F·C]
+                logits = white @ v.flatten(0, 1).T + bias.flatten()  # [N, F·C]
                 losses, residual = self.terms(logits.view(n, -1, outputs).transpose(0, 1))  # [F, N, …]
                 residual = residual * weights / n
                 penalty = l2 * scale**2 * v  # gradient of l2/2·‖W‖²
-                at_white = (residual.transpose(0, 1).reshape(n, -1).T @ white).view_as(v)
+                at_white = (residual.transpose(0, 1).flatten(1).T @ white).view_as(v)
                 parameters.grad = torch.cat([at_white + penalty, residual.sum(1)[..., None]], -1).mul_(_SCALE)
                 return ((weights * losses).sum() / n + 0.5 * (penalty * v).sum()) * _SCALE
 

@@ -62,6 +62,7 @@ def test_the_largest_of_every_domain_are_chosen_whatever_their_order(roots):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:fisher_embed. expected other images in every class")  # the stand-ins are alike
 def test_the_run_from_data_sets_to_table_goes_on_where_it_stopped(roots, tmp_path, monkeypatch, capsys):
     import _record
     import _selection

@@ -217,7 +217,9 @@ def test_a_layer_without_gradient_is_named():
 
     probe = small_probe(Dead().eval())
     with pytest.raises(RuntimeError, match=r"no gradient reached aside.*layers="):
-        per_sample_fisher(probe, probe.layers(), head_for(3, torch.float32), batch_of(2, torch.float32))
+        per_sample_fisher(
+            probe, probe.layers(["conv", "aside"]), head_for(3, torch.float32), batch_of(2, torch.float32)
+        )
     assert per_sample_fisher(
         probe, probe.layers(["conv"]), head_for(3, torch.float32), batch_of(2, torch.float32)
     ).shape == (2, 3)

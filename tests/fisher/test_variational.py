@@ -267,13 +267,18 @@ def test_the_command_line_embeds_and_keeps(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "task" / name).mkdir(parents=True)
         for i in range(3):
-            pixels = torch.randint(256, (20, 20, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+            pixels = torch.randint(
+                256, (20, 20, 3), generator=torch.Generator().manual_seed(i + 3 * (name == "b")), dtype=torch.uint8
+            )
             Image.fromarray(pixels.numpy()).save(tmp_path / "task" / name / f"{i}.png")
     command = ["embed", str(tmp_path / "task"), "-o", str(tmp_path / "out"), "--probe", "tiny", "--estimator"]
     robust = [*command, "variational", "--epochs", "1", "--beta", "1e-3", "--noise", "weights"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(VariationalSettings, "epochs_of", lambda self, labels, seed: [torch.arange(6)] * self.epochs)
-        assert CliRunner().invoke(app, robust).exit_code == 0
+        patch.setattr(
+            VariationalSettings, "epochs_of", lambda self, labels, seed: [torch.arange(len(labels))] * self.epochs
+        )
+        done = CliRunner().invoke(app, robust)
+        assert done.exit_code == 0, done.output
     saved = Library(tmp_path / "out").embedding("task")
     assert saved.settings.variational == VariationalSettings(noise="weights", epochs=1, beta=1e-3)
     assert CliRunner().invoke(app, robust).exit_code == 0  # kept: ten thousand images would take a while
