@@ -246,18 +246,18 @@ def heads_of(protocol: str, features: Tensor, labels: Tensor) -> Head | CrossFit
     if name == "in_sample":
         return fit_head(features, labels, classes, l2=l2)
     if name == "newton":
-        return newton_heads(features, labels, classes)
+        return newton_heads(features, labels, classes, l2)
     settings = HeadSettings(cross_fit=int(name.removeprefix("cross_fit_")), l2=l2)
     return fit_cross_fit_head(features, labels, classes, torch.arange(len(labels)), loss, settings, 0)
 
 
-def newton_heads(features: Tensor, labels: Tensor, classes: int) -> CrossFitHead:
+def newton_heads(features: Tensor, labels: Tensor, classes: int, l2: float | None) -> CrossFitHead:
     """Return, for each image, the head of all images after one Newton step on the objective without this image.
 
     With x the whitened features and a 1, r = p − e_y and S = diag(p) − ppᵀ of the image, and H the Hessian:
     ``H₋ₙ⁻¹(x ⊗ r)/N = H⁻¹(x ⊗ (I − S·A)⁻¹r)/N`` with ``A = (xᵀ ⊗ I)H⁻¹(x ⊗ I)/N``.
     """
-    fit = HeadFit(features, labels, classes, CrossEntropy(), HeadSettings(cross_fit=None), 0)
+    fit = HeadFit(features, labels, classes, CrossEntropy(), HeadSettings(l2=l2, cross_fit=None), 0)
     whole = fit.head(*fit.solve())
     problem = fit._convex
     assert problem is not None
