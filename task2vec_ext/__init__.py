@@ -24,7 +24,8 @@ with quiet_interrupt():
     from .kernels.filter_grad_sq import filter_grad_sq
     from .kernels.native import BuildInfo, build_info
     from .library import Library, build_library, embed_for, load_embeddings
-    from .probe.probe import Probe, load_probe
+    from .probe.load import load_probe
+    from .probe.probe import Probe
     from .settings import EmbedSettings
 
 __all__ = [

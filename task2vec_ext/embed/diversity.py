@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ..data import as_task, check_labels, read_labels
 from ..distance.distance import cross_distances, distance_matrix
 from ..jackknife import Estimate, estimate, side
-from ..probe.probe import load_probe
+from ..probe.load import load_probe
 from .fisher_embed import fisher_embed
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from ..data import ClassLabel, Preprocess, as_task
 from ..embedding import Embedding, HeadInfo, ProbeInfo
 from ..fisher.per_sample import AnyEstimator
 from ..probe.feed import ImageFeed, choose_device, on_device
+from ..probe.load import load_probe
 from ..probe.precision import Dtype, arithmetic, check_dtype
-from ..probe.probe import Probe, load_probe
+from ..probe.probe import Probe
 from ..settings import EmbedSettings
 from .features import FirstPass, check_read, read_features, twins
 from .steps import Measured, draw_images, fit_task_head, measure_fisher, measure_robust_fisher

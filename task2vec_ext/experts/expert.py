@@ -33,7 +33,8 @@ from ..data.identity import same_digest
 from ..embedding import Embedding
 from ..probe.checkpoint import load_state, read_checkpoint
 from ..probe.layers import find_head
-from ..probe.probe import Probe, load_probe
+from ..probe.load import load_probe
+from ..probe.probe import Probe
 from ..probe.weights import OFFLINE_PROBE, TIMM_PREFIX, TORCHVISION_PROBES, build
 from ..settings import JSON
 from .errors import IMAGENET

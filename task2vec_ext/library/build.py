@@ -29,8 +29,9 @@ from ..embed import FeatureCache, Team, Work, embed_like, embed_task
 from ..embed.team import RanksLostError
 from ..embedding import Embedding
 from ..probe.feed import choose_device
+from ..probe.load import load_probe
 from ..probe.precision import check_dtype
-from ..probe.probe import Probe, load_probe
+from ..probe.probe import Probe
 from ..settings import EmbedSettings
 from .index import Entry, Index, lock
 from .library import Library, sha256_of

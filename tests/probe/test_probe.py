@@ -17,7 +17,7 @@ from torchvision.models import (
 
 from task2vec_ext import Preprocess, Task2VecWarning, load_probe
 from task2vec_ext.probe.feed import choose_device
-from task2vec_ext.probe.probe import TORCHVISION_PROBES
+from task2vec_ext.probe.weights import TORCHVISION_PROBES
 
 
 @pytest.mark.parametrize(
