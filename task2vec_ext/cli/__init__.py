@@ -41,18 +41,6 @@ _EXPECTED = (ValueError, TypeError, NotImplementedError, RuntimeError, OSError, 
 
 def main() -> NoReturn:
     """Run the command line: exit code 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    try:
-        _run()
-    except SystemExit as ended:
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
-            raise
-        # One of torchrun's: gloo's threads (torch 2.14) now and then abort a process that takes down its interpreter.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(ended.code if isinstance(ended.code, int) else ended.code is not None)
-
-
-def _run() -> NoReturn:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     for stream in (sys.stdout, sys.stderr):

@@ -12,7 +12,6 @@ from typer import Argument, Option
 from .._util.terminal import console, print_table
 from ..data import tasks_from
 from ..distance import norm_with_error, relative_error
-from ..embed import Team, launched_ranks
 from ..embedding import Embedding
 from ..fisher import VariationalSettings
 from ..fisher.per_sample import AnyEstimator
@@ -69,17 +68,12 @@ def embed(
     retry_failed: Annotated[
         bool, Option("--retry-failed", help="Try the tasks again that failed in an earlier run.")
     ] = False,
-    shard_images: Annotated[
-        bool, Option("--shard-images", help="Several processes share the images of one task, not the tasks.")
-    ] = False,
 ) -> None:
     """Embed tasks into a library, one vector each.
 
     A library is a folder. Tasks that are in it already are left as they are. The command can be killed at any time;
     the same command continues where it stopped. A task that fails is recorded and does not stop the others; the exit
     code is then 1.
-
-    Several processes share the tasks: torchrun --nproc-per-node=4 -m task2vec_ext embed ...
     """
     if pseudo_labels is not None and loss != "cross_entropy":
         raise ValueError(f"embed: expected either --pseudo-labels or --loss {loss}, got both.")
@@ -102,8 +96,7 @@ def embed(
     tasks = tasks_from(*specs, target=None if pseudo_labels is None else settings.loss_object.target)
     before = Index(output / "index.sqlite")
     earlier = {(e.name, e.sha256, e.seconds) for e in before.entries()} if before.settings() is not None else set()
-    with kept(f"what is embedded is kept in {output}: the same command continues"), launched_ranks() as ranks:
-        rank = Team(ranks).rank
+    with kept(f"what is embedded is kept in {output}: the same command continues"):
         library = build_library(
             tasks,
             output,
@@ -117,11 +110,7 @@ def embed(
             on_error=on_error(skip_unreadable),
             retry_failed=retry_failed,
             progress=True,
-            process_group=ranks,
-            shard_images=shard_images,
         )
-    if rank > 0:
-        return  # the first rank reports
     names = set(tasks.names)
     entries = [entry for entry in library.entries() if entry.name in names]
     unchanged = {e.name for e in entries if e.state == "done" and (e.name, e.sha256, e.seconds) in earlier}

@@ -5,12 +5,10 @@ from .feature_cache import FeatureCache
 from .features import read_features
 from .fisher_embed import embed_like, embed_task, fisher_embed
 from .steps import draw_images, fit_task_head, measure_fisher, measure_robust_fisher
-from .team import Team, launched_ranks
 from .work import Work
 
 __all__ = [
     "FeatureCache",
-    "Team",
     "Work",
     "cross_diversity",
     "diversity",
@@ -20,7 +18,6 @@ __all__ = [
     "embed_task",
     "fisher_embed",
     "fit_task_head",
-    "launched_ranks",
     "measure_fisher",
     "measure_robust_fisher",
     "read_features",

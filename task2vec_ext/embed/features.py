@@ -8,7 +8,6 @@ import torch
 
 from ..data import Batch, ClassLabel
 from ..fisher.per_sample import check_per_sample
-from ..jackknife import GROUPS
 from ..probe.folding import fold
 from ..probe.repeatable import check_repeatable
 from .feature_cache import FeatureCache, keys
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from ..probe.feed import ImageFeed
     from ..probe.layers import Layer
     from ..probe.probe import Probe
-    from .team import Team
     from .work import Work
 
 
@@ -47,15 +45,13 @@ class Features(NamedTuple):
 class FirstPass(NamedTuple):
     """What `read_features` returns."""
 
-    of_task: Features  # of all ranks
-    first: Batch | None  # the first image that this rank read
+    of_task: Features
+    first: Batch | None  # the first image that was read
     probe: Probe  # folded
-    skipped: tuple[Failure, ...]  # images that could not be read, on all ranks
+    skipped: tuple[Failure, ...]  # images that could not be read
 
 
-def read_features(
-    feed: ImageFeed, loss: Loss, layers: Sequence[Layer], indices: Tensor, work: Work, team: Team
-) -> FirstPass:
+def read_features(feed: ImageFeed, loss: Loss, layers: Sequence[Layer], indices: Tensor, work: Work) -> FirstPass:
     """Return the features of a task's images, in the order of the indices.
 
     Args:
@@ -64,27 +60,19 @@ def read_features(
         layers: To describe; the network is folded and checked for them on the first batch, which is always read.
         indices: ``[N]``, which images.
         work: Cache, and what happens with images that cannot be read.
-        team: The ranks, which share the images.
 
     Returns:
         Features and targets of the images that could be read, and the folded probe.
     """
     cache = work.feature_cache
-    # Blocks of GROUPS images: the group of an image does not depend on the rank that takes it.
-    mine = team.share(indices, GROUPS)
-
-    def read() -> tuple[Features, Batch | None, Probe, list[Failure]]:
-        named = _keys(feed, mine) if cache is not None else {}  # before they are read
-        fresh, known = _known(feed, mine, cache, named)
-        skipped: list[Failure] = []
-        seen, first, probe = _read(feed, loss, layers, fresh, work.on_error, skipped)
-        if cache is not None and named:
-            cache.put([named[i] for i in seen.indices.tolist()], seen.features)
-        return _joined([seen, known], mine), first, probe, skipped
-
-    of_rank, first, probe, skipped = team.attempt(read)
-    failures = sorted((one for part in team.gather(skipped) for one in part), key=lambda failure: failure.index)
-    return FirstPass(_joined(team.gather(of_rank), indices), first, probe, tuple(failures))
+    named = _keys(feed, indices) if cache is not None else {}  # before they are read
+    fresh, known = _known(feed, indices, cache, named)
+    skipped: list[Failure] = []
+    seen, first, probe = _read(feed, loss, layers, fresh, work.on_error, skipped)
+    if cache is not None and named:
+        cache.put([named[i] for i in seen.indices.tolist()], seen.features)
+    skipped.sort(key=lambda failure: failure.index)
+    return FirstPass(_joined([seen, known], indices), first, probe, tuple(skipped))
 
 
 def check_read(task: Task, indices: Tensor, seen: FirstPass) -> None:

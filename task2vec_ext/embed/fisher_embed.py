@@ -22,7 +22,6 @@ from ..probe.probe import Probe
 from ..settings import EmbedSettings
 from .features import FirstPass, check_read, read_features, twins
 from .steps import Measured, draw_images, fit_task_head, measure_fisher, measure_robust_fisher
-from .team import Team
 from .work import Work
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def fisher_embed(
         beyond the probe's own: the features, ``4·N·D`` bytes, and one batch. The probe is not changed, also
         after an exception or Ctrl-C. Sums are in float64.
 
-        `embed_task` does the same with a shared feature cache or several processes.
+        `embed_task` does the same with a shared feature cache.
 
     Source:
         Achille et al., Task2Vec, ICCV 2019 (arXiv 1902.03545), §2 and §3.
@@ -183,28 +182,22 @@ def embed_task(task: Task, probe: Probe, settings: EmbedSettings, work: Work) ->
 
     Returns:
         See `fisher_embed`, which also says what is raised.
-
-    Raises:
-        NotImplementedError: If several processes are to share an estimator that needs one process.
     """
-    work.check(settings)
     loss = settings.loss_object
     probe = loss.tap(probe).computing_in(settings.dtype)
     layers = settings.check(probe)
     device = choose_device(probe.module, work.device, owned=False)
     check_dtype(settings.dtype, probe.module, device)
     indices = draw_images(task, settings)
-    team = Team(work.process_group, f"the embedding of {task.name!r}")
     feed = ImageFeed(task, probe, device, work.batch_size, work.num_workers, work.progress)
     with arithmetic(settings.dtype, device), on_device(probe.module, device):
-        seen = read_features(feed, loss, layers, indices, work, team)
+        seen = read_features(feed, loss, layers, indices, work)
         check_read(task, indices, seen)
-        head, targets = fit_task_head(seen, settings, device, team)
+        head, targets = fit_task_head(seen, settings, device)
         measure = measure_fisher if settings.variational is None else measure_robust_fisher
-        measured = measure(feed, seen, layers, head, targets, settings, team)
+        measured = measure(feed, seen, layers, head, targets, settings)
     _check_reached(settings, measured, task.name)
-    if team.rank == 0:
-        _warn_of(task, seen, len(indices), measured)
+    _warn_of(task, seen, len(indices), measured)
     info = HeadInfo.of(head)
     return Embedding(
         fisher=measured.fisher,

@@ -12,12 +12,11 @@ from .._util.warnings import Task2VecWarning
 from ..data import Batch, ClassLabel, check_labels, draw, read_labels
 from ..fisher.cross_fit import CrossFitHead, fit_cross_fit_head
 from ..fisher.head import Head, fit_head
-from ..fisher.per_sample import Estimator, FisherSum, sum_fisher
+from ..fisher.per_sample import Estimator, sum_fisher
 from ..fisher.variational import DEFAULT_KAPPA, variational_epochs
-from ..jackknife import FEWEST_GROUPS, GROUPS
+from ..jackknife import FEWEST_GROUPS
 from ..probe.feed import ImageFeed, same_as_before, with_targets
 from .features import FirstPass
-from .team import Team
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -58,9 +57,7 @@ def draw_images(task: Task, settings: EmbedSettings) -> Tensor:
     return indices[torch.randperm(len(indices), generator=order)]
 
 
-def fit_task_head(
-    seen: FirstPass, settings: EmbedSettings, device: torch.device, team: Team | None = None
-) -> tuple[Head | CrossFitHead, Tensor]:
+def fit_task_head(seen: FirstPass, settings: EmbedSettings, device: torch.device) -> tuple[Head | CrossFitHead, Tensor]:
     """Return the head fitted to a task's features, on the device, and the targets as it takes them, ``[N, …]``.
 
     With ``settings.head.cross_fit`` it is a head for each fold.
@@ -69,7 +66,6 @@ def fit_task_head(
         seen: What `read_features` returned.
         settings: Loss, estimator, head and seed.
         device: Where to fit.
-        team: The ranks, of which the first one fits; default: this process.
 
     Returns:
         Head and targets.
@@ -77,9 +73,9 @@ def fit_task_head(
     Raises:
         ValueError: If the targets do not vary, or ``"exact"`` would take too many backward passes.
     """
-    team, loss = team or Team(None), settings.loss_object
+    loss = settings.loss_object
     features, targets, indices = seen.of_task
-    targets, num_outputs = team.first(lambda: loss.prepare(targets, features, settings.seed))
+    targets, num_outputs = loss.prepare(targets, features, settings.seed)
     passes = features[0, ..., 0].numel() * num_outputs
     if settings.estimator == "exact" and passes > loss.max_passes:
         raise ValueError(
@@ -87,17 +83,13 @@ def fit_task_head(
             f"{loss.name!r}, got {passes:,}; use 'signed', or a smaller image_size."
         )
 
-    def fit() -> Head | CrossFitHead:
-        fitted: Head | CrossFitHead
-        rows, wanted, options = features.to(device), targets.to(device), settings.head
-        if options.cross_fit is None:
-            how: dict[str, Any] = {name: getattr(options, name) for name in ("method", "l2", "class_balanced")}
-            fitted = fit_head(rows, wanted, num_outputs, loss=loss, seed=settings.seed, **how)
-        else:
-            fitted = fit_cross_fit_head(rows, wanted, num_outputs, indices, loss, options, settings.seed)
-        return fitted.to(torch.device("cpu"))  # which every rank has
-
-    head = team.first(fit)
+    head: Head | CrossFitHead
+    rows, wanted, options = features.to(device), targets.to(device), settings.head
+    if options.cross_fit is None:
+        how: dict[str, Any] = {name: getattr(options, name) for name in ("method", "l2", "class_balanced")}
+        head = fit_head(rows, wanted, num_outputs, loss=loss, seed=settings.seed, **how)
+    else:
+        head = fit_cross_fit_head(rows, wanted, num_outputs, indices, loss, options, settings.seed)
     if isinstance(head, CrossFitHead) and head.num_in_all:
         warnings.warn(
             f"fisher_embed: expected two images or more of each class for cross_fit, got {head.num_in_all} of "
@@ -106,7 +98,7 @@ def fit_task_head(
             Task2VecWarning,
             stacklevel=6,
         )
-    return head.to(device), targets
+    return head, targets
 
 
 class Measured(NamedTuple):
@@ -128,7 +120,6 @@ def measure_fisher(
     head: Head | CrossFitHead,
     targets: Tensor,
     settings: EmbedSettings,
-    team: Team | None = None,
 ) -> Measured:
     """Return the per-sample Fisher of a task: one pass over its images.
 
@@ -139,21 +130,14 @@ def measure_fisher(
         head: What `fit_task_head` returned, with the next one.
         targets: ``[N, …]``.
         settings: Estimator, seed and ``rel_error``.
-        team: The ranks that share the images; default: this process.
 
     Returns:
         Fisher, prior, and the groups that error bars are computed from.
     """
-    team, indices = team or Team(None), seen.of_task.indices
-
-    def fisher_of(rows: Tensor) -> FisherSum:
-        with feed.batches(indices[rows], "Fisher") as loaded:
-            again = with_targets(same_as_before(loaded, seen.first), targets[rows])
-            estimator = cast("Estimator", settings.estimator)
-            return sum_fisher(seen.probe, layers, head, again, estimator, settings.seed, settings.rel_error)
-
-    rows = team.share(torch.arange(len(indices)), GROUPS)
-    result = FisherSum.joined(team.gather(team.attempt(lambda: fisher_of(rows))))
+    with feed.batches(seen.of_task.indices, "Fisher") as loaded:
+        again = with_targets(same_as_before(loaded, seen.first), targets)
+        estimator = cast("Estimator", settings.estimator)
+        result = sum_fisher(seen.probe, layers, head, again, estimator, settings.seed, settings.rel_error)
     groups = result.groups
     enough = len(groups.sizes) >= FEWEST_GROUPS
     return Measured(
@@ -173,7 +157,6 @@ def measure_robust_fisher(
     head: Head | CrossFitHead,
     targets: Tensor,
     settings: EmbedSettings,
-    team: Team | None = None,
 ) -> Measured:
     """Return the robust Fisher of a task: several passes over images drawn from it. Arguments as `measure_fisher`'s."""
     options, indices = settings.variational, seen.of_task.indices

@@ -11,10 +11,8 @@ from ..data.loader import OnError
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed import ProcessGroup
 
     from .._util.progress import Pass
-    from ..settings import EmbedSettings
     from .feature_cache import FeatureCache
 
 
@@ -29,9 +27,6 @@ class Work:
         on_error: An image that cannot be read raises, or is left out and counted (``"skip"``).
         progress: Show a progress bar; default: where standard error is a terminal. A function shows it its own way.
         feature_cache: Features of an earlier task; images whose files it knows are not passed through the probe again.
-        process_group: The ranks of this `torch.distributed` group share the images. All of them call with the same
-            arguments, and each returns the same embedding, within 1e-6 of what one process computes. Not with
-            ``rel_error`` or ``"variational"``.
 
     Raises:
         TypeError: If a number is not whole.
@@ -44,28 +39,12 @@ class Work:
     on_error: OnError = "raise"
     progress: bool | Pass | None = None
     feature_cache: FeatureCache | None = None
-    process_group: ProcessGroup | None = None
 
     def __post_init__(self) -> None:
         """Check numbers and words."""
         check_word("fisher_embed", "on_error", self.on_error, OnError)
         for name, least in (("batch_size", 1), ("num_workers", 0)):
             object.__setattr__(self, name, whole("fisher_embed", name, getattr(self, name), least))
-
-    def check(self, settings: EmbedSettings) -> None:
-        """Raise where several processes are to share what only one can do.
-
-        Args:
-            settings: What decides the numbers.
-
-        Raises:
-            NotImplementedError: If they share images, and the estimator takes them in an order of its own.
-        """
-        if self.process_group is not None and (settings.variational is not None or settings.rel_error is not None):
-            what = "rel_error" if settings.variational is None else "estimator 'variational'"
-            raise NotImplementedError(
-                f"fisher_embed: expected one process for {what}, got a process_group; leave it out."
-            )
 
     def on(self, device: torch.device) -> Work:
         """Return the same work on a device."""

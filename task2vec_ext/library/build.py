@@ -1,7 +1,4 @@
-"""Build a library: embed every task once, in one process or several, and resume after an interruption.
-
-Each process writes the embeddings of its own tasks; only the first holds the lock and writes index and matrix.
-"""
+"""Build a library: embed every task once, and resume after an interruption."""
 
 from __future__ import annotations
 
@@ -12,9 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -25,8 +21,7 @@ from .._util.warnings import Task2VecWarning
 from ..data import Task, TaskSource, as_task
 from ..data.identity import digest_of_record, same_digest
 from ..data.loader import OnError
-from ..embed import FeatureCache, Team, Work, embed_like, embed_task
-from ..embed.team import RanksLostError
+from ..embed import FeatureCache, Work, embed_like, embed_task
 from ..embedding import Embedding
 from ..probe.feed import choose_device
 from ..probe.load import load_probe
@@ -37,10 +32,6 @@ from .index import Entry, Index, lock
 from .library import Library, sha256_of
 from .rehearsal import rehearse
 from .settings import LibrarySettings
-from .task_queue import share_tasks
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 
 def build_library(
@@ -58,8 +49,6 @@ def build_library(
     feature_cache: FeatureCache | None = None,
     retry_failed: bool = False,
     progress: bool | None = None,
-    process_group: ProcessGroup | None = None,
-    shard_images: bool = False,
 ) -> Library:
     """Return a library with the embeddings of all tasks, after embedding those that are not in it yet.
 
@@ -81,18 +70,14 @@ def build_library(
         feature_cache: Cache of features that tasks share; default: one of 256 MiB.
         retry_failed: Try again the tasks that failed before.
         progress: Show progress: bars where standard error is a terminal, else (only if True) a line per task.
-        process_group: The ranks of this `torch.distributed` group share the work: a free rank takes the next task,
-            the largest first. All ranks call this with the same arguments and see the same folder; the first rank
-            keeps the index and shows the progress.
-        shard_images: All ranks work on one task at a time and share its images: for few, large tasks.
 
     Returns:
         The library.
 
     Raises:
         ValueError: If two tasks have one name, a task has files of other names or labels than when it was embedded, the
-            library was built with another probe, other settings or in a newer format, the options fit none of
-            the tasks, or `shard_images` is given without a group. Raised before any task is embedded.
+            library was built with another probe, other settings or in a newer format, or the options fit none of
+            the tasks. Raised before any task is embedded.
         TypeError: If `tasks` is one path, not a list.
         RuntimeError: If another process is changing the library.
         OSError: If an embedding could not be written.
@@ -100,10 +85,6 @@ def build_library(
     Note:
         Tasks whose images are not files (`Task.digest` is None) are identified by their name alone.
     """
-    if shard_images and process_group is None:
-        raise ValueError(
-            "build_library: expected a process_group with shard_images, got none; start several (torchrun)."
-        )
     if isinstance(tasks, (str, os.PathLike)):  # its letters would be tasks
         raise TypeError(
             f"build_library: expected a list of tasks, got {os.fspath(tasks)!r}; pass [{os.fspath(tasks)!r}]."
@@ -115,50 +96,31 @@ def build_library(
     made_with = LibrarySettings.of(net, settings)
     place = choose_device(net.module, device, owned=isinstance(probe, str))
     check_dtype(settings.dtype, net.module, place)  # or every task would fail of it
-    group = process_group if shard_images else None
-    work = Work(place, batch_size, num_workers, on_error, None, feature_cache or FeatureCache(), group)
-    work.check(settings)
-    root, team = Path(folder).expanduser(), Team(process_group, "the library")
+    work = Work(place, batch_size, num_workers, on_error, None, feature_cache or FeatureCache())
+    root = Path(folder).expanduser()
     with ExitStack() as ending:
-
-        def prepare() -> list[tuple[int, Entry]]:
-            index = Index(root / "index.sqlite")
-            if not index.any_done():
-                rehearse(named, net, settings, work)
-            check_writable("build_library", root)
-            (root / "embeddings").mkdir(exist_ok=True)
-            ending.enter_context(lock(root))
-            before = index.settings()
-            if before is None or (not index.any_done() and made_with.changes(LibrarySettings.from_json(before))):
-                index.create(made_with.to_json())  # no embedding has other settings
-            library = _opened(root, made_with)
-            library.restore_matrix()
-            todo = _todo(library, named, retry_failed)
-            remove_leftovers(root / "embeddings")
-            return todo
-
-        todo = [(named[number], entry) for number, entry in team.first(prepare)]
-        library = team.attempt(lambda: _opened(root, made_with))
+        index = Index(root / "index.sqlite")
+        if not index.any_done():
+            rehearse(named, net, settings, work)
+        check_writable("build_library", root)
+        (root / "embeddings").mkdir(exist_ok=True)
+        ending.enter_context(lock(root))
+        before = index.settings()
+        if before is None or (not index.any_done() and made_with.changes(LibrarySettings.from_json(before))):
+            index.create(made_with.to_json())  # no embedding has other settings
+        library = _opened(root, made_with)
+        library.restore_matrix()
+        todo = [(named[number], entry) for number, entry in _todo(library, named, retry_failed)]
+        remove_leftovers(root / "embeddings")
         images = sum(len(task) for task, _ in todo)
-        shown = progress if team.rank == 0 else False
-        told = ending.enter_context(library_progress(len(named), images, shown, len(named) - len(todo)))
-        work = replace(work, progress=told.of_pass)
-
-        def record(number: int, entry: Entry) -> None:
-            if entry.state == "done":
+        told = ending.enter_context(library_progress(len(named), images, progress, len(named) - len(todo)))
+        builder = _Builder(library, net, replace(work, progress=told.of_pass))
+        for task, entry in todo:
+            embedded = builder.embed(task, entry)
+            if embedded.state == "done":
                 library.matrix.write(entry.id, Embedding.load(library.file(entry)).fisher)
-            library.index.update(entry)
-            told.ended(entry.name, len(todo[number][0]), entry.error)
-
-        if team.size > 1 and not shard_images:
-            todo.sort(key=lambda pair: -len(pair[0]))
-            builder = _Builder(library, net, Team(None), work)
-            share_tasks(team, len(todo), lambda number: builder.embed(*todo[number]), record)
-        else:
-            builder = _Builder(library, net, team, work)
-            for number, (task, entry) in enumerate(todo):
-                embedded = builder.embed(task, entry)
-                team.attempt(partial(record, number, embedded) if team.rank == 0 else lambda: None)
+            library.index.update(embedded)
+            told.ended(entry.name, len(task), embedded.error)
     return library
 
 
@@ -243,7 +205,6 @@ class _Builder(NamedTuple):
 
     library: Library
     probe: Probe
-    team: Team
     work: Work
 
     def embed(self, task: Task, entry: Entry) -> Entry:
@@ -251,19 +212,15 @@ class _Builder(NamedTuple):
         started = time.monotonic()
         file = self.library.file(entry)
         try:
-            digest, embedding = self.team.first(lambda: self._before(file, task))
+            digest, embedding = self._before(file, task)
             saved = embedding is not None
             if embedding is None:
                 embedding = embed_task(task, self.probe, self.library.settings, self.work)
-        except RanksLostError:
-            raise
         except Exception as error:  # whatever one task does, the others go on
             why = f"{type(error).__name__}: {error}"
             return replace(entry, state="failed", error=why, seconds=time.monotonic() - started)
-        made = embedding
-        self.team.attempt(lambda: made.save(file) if self.team.rank == 0 and not saved else None)
-        if self.team.rank > 0:
-            return entry
+        if not saved:
+            embedding.save(file)
         return replace(
             entry,
             images=len(task),

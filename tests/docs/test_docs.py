@@ -43,7 +43,6 @@ SHOWN = ("text", "yaml", "slurm")  # a text block after a block that runs is its
 NOT_RUN = {
     "pip": ".ci/run installs with the README's own lines",
     "python": "the gallery needs real data",
-    "torchrun": "tests/embed/test_team.py starts two processes with it",
 }
 SHORTER = {
     "VariationalSettings(epochs=4)": "VariationalSettings(epochs=1, epoch_samples=4)",

@@ -8,7 +8,6 @@ from small import Blobs, assert_untouched, small_probe, small_resnet, state_of
 from task2vec_ext import Embedding, EmbedSettings, as_task, build_library, distance_matrix, fisher_embed
 from task2vec_ext.embed import Work
 from task2vec_ext.embed.features import read_features
-from task2vec_ext.embed.team import Team
 from task2vec_ext.losses import CrossEntropy
 from task2vec_ext.probe.feed import ImageFeed
 from task2vec_ext.probe.folding import FoldedProbe
@@ -45,7 +44,6 @@ def test_bfloat16_takes_a_folded_network_and_gives_bfloat16_features():
         probe.layers(),
         torch.arange(24),
         Work(),
-        Team(None),
     )
     assert isinstance(seen.probe, FoldedProbe)
     assert seen.probe.dtype == "bfloat16"
