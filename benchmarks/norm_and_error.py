@@ -3,7 +3,8 @@
     python benchmarks/norm_and_error.py --data DIR [--per-domain 6] [--fewest 50] [--most 800]
 
 Each task has a number of images of its own, drawn between the two limits on a log scale. Its error is that of heads
-fitted to four fifths of *all* its images, on the others: a property of the task, not of the draw.
+fitted to four fifths of *all* its images, on the others: a property of the task, not of the draw. An interrupted run of
+the same commit goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import _image_fisher
 import _tasks
 import torch
-from _record import write_record
+from _record import read_result, write_record
 from rich.progress import track
 
 from task2vec_ext import Probe, Task, fisher_embed
@@ -37,21 +38,12 @@ def main() -> None:
 
     tasks, net = _tasks.real_tasks(options.data, options.per_domain), _tasks.probe(options)
     shares = torch.rand(len(tasks), generator=torch.Generator().manual_seed(0)).tolist()
-    rows = []
+    before = {(row["task"], row["images"]): row for row in read_result("norm_and_error").get("rows", [])}
+    rows: list[dict] = []
     for task, share in track(list(zip(tasks, shares, strict=True)), "tasks"):
         wanted = round(options.fewest * (options.most / options.fewest) ** share)
         images = _tasks.num_samples(task, min(wanted, len(task)))
-        row: dict = {
-            "task": task.name,
-            "domain": _tasks.domain(task),
-            "images": images,
-            "error": held_out_error(task, net),
-        }
-        for name, head in PROTOCOLS.items():
-            row[name] = fisher_embed(
-                task, net, settings=EmbedSettings(head=head), num_samples=images, progress=False
-            ).norm
-        rows.append(row)
+        rows.append(before.get((task.name, images)) or measured(task, net, images))
         result = {
             "probe": options.probe,
             "image_size": options.image_size,
@@ -60,6 +52,20 @@ def main() -> None:
         }
         path = write_record("norm_and_error", result)
     print(result["spearman"], path, sep="\n")
+
+
+def measured(task: Task, net: Probe, images: int) -> dict:
+    """Return a task's row."""
+    row = {
+        "task": task.name,
+        "domain": _tasks.domain(task),
+        "images": images,
+        "error": held_out_error(task, net),
+    }
+    for name, head in PROTOCOLS.items():
+        settings = EmbedSettings(head=head, num_samples=images)
+        row[name] = fisher_embed(task, net, settings=settings, progress=False).norm
+    return row
 
 
 def held_out_error(task: Task, net: Probe) -> float:

@@ -14,6 +14,7 @@ with quiet_interrupt():
     from ._util.warnings import Task2VecWarning
     from .data import Preprocess, Task, as_task
     from .distance.distance import cross_distances, distance_matrix
+    from .distance.reference import Reference
     from .distance.uncertainty import neighbour_ranks, norm_with_error, relative_error, with_error
     from .embed.diversity import cross_diversity, diversity, embed_batches
     from .embed.feature_cache import FeatureCache
@@ -38,6 +39,7 @@ __all__ = [
     "Library",
     "Preprocess",
     "Probe",
+    "Reference",
     "Task",
     "Task2VecWarning",
     "VariationalSettings",

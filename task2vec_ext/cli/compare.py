@@ -17,7 +17,7 @@ from ..embed import Work, embed_like
 from ..embedding import Embedding
 from ..library import load_embeddings
 from ..plot import check_installed, plot_matrix, save_figure
-from .options import Alpha, Folder, SkipUnreadable, distance_label, on_error
+from .options import Alpha, Folder, ReferenceFile, SkipUnreadable, distance_label, on_error, reference_for
 
 _MATRIX_COLUMNS = 12  # tasks whose whole matrix is still readable in a terminal
 
@@ -29,6 +29,7 @@ def distances(
         Option(help="Distance: sym is the paper's d_sym, asym its d_asym; docs/reference/distances.md has all."),
     ] = "sym",
     alpha: Alpha = 0.15,
+    reference: ReferenceFile = None,
     csv: Annotated[Path | None, Option(help="Write the matrix to this CSV file.")] = None,
     png: Annotated[Path | None, Option(help="Plot the clustered matrix to this file (.png, .svg, .pdf).")] = None,
 ) -> None:
@@ -42,7 +43,8 @@ def distances(
     names = embeddings.names()
     if png is not None:
         check_installed()
-    matrix = distance_matrix(embeddings, distance, alpha=alpha)
+    how = reference_for(distance, reference, embeddings)
+    matrix = distance_matrix(embeddings, distance, alpha=alpha, reference=how)
     if csv is not None:
         write_matrix(csv, names, matrix)
     if png is not None:

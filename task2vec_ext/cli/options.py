@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,8 @@ from typing import Annotated
 from typer import Argument, Option
 
 from ..data.loader import OnError
-from ..distance import DistanceName
+from ..distance import DistanceName, Reference
+from ..embedding import Embedding
 
 Specs = Annotated[
     list[str],
@@ -20,6 +21,10 @@ Specs = Annotated[
 ]
 Folder = Annotated[Path, Argument(metavar="DIR", help="A library, or a folder of embeddings (.safetensors).")]
 Alpha = Annotated[float, Option(help="α of asym and asym_scaled: weight of the distance to the trivial task.")]
+ReferenceFile = Annotated[
+    Path | None,
+    Option("--reference", metavar="FILE", help="Reference of library_correlation; default: that of the tasks in DIR."),
+]
 ProbeName = Annotated[
     str, Option(help="A torchvision network (resnet50, vit_b_16, …), timm:NAME, or tiny (no download).")
 ]
@@ -45,6 +50,13 @@ _kept: list[str] = []
 def distance_label(distance: DistanceName, alpha: float) -> str:
     """Return what a plot calls a distance."""
     return f"d_{distance}, α = {alpha:g}" if distance in ("asym", "asym_scaled") else f"d_{distance}"
+
+
+def reference_for(distance: DistanceName, file: Path | None, embeddings: Iterable[Embedding]) -> Reference | None:
+    """Return the reference that a distance needs: that of the file, or else of the embeddings."""
+    if file is not None:
+        return Reference.load(file)
+    return Reference.of(embeddings) if distance == "library_correlation" else None
 
 
 def on_error(skip_unreadable: bool) -> OnError:

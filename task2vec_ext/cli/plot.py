@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from torch import Tensor
 from typer import Option
 
 from .. import plot as draw
@@ -17,7 +18,7 @@ from ..distance import DistanceName, SymDistanceName, distance_matrix
 from ..embedding import Embedding
 from ..library import load_embeddings
 from ..plot.figure import check_suffix
-from .options import Alpha, Folder, distance_label
+from .options import Alpha, Folder, ReferenceFile, distance_label, reference_for
 
 ColourBy = Annotated[
     str | None,
@@ -45,6 +46,7 @@ def plot(
     output: Annotated[Path, Option("--output", "-o", help="The plot: a .png, .svg or .pdf file.")],
     distance: Annotated[DistanceName, Option(help="matrix, map, taxonomy: the distance.")] = "sym",
     alpha: Alpha = 0.15,
+    reference: ReferenceFile = None,
     method: Annotated[Literal["tsne", "umap"], Option(help="map: the method (umap: extra umap).")] = "tsne",
     colour_by: ColourBy = None,
     taxonomy: Taxonomy = None,
@@ -59,6 +61,11 @@ def plot(
     embeddings = files.without_groups()
     ranks, lineages = _taxonomy(embeddings, taxonomy)
     called = distance_label(distance, alpha)
+
+    def compare(some: list[Embedding]) -> Tensor:
+        how = reference_for(distance, reference, embeddings)
+        return distance_matrix(some, distance, alpha=alpha, reference=how)
+
     if kind == "layers":
         ax = draw.plot_layers(_chosen(files, [e.name for e in embeddings], task or []), title=title)
     elif kind == "norms":
@@ -72,11 +79,11 @@ def plot(
                 f"{len(embeddings)}; name a table of them with --taxonomy."
             )
         steps = draw.taxonomic_distances([lineages[e.name] for e in placed], ranks)
-        matrix = distance_matrix(placed, distance, alpha=alpha)
+        matrix = compare(placed)
         ax = draw.plot_taxonomy(matrix, steps, ranks=ranks, distance=called, title=title)
     else:
         names, groups = [e.name for e in embeddings], _groups(embeddings, colour_by, taxonomy, ranks, lineages)
-        matrix = distance_matrix(embeddings, distance, alpha=alpha)
+        matrix = compare(embeddings)
         if kind == "map":
             how: dict[str, Any] = {"method": method, "seed": seed}
             ax = draw.plot_map(matrix, names, groups=groups, distance=called, title=title, **how)

@@ -16,6 +16,10 @@ pair r = F_a/(F_a + F_b), q = F_b/(F_a + F_b), Δ = log p_a − log p_b (all per
 | ``kl`` | Σ max(KL(a‖b), KL(b‖a)) = ½ Σ (exp D − 1 − D), D = abs(Δ) | [0, ∞) | released code |
 | ``asymmetric_kl`` | Σ KL(a‖b) = ½ Σ (exp(−Δ) − 1 + Δ) | [0, ∞) | released code |
 | ``jsd`` | mean ½(KL(a‖m) + KL(b‖m)) = mean ½ log cosh(Δ/2) | [0, ∞) | released code |
+| ``library_correlation`` | 1 − Pearson correlation of x_a − m, x_b − m | [0, 2] | this project |
+
+x = log(F/mean F + 10⁻³); m is its mean over the tasks of a library, a `Reference`. It stays that of the library when
+a new task is compared with it.
 
 KL(a‖b) is that of two zero-mean Gaussians with variances v_a and v_b; m is the one with ½(v_a + v_b).
 "Released code" is ``task_similarity.py`` of awslabs/aws-cv-task2vec. Its ``cosine`` is
@@ -38,11 +42,13 @@ and ``sym_scaled`` of plain tensors on a GPU are computed there. Same input, sam
 
 from .comparable import check_comparable
 from .distance import cross_distances, distance_matrix
+from .reference import Reference
 from .rules import DistanceName, SymDistanceName
 from .uncertainty import neighbour_ranks, norm_with_error, relative_error, with_error
 
 __all__ = [
     "DistanceName",
+    "Reference",
     "SymDistanceName",
     "check_comparable",
     "cross_distances",

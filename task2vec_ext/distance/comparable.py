@@ -8,16 +8,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..embedding import Embedding
+    from .reference import Reference
 
 
-def check_comparable(embeddings: Sequence[Embedding]) -> None:
+def check_comparable(embeddings: Sequence[Embedding | Reference]) -> None:
     """Raise unless distances between the embeddings mean something.
 
     What must agree: the probe (by fingerprint), its preprocessing, the layers, and the settings, as
     `EmbedSettings.differences` compares them.
 
     Args:
-        embeddings: Any number of them; none and one are comparable.
+        embeddings: Any number of them, references included; none and one are comparable.
 
     Raises:
         ValueError: If two of them differ; the message names both and lists every difference.
@@ -40,7 +41,7 @@ def check_comparable(embeddings: Sequence[Embedding]) -> None:
             )
 
 
-def _describe_layers(a: Embedding, b: Embedding) -> str:
+def _describe_layers(a: Embedding | Reference, b: Embedding | Reference) -> str:
     """The first layer that differs, or the numbers where one list only goes on longer."""
     pairs = zip(a.layers, b.layers, strict=False)
     longer = f"{len(a.layers)} (K = {len(a):,}) against {len(b.layers)} (K = {len(b):,})"

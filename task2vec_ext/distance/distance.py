@@ -13,6 +13,7 @@ from ..embedding import Embedding
 from ..jackknife import Estimate, Groups, Side, estimate, halved, side
 from ..kernels.pairwise import sym_distances
 from .comparable import check_comparable
+from .reference import Reference
 from .rules import RULES, DistanceName, Rule, Tasks, row_distances, trivial_distances
 
 Embeddings: TypeAlias = "Sequence[Embedding] | Tensor | Any"  # Any: what torch.as_tensor takes, say NumPy
@@ -20,26 +21,43 @@ Embeddings: TypeAlias = "Sequence[Embedding] | Tensor | Any"  # Any: what torch.
 
 @overload
 def distance_matrix(
-    embeddings: Embeddings, distance: DistanceName = "sym", *, alpha: float = 0.15, with_error: Literal[False] = False
+    embeddings: Embeddings,
+    distance: DistanceName = "sym",
+    *,
+    alpha: float = 0.15,
+    reference: Reference | None = None,
+    with_error: Literal[False] = False,
 ) -> Tensor: ...
 @overload
 def distance_matrix(
-    embeddings: Embeddings, distance: DistanceName = "sym", *, alpha: float = 0.15, with_error: Literal[True]
+    embeddings: Embeddings,
+    distance: DistanceName = "sym",
+    *,
+    alpha: float = 0.15,
+    reference: Reference | None = None,
+    with_error: Literal[True],
 ) -> Estimate: ...
 def distance_matrix(
-    embeddings: Embeddings, distance: DistanceName = "sym", *, alpha: float = 0.15, with_error: bool = False
+    embeddings: Embeddings,
+    distance: DistanceName = "sym",
+    *,
+    alpha: float = 0.15,
+    reference: Reference | None = None,
+    with_error: bool = False,
 ) -> Tensor | Estimate:
     """Return the distance of every embedding to every other.
 
     Args:
-        embeddings: T embeddings that can be compared; for ``sym``, ``sym_scaled``, ``cosine`` and ``entropy`` also a
-            plain ``[T, K]`` tensor or array.
+        embeddings: T embeddings that can be compared; for ``sym``, ``sym_scaled``, ``cosine``, ``entropy`` and
+            ``library_correlation`` also a plain ``[T, K]`` tensor or array.
         distance: Which distance; `task2vec_ext.distance` has the formulas.
         alpha: Weight of the distance to the trivial task in ``asym`` and ``asym_scaled``; 0.15 is the paper's
             value for a ResNet-34 probe. Other distances ignore it.
+        reference: What ``library_correlation`` measures differences from, and only it: `Library.reference`, or
+            `Reference.of` these embeddings.
         with_error: Return an `Estimate` whose fields are such matrices: distances, standard errors and the bias due to
             noise. This takes 64 to 130 times the work: every distance is computed again without each group of
-            images, and from halves of the groups.
+            images, and from halves of the groups. A reference is held fixed.
 
     Returns:
         ``[T, T]`` float64 on the CPU; row = source, column = target. Symmetric to the bit with zeros on the
@@ -47,12 +65,12 @@ def distance_matrix(
 
     Raises:
         ValueError: If there are no embeddings, two of them cannot be compared, one is all zero, negative or not finite
-            (the message names it), or the distance is unknown.
+            (the message names it), the distance is unknown, or lacks its reference.
         TypeError: If the embeddings are a plain tensor, and the distance needs priors or `with_error` is true.
     """
     who = "distance_matrix"
-    rule = _rule(distance, alpha, who)
-    tasks = _gather(embeddings, distance, who)
+    rule = _rule(distance, alpha, reference, who)
+    tasks = _gather(embeddings, distance, reference, who)
     if not with_error:
         return _all_pairs(tasks, rule, alpha)
     if not _are_embeddings(embeddings):
@@ -80,7 +98,14 @@ def _all_pairs(tasks: Tasks, rule: Rule, alpha: float) -> Tensor:
     return result - alpha * trivial_distances(tasks, rule) if rule.minus_trivial else result
 
 
-def cross_distances(a: Embeddings, b: Embeddings, distance: DistanceName = "sym", *, alpha: float = 0.15) -> Tensor:
+def cross_distances(
+    a: Embeddings,
+    b: Embeddings,
+    distance: DistanceName = "sym",
+    *,
+    alpha: float = 0.15,
+    reference: Reference | None = None,
+) -> Tensor:
     """Return the distance of every embedding in ``a`` to every one in ``b``.
 
     Args:
@@ -88,6 +113,7 @@ def cross_distances(a: Embeddings, b: Embeddings, distance: DistanceName = "sym"
         b: B targets (tasks) that can be compared with ``a``.
         distance: Which distance; `task2vec_ext.distance` has the formulas.
         alpha: Weight of the distance to the trivial task in ``asym`` and ``asym_scaled``.
+        reference: As for `distance_matrix`.
 
     Returns:
         ``[A, B]`` float64 on the CPU; row = source, column = target. Up to rounding, the same numbers as in
@@ -98,8 +124,8 @@ def cross_distances(a: Embeddings, b: Embeddings, distance: DistanceName = "sym"
         TypeError: If `distance_matrix` would raise it.
     """
     who = "cross_distances"
-    rule = _rule(distance, alpha, who)
-    sources, targets = _gather(a, distance, who), _gather(b, distance, who)
+    rule = _rule(distance, alpha, reference, who)
+    sources, targets = (_gather(some, distance, reference, who) for some in (a, b))
     if _are_embeddings(a) and _are_embeddings(b):
         check_comparable([*a, *b])
         if rule.needs_prior:
@@ -151,14 +177,21 @@ def _resampled(tasks: Tasks, which: Sequence[int], fisher: Tensor) -> Tasks:
     """Return the tasks of these numbers with the Fisher ``[len(which), K]`` of some of their images."""
     names = [f"{tasks.names[i]}, some images left out," for i in which]
     _check_rows(fisher, 0.0, names, f"{tasks.who}: expected finite entries, none negative and not all zero")
-    return Tasks(fisher, tasks.prior[list(which)] if len(tasks.prior) else tasks.prior, names, tasks.who)
+    prior = tasks.prior[list(which)] if len(tasks.prior) else tasks.prior
+    return tasks._replace(fisher=fisher, prior=prior, names=names)
 
 
-def _rule(distance: DistanceName, alpha: float, who: str) -> Rule:
+def _rule(distance: DistanceName, alpha: float, reference: Reference | None, who: str) -> Rule:
     if distance not in RULES:
         raise ValueError(f"{who}: expected distance to be one of {', '.join(RULES)}; got {distance!r}.")
     if not (math.isfinite(alpha) and alpha >= 0):
         raise ValueError(f"{who}: expected alpha to be finite and not negative, got {alpha}.")
+    if (reference is not None) != RULES[distance].needs_reference:
+        raise ValueError(
+            f"{who}: expected reference (on the command line --reference) with 'library_correlation' and with no "
+            f"other distance, got {reference} with {distance!r}; library.reference() and Reference.of(embeddings) "
+            "make one."
+        )
     return RULES[distance]
 
 
@@ -166,12 +199,14 @@ def _are_embeddings(value: Embeddings) -> TypeGuard[Sequence[Embedding]]:
     return isinstance(value, Sequence) and {True} == {isinstance(item, Embedding) for item in value}
 
 
-def _gather(embeddings: Embeddings, distance: DistanceName, who: str) -> Tasks:
+def _gather(embeddings: Embeddings, distance: DistanceName, reference: Reference | None, who: str) -> Tasks:
     """Stack the embeddings; refuse those that have no distance to anything."""
     needs_prior = RULES[distance].needs_prior
     prior = torch.empty(0)
     if _are_embeddings(embeddings):
         check_comparable(embeddings)
+        if reference is not None:
+            check_comparable([reference, embeddings[0]])
         names = [f"embedding {item.name!r}" for item in embeddings]
         fisher = torch.stack([item.fisher for item in embeddings])
         if needs_prior:
@@ -192,9 +227,13 @@ def _gather(embeddings: Embeddings, distance: DistanceName, who: str) -> Tasks:
                 f"{who}: expected one or more embeddings, or a tensor of shape [T, K] with T and K >= 1; "
                 f"got shape {list(fisher.shape)}."
             )
+        if reference is not None and fisher.shape[1] != len(reference):
+            raise ValueError(
+                f"{who}: expected rows of {len(reference)} filters, as {reference} has, got {fisher.shape[1]}."
+            )
         names = [f"row {index}" for index in range(len(fisher))]
     _check_rows(fisher, 0.0, names, f"{who}: expected finite entries, none negative and not all zero")
-    return Tasks(fisher, prior, names, who)
+    return Tasks(fisher, prior, names, who, reference)
 
 
 def _check_rows(values: Tensor, at_least: float, names: list[str], message: str) -> None:

@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .reference import Reference
 
 DistanceName = Literal[
     "sym",
@@ -23,6 +26,7 @@ DistanceName = Literal[
     "kl",
     "asymmetric_kl",
     "jsd",
+    "library_correlation",
 ]
 
 SymDistanceName = Literal["sym", "sym_scaled"]
@@ -33,6 +37,8 @@ SymDistanceName = Literal["sym", "sym_scaled"]
 _BLOCK_ELEMENTS = 1 << 16
 # d_sym is at its limit long before a scale ratio of 2**400, and the squares of r stay clear of underflow.
 _MAX_SCALE_GAP = 400
+# Rounding F to float32, as libraries keep it, moves log F by 6e-8; tasks that differ by less have no direction.
+_ROUNDING = 1e-6
 
 
 class Tasks(NamedTuple):
@@ -42,6 +48,7 @@ class Tasks(NamedTuple):
     prior: Tensor  # [T, K]; empty where the distance needs none
     names: list[str]
     who: str  # the public function, for messages
+    reference: Reference | None = None  # where the distance needs one
 
 
 class Vectors(NamedTuple):
@@ -77,6 +84,7 @@ class Rule:
     finish: Callable[[Tensor, int], Tensor]  # sums [S, B] and K -> [B]
     symmetric: bool = True
     needs_prior: bool = False
+    needs_reference: bool = False
     minus_trivial: bool = False  # subtract α times the source's distance to its own prior
     sym_of: Callable[[Tasks], Tensor] | None = None  # [T, K] whose d_sym it is: native code takes all pairs at once
 
@@ -94,9 +102,14 @@ def _normalised(values: Tensor) -> Vectors:
     return Vectors(scaled, exponent)
 
 
-def _unit_mean(tasks: Tasks) -> Tensor:
-    values = _normalised(tasks.fisher).values
+def unit_mean(fisher: Tensor) -> Tensor:
+    """Return F over its mean, ``[T, K]``; in any unit, also where that mean is no float64."""
+    values = _normalised(fisher).values
     return values.div_(values.mean(dim=1, keepdim=True))
+
+
+def _unit_mean(tasks: Tasks) -> Tensor:
+    return unit_mean(tasks.fisher)
 
 
 def _log_precision(tasks: Tasks) -> Vectors:
@@ -121,11 +134,21 @@ def _unit_centred_variance(tasks: Tasks) -> Vectors:
     return _unit_length(variance - variance.mean(dim=1, keepdim=True), tasks)
 
 
-def _unit_length(values: Tensor, tasks: Tasks) -> Vectors:
+def _unit_difference(tasks: Tasks) -> Vectors:
+    assert tasks.reference is not None
+    away = tasks.reference.differences(tasks.fisher)
+    away -= away.mean(dim=1, keepdim=True)
+    return _unit_length(away, tasks, _ROUNDING, "log-Fishers that differ from the reference's, and not by a factor")
+
+
+def _unit_length(
+    values: Tensor, tasks: Tasks, least: float = 0.0, expected: str = "variances that differ between filters"
+) -> Vectors:
+    """Scale each row to length 1, once its root mean square is known to be more than `least`."""
     length = torch.linalg.vector_norm(values, dim=1, keepdim=True)
-    for name, one in zip(tasks.names, length, strict=True):
-        if one == 0:
-            raise ValueError(f"{tasks.who}: expected variances that differ between filters; {name} has one.")
+    for name, one in zip(tasks.names, length.squeeze(1).tolist(), strict=True):
+        if one <= least * math.sqrt(values.shape[1]):
+            raise ValueError(f"{tasks.who}: expected {expected}; {name} has none.")
     return _unscaled(values / length)
 
 
@@ -245,4 +268,5 @@ RULES: dict[DistanceName, Rule] = {
     "kl": Rule(_log_precision, _larger_kl_sums, _half_sum, needs_prior=True),
     "asymmetric_kl": Rule(_log_precision, _kl_sums, _half_sum, symmetric=False, needs_prior=True),
     "jsd": Rule(_log_precision, _log_cosh_sums, _half_mean, needs_prior=True),
+    "library_correlation": Rule(_unit_difference, _squared_difference, _half_sum, needs_reference=True),
 }

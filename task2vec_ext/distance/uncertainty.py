@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..embedding import Embedding
+    from .reference import Reference
     from .rules import DistanceName
 
 
@@ -95,6 +96,7 @@ def neighbour_ranks(
     distance: DistanceName = "sym",
     *,
     alpha: float = 0.15,
+    reference: Reference | None = None,
     confidence: float = 0.95,
 ) -> Ranks:
     """Return every embedding's rank among the neighbours of one, with an interval.
@@ -109,6 +111,7 @@ def neighbour_ranks(
         target: Index of the task whose neighbours are ranked, 0…T−1; the others are sources (experts, for ``asym``).
         distance: See `distance_matrix`.
         alpha: See `distance_matrix`.
+        reference: See `distance_matrix`.
         confidence: Probability that a neighbour's interval contains its true rank (Bonferroni over the others).
 
     Returns:
@@ -120,11 +123,11 @@ def neighbour_ranks(
     who, T = "neighbour_ranks", len(embeddings)
     if not 0 <= target < T:
         raise ValueError(f"{who}: expected a target in 0…{T - 1}, got {target}; it is an index into the list.")
-    found = distance_matrix(embeddings, distance, alpha=alpha, with_error=True)
+    found = distance_matrix(embeddings, distance, alpha=alpha, reference=reference, with_error=True)
     distances, squares = found.corrected[:, target], found.standard_error[:, target].square()
     groups = embeddings[target].groups
     left = [dataclasses.replace(embeddings[target], fisher=row, group_means=None) for row in groups.without()]
-    without = cross_distances(embeddings, left, distance, alpha=alpha).T  # [G, T]
+    without = cross_distances(embeddings, left, distance, alpha=alpha, reference=reference).T  # [G, T]
     # The target's noise moves all its distances alike, which leaves their order alone.
     shared = covariance(found.value[:, target], without, groups.sizes)
     errors = (squares[:, None] + squares - 2 * shared).clamp_(min=0).sqrt_()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data import Task, TaskSource
+    from ..distance.reference import Reference
     from ..distance.rules import DistanceName
     from ..embedding import Embedding
 
@@ -94,12 +95,15 @@ class _Batch(Dataset[tuple[Any, int]]):
         return self.task.item(self.indices[index])[0], int(self.targets[index])
 
 
-def diversity(batches: Sequence[Embedding], distance: DistanceName = "sym") -> Estimate:
+def diversity(
+    batches: Sequence[Embedding], distance: DistanceName = "sym", *, reference: Reference | None = None
+) -> Estimate:
     """Return the mean distance between batches of one task, with an interval.
 
     Args:
         batches: M ≥ 4 embeddings of disjoint random batches of one size (`embed_batches`).
         distance: A symmetric distance.
+        reference: As for `distance_matrix`.
 
     Returns:
         Scalars. Pairs share batches and are not independent, so the standard error is from a jackknife over batches,
@@ -112,7 +116,7 @@ def diversity(batches: Sequence[Embedding], distance: DistanceName = "sym") -> E
         Noise within batches adds to the diversity, so compare only diversities of the same batch size.
     """
     _check_count(batches, "diversity")
-    matrix = distance_matrix(batches, distance)
+    matrix = distance_matrix(batches, distance, reference=reference)
     M = len(batches)
     total, each = matrix.sum(), matrix.sum(0) + matrix.sum(1)
     value = total / (M * (M - 1))
@@ -120,13 +124,20 @@ def diversity(batches: Sequence[Embedding], distance: DistanceName = "sym") -> E
     return estimate(value, [side(value, without, torch.ones(M).double())], value)
 
 
-def cross_diversity(a: Sequence[Embedding], b: Sequence[Embedding], distance: DistanceName = "sym") -> Estimate:
+def cross_diversity(
+    a: Sequence[Embedding],
+    b: Sequence[Embedding],
+    distance: DistanceName = "sym",
+    *,
+    reference: Reference | None = None,
+) -> Estimate:
     """Return the mean distance between batches of one task and batches of another, with an interval.
 
     Args:
         a: M ≥ 4 embeddings of disjoint random batches of one task.
         b: The same of another task, of the same batch size.
         distance: Which distance; row = source = `a`.
+        reference: As for `distance_matrix`.
 
     Returns:
         Scalars; the standard error is from a jackknife over the batches of both tasks.
@@ -136,7 +147,7 @@ def cross_diversity(a: Sequence[Embedding], b: Sequence[Embedding], distance: Di
     """
     _check_count(a, "cross_diversity")
     _check_count(b, "cross_diversity")
-    matrix = cross_distances(a, b, distance)
+    matrix = cross_distances(a, b, distance, reference=reference)
     value, sides = matrix.mean(), []
     for means in (matrix.mean(1), matrix.mean(0)):
         M = len(means)

@@ -123,11 +123,12 @@ def test_plots_name_their_distance(capsys, folder, tmp_path, drawn):
         ("matrix", "d_sym_scaled", lambda ax: ax.child_axes[-1].get_ylabel()),
         ("map", "d_asym, α = 0.3", lambda ax: ax.get_xlabel()),
         ("taxonomy", "d_sym", lambda ax: ax.get_xlabel()),
+        ("map", "d_library_correlation", lambda ax: ax.get_xlabel()),
     ):
         options = ["--distance", distance.removeprefix("d_").split(",")[0], "--alpha", 0.3]
         assert run(capsys, "plot", folder, "--kind", kind, "-o", tmp_path / "p.svg", *options)[0] == 0
         assert distance in place(drawn[-1])
-    ticks = drawn[-1].get_xticks()
+    ticks = drawn[-2].get_xticks()
     assert all(tick == int(tick) for tick in ticks)  # k is a whole number
 
 

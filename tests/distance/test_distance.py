@@ -11,6 +11,7 @@ from torch import Tensor
 
 from task2vec_ext.distance import rules as _rules
 from task2vec_ext.distance.distance import DistanceName, cross_distances, distance_matrix
+from task2vec_ext.distance.reference import Reference
 from task2vec_ext.embedding import Embedding, HeadInfo, ProbeInfo
 from task2vec_ext.probe.layers import Layer
 from task2vec_ext.settings import EmbedSettings
@@ -52,6 +53,13 @@ def embeddings(rows: Tensor) -> list[Embedding]:
     return [make(row, f"task {index}", prior) for index, row in enumerate(rows)]
 
 
+def reference_for(distance: str, K: int) -> dict[str, Reference]:
+    """What `distance` needs besides embeddings of K filters: the reference of nine other tasks, or nothing."""
+    if distance != "library_correlation":
+        return {}
+    return {"reference": Reference.of([make(row) for row in fishers(9, K, dead=0.1)])}
+
+
 def by_the_book(distance: str, a: Embedding, b: Embedding, alpha: float = 0.15) -> float:
     """The formula as printed, in NumPy and SciPy, one pair at a time."""
     from scipy.spatial.distance import correlation, cosine
@@ -73,6 +81,11 @@ def by_the_book(distance: str, a: Embedding, b: Embedding, alpha: float = 0.15) 
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.nan_to_num(r * np.log(r)) - np.nan_to_num((1 - r) * np.log(1 - r))
     middle = (va + vb) / 2
+
+    def log_fisher(f: np.ndarray) -> np.ndarray:
+        return np.log(f / f.mean() + 1e-3)
+
+    common = np.mean([log_fisher(row.numpy()) for row in fishers(9, len(fa), dead=0.1)], axis=0)
     return {
         "sym": lambda: sym(fa, fb),
         "asym": lambda: sym(fa, fb) - alpha * sym(fa, prior),
@@ -83,6 +96,7 @@ def by_the_book(distance: str, a: Embedding, b: Embedding, alpha: float = 0.15) 
         "kl": lambda: np.maximum(kl(va, vb), kl(vb, va)).sum(),
         "asymmetric_kl": lambda: kl(va, vb).sum(),
         "jsd": lambda: (0.5 * (kl(va, middle) + kl(vb, middle))).mean(),
+        "library_correlation": lambda: correlation(log_fisher(fa) - common, log_fisher(fb) - common),
     }[distance.removesuffix("_scaled")]()
 
 
@@ -91,22 +105,23 @@ def by_the_book(distance: str, a: Embedding, b: Embedding, alpha: float = 0.15) 
 def test_distance_matrix_and_cross_distances_equal_the_printed_formula(distance, dead):
     tasks = embeddings(fishers(dead=dead))
     expected = torch.tensor([[by_the_book(distance, a, b) for b in tasks] for a in tasks], dtype=torch.float64)
-    matrix = distance_matrix(tasks, distance)
+    how = reference_for(distance, 301)
+    matrix = distance_matrix(tasks, distance, **how)
     assert matrix.dtype == torch.float64
     torch.testing.assert_close(matrix, expected, rtol=EXACT, atol=EXACT)
     torch.testing.assert_close(
-        cross_distances(tasks[:2], tasks[1:], distance), expected[:2, 1:], rtol=EXACT, atol=EXACT
+        cross_distances(tasks[:2], tasks[1:], distance, **how), expected[:2, 1:], rtol=EXACT, atol=EXACT
     )
 
 
 @pytest.mark.parametrize("distance", ZERO_DIAGONAL)
 def test_symmetric_kinds_are_symmetric_to_the_bit_with_an_exactly_zero_diagonal(distance):
-    tasks = embeddings(fishers(6, 97, dead=0.1))
-    matrix = distance_matrix(tasks, distance)
+    tasks, how = embeddings(fishers(6, 97, dead=0.1)), reference_for(distance, 97)
+    matrix = distance_matrix(tasks, distance, **how)
     assert torch.equal(matrix, matrix.T)
     assert torch.equal(matrix.diagonal(), torch.zeros(6, dtype=torch.float64))
     assert (matrix + torch.eye(6) > 0).all()
-    assert torch.equal(cross_distances(tasks, tasks, distance).diagonal(), torch.zeros(6, dtype=torch.float64))
+    assert torch.equal(cross_distances(tasks, tasks, distance, **how).diagonal(), torch.zeros(6, dtype=torch.float64))
 
 
 def test_asym_subtracts_the_sources_distance_to_its_prior_and_may_be_negative():
@@ -204,12 +219,12 @@ def test_kl_family_is_finite_where_a_filter_is_dead_in_one_task():
 
 @pytest.mark.parametrize("distance", KINDS)
 def test_blocks_over_tasks_and_filters_do_not_show(distance, monkeypatch):
-    tasks = embeddings(fishers(7, 50, dead=0.1))
-    whole = distance_matrix(tasks, distance)
+    tasks, how = embeddings(fishers(7, 50, dead=0.1)), reference_for(distance, 50)
+    whole = distance_matrix(tasks, distance, **how)
     for elements in (1, 16, 120):  # one filter at a time; part of one pair; two pairs at a time
         monkeypatch.setattr(_rules, "_BLOCK_ELEMENTS", elements)
-        torch.testing.assert_close(distance_matrix(tasks, distance), whole, rtol=EXACT, atol=EXACT)
-        torch.testing.assert_close(cross_distances(tasks, tasks, distance), whole, rtol=EXACT, atol=EXACT)
+        for again in (distance_matrix(tasks, distance, **how), cross_distances(tasks, tasks, distance, **how)):
+            torch.testing.assert_close(again, whole, rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize("distance", KINDS)
@@ -228,8 +243,8 @@ def test_no_temporary_is_larger_than_a_block(distance):
 
     T, K = 300, 1000
     rule = _rules.RULES[distance]
-    rows = fishers(T, K)
-    vectors = rule.prepare(_rules.Tasks(rows, torch.ones_like(rows), [str(i) for i in range(T)], "test"))
+    rows, how = fishers(T, K), reference_for(distance, K)
+    vectors = rule.prepare(_rules.Tasks(rows, torch.ones_like(rows), [str(i) for i in range(T)], "test", **how))
     with Recorder():
         _rules.row_distances(rule, vectors.row(0), vectors)
     assert max(sizes) <= _rules._BLOCK_ELEMENTS < T * K
@@ -238,9 +253,9 @@ def test_no_temporary_is_larger_than_a_block(distance):
 
 @pytest.mark.parametrize("distance", KINDS)
 def test_one_embedding_is_enough(distance):
-    task = embeddings(fishers(1, 20))
-    assert distance_matrix(task, distance).shape == (1, 1)
-    assert cross_distances(task, task, distance).shape == (1, 1)
+    task, how = embeddings(fishers(1, 20)), reference_for(distance, 20)
+    assert distance_matrix(task, distance, **how).shape == (1, 1)
+    assert cross_distances(task, task, distance, **how).shape == (1, 1)
 
 
 def test_plain_tensors_arrays_and_embeddings_give_the_same_and_are_left_alone():
