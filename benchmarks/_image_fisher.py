@@ -13,8 +13,9 @@ from torch import Tensor
 
 from task2vec_ext import Probe, Task
 from task2vec_ext.data import Batch, batches
-from task2vec_ext.fisher import Estimator, Head, fit_head, per_sample_fisher
+from task2vec_ext.fisher import Head, fit_head, per_sample_fisher
 from task2vec_ext.probe.folding import fold
+from task2vec_ext.words import Estimator
 
 _BATCH = 50
 

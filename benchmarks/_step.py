@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from task2vec_ext import Probe, load_probe
 from task2vec_ext.data import Batch
-from task2vec_ext.fisher import CrossFitHead, Estimator, Head, cotangents, per_sample_fisher
+from task2vec_ext.fisher import CrossFitHead, Head, cotangents, per_sample_fisher
 from task2vec_ext.kernels import filter_grad_sq
 from task2vec_ext.kernels.geometry import conv_geometry
 from task2vec_ext.kernels.reference import per_sample_grad_sq
@@ -24,6 +24,7 @@ from task2vec_ext.probe import Layer
 from task2vec_ext.probe.folding import fold
 from task2vec_ext.probe.probe import frozen
 from task2vec_ext.probe.watch import ConvUse, Watch
+from task2vec_ext.words import Estimator
 
 LIMIT = 3e-2
 """Largest relative error of a whole Fisher pass in float32 to autograd in float32, one image at a time. It is wide

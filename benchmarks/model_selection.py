@@ -29,8 +29,9 @@ from task2vec_ext import Embedding, Probe, fisher_embed, load_probe
 from task2vec_ext.data import tasks_from
 from task2vec_ext.experts import IMAGENET, ErrorMatrix, Expert, train_expert, transfer_errors
 from task2vec_ext.experts.features import ExpertFeatures, Extractor
-from task2vec_ext.experts.recipe import RECIPES, RecipeName
+from task2vec_ext.experts.recipe import RECIPES
 from task2vec_ext.selection import SELECTORS
+from task2vec_ext.words import RecipeName
 
 Outputs = Callable[[str, str], ExpertFeatures]
 

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from task2vec_ext import Probe, distance_matrix
 from task2vec_ext.data import Batch
-from task2vec_ext.fisher import Estimator, Head
+from task2vec_ext.fisher import Head
 from task2vec_ext.kernels.reference import authors_monte_carlo
 from task2vec_ext.losses import CrossEntropy
 from task2vec_ext.plot import save_figure
+from task2vec_ext.words import Estimator
 
 ESTIMATORS: tuple[Estimator, ...] = tuple(e for e in get_args(Estimator) if e in {"exact", "signed", "sampled"})
 BATCH = 64

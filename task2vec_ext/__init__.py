@@ -1,33 +1,12 @@
 """Task2Vec: turn an image data set into a vector, the per-filter Fisher information of a fixed probe."""
 
-try:
-    from . import _C  # noqa: F401  # imported first: nothing else works without it
-except ImportError as error:
-    raise ImportError(
-        f"task2vec_ext: the native module is missing from {__path__[0]} ({error}); if this is the source tree, install "
-        "it with 'pip install -e .' or run from another folder."
-    ) from error
+from __future__ import annotations
 
-from ._util.interrupt import quiet_interrupt
+import importlib
+from typing import TYPE_CHECKING, Any
 
-with quiet_interrupt():
-    from ._util.warnings import Task2VecWarning
-    from .data import Preprocess, Task, as_task
-    from .distance.distance import cross_distances, distance_matrix
-    from .distance.reference import Reference
-    from .distance.uncertainty import neighbour_ranks, norm_with_error, relative_error, with_error
-    from .embed.diversity import cross_diversity, diversity, embed_batches
-    from .embed.feature_cache import FeatureCache
-    from .embed.fisher_embed import fisher_embed
-    from .embedding import Embedding
-    from .fisher import HeadSettings, VariationalSettings
-    from .jackknife import Estimate
-    from .kernels.filter_grad_sq import filter_grad_sq
-    from .kernels.native import BuildInfo, build_info
-    from .library import Library, build_library, embed_for, load_embeddings
-    from .probe.load import load_probe
-    from .probe.probe import Probe
-    from .settings import EmbedSettings
+if TYPE_CHECKING:
+    from ._names import *
 
 __all__ = [
     "BuildInfo",
@@ -61,3 +40,17 @@ __all__ = [
     "relative_error",
     "with_error",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import everything public on the first use of any of it: `task2vec --help` does not wait for torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    public = importlib.import_module("._names", __name__)
+    globals().update({each: getattr(public, each) for each in __all__})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted({*globals(), *__all__})

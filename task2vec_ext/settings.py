@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ._util.numbers import whole
 from .fisher.head import DEFAULT_FOLDS, HeadSettings
-from .fisher.per_sample import ANY_ESTIMATORS, AnyEstimator
+from .fisher.per_sample import ANY_ESTIMATORS
 from .fisher.variational import VariationalSettings, check_layers
-from .losses import Loss, LossName, as_loss, loss_of
-from .probe.precision import DTYPES, Dtype
+from .losses import Loss, as_loss, loss_of
+from .probe.precision import DTYPES
+from .words import AnyEstimator, Dtype, LossName
 
 if TYPE_CHECKING:
     from .probe.layers import Layer

@@ -1,34 +1,70 @@
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+import task2vec_ext
+from task2vec_ext import _names
+
+
+def test_the_package_exports_what_it_imports():
+    assert task2vec_ext.__all__ == _names.__all__
+    assert {*task2vec_ext.__all__} <= {*dir(task2vec_ext)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "completed"),
+    [
+        (["--help"], None),
+        (["embed", "--help"], None),
+        (["task2vec em"], "embed"),
+        (["task2vec embed --est"], "--estimator"),
+        (["task2vec plot x --distance asym_"], "asym_scaled"),
+        (["task2vec select ev"], "evaluate"),
+    ],
+)
+def test_help_and_completion_do_not_wait_for_torch(arguments, completed, tmp_path):
+    environment = dict(os.environ)
+    if completed:
+        (words,) = arguments
+        environment |= {"_TASK2VEC_COMPLETE": "complete_bash", "COMP_WORDS": words}
+        environment |= {"COMP_CWORD": str(len(words.split()) - 1)}
+    program = (
+        f"import sys; from task2vec_ext import cli; sys.argv = {['task2vec', *([] if completed else arguments)]}\n"
+        "try: cli.main()\nfinally: print([name for name in ('torch', 'numpy') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert (completed or "Usage: task2vec") in done.stdout
 
 
 def test_importing_the_package_is_light(tmp_path):
     heavy = ("torchvision", "matplotlib", "scipy", "sklearn", "rich", "typer", "pandas", "pyarrow", "datasets")
-    program = f"import sys, task2vec_ext; print([name for name in {heavy} if name in sys.modules])"
+    program = (
+        f"import sys; from task2vec_ext import fisher_embed; print([name for name in {heavy} if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "[]"
 
 
 def test_everything_public_has_a_docstring_and_is_importable():
-    import task2vec_ext
-
     for name in task2vec_ext.__all__:
         assert getattr(task2vec_ext, name).__doc__, name
 
 
 def test_the_source_tree_without_a_build_says_how_to_install(tmp_path):
-    import shutil
-    from pathlib import Path
-
-    import task2vec_ext
-
     shutil.copytree(
         Path(task2vec_ext.__file__).parent, tmp_path / "task2vec_ext", ignore=shutil.ignore_patterns("*.so")
     )
     # -S -P: neither an installed package nor an editable install may help out.
     program = (
         f"import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in type(f).__name__ "
-        f"and 'ScikitBuild' not in type(f).__name__]; sys.path.insert(0, {str(tmp_path)!r}); import task2vec_ext"
+        f"and 'ScikitBuild' not in type(f).__name__]; sys.path.insert(0, {str(tmp_path)!r}); "
+        "from task2vec_ext import Task"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1

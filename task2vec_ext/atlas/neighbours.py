@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..distance.rules import RULES, Pairs, SymDistanceName, Tasks, Vectors
+from ..distance.rules import RULES, Pairs, Tasks, Vectors
 from ..embedding import Embedding
 from ..jackknife import Estimate, estimate, halved, side
+from ..words import SymDistanceName
 
 _KEPT = 32  # tasks whose resampled Fishers stay in memory: 6.5 MB each at 8,512 filters
 

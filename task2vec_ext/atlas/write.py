@@ -19,12 +19,12 @@ from .._util.atomic import atomic_path
 from .._util.words import check_word
 from ..data import Task
 from ..distance import check_comparable, distance_matrix
-from ..distance.rules import SymDistanceName
 from ..embedding import Embedding
 from ..plot import cluster_order, map_positions
 from ..plot.figure import looks
 from ..plot.labels import spread_order
 from ..plot.norms import norm_interval
+from ..words import SymDistanceName
 from .neighbours import nearest_tasks
 from .sheets import contact_sheet
 

@@ -1,4 +1,7 @@
-"""The command line: a file for each group of commands; `options` has what they share."""
+"""The command line: a file for each group of commands; `options` has what they share.
+
+Commands import what they run when they run: help and the shell's completion do not wait for torch.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ with quiet_interrupt():
     import typer
     from typer import Option
 
-    from ..kernels.native import build_info
     from .compare import distances, nearest
     from .demo import demo
     from .embed import embed, info
+    from .env import env
     from .expert import expert
     from .library import library
     from .options import as_options, at_home, interrupted
@@ -30,7 +33,6 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     help="Turn image data sets into vectors (Task2Vec) and compare them.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # one line, or the plain traceback with --debug
     rich_markup_mode=None,
 )
@@ -93,6 +95,8 @@ def _format_warning(message: Warning | str, category: type[Warning], *where: Any
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from ..kernels.native import build_info
+
         info = build_info()
         architectures = ", ".join(info.cuda_architectures or ())
         cuda = f"CUDA {info.cuda_version} for {architectures}" if info.cuda_version else "no CUDA"
@@ -112,7 +116,7 @@ def _options(
     """Hold the options of the program itself."""
 
 
-for _command in (demo, embed, distances, info, nearest, plot, atlas):
+for _command in (demo, embed, distances, info, nearest, plot, atlas, env):
     app.command()(_command)
 app.add_typer(library, name="library")
 app.add_typer(select, name="select")

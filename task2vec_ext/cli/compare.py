@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from .._util.tables import write_matrix
 from .._util.terminal import console, print_table
-from ..data import tasks_from
-from ..distance import DistanceName, SymDistanceName, distance_matrix
-from ..distance.nearest import nearest as nearest_ones
-from ..embed import Work, embed_like
-from ..embedding import Embedding
-from ..library import load_embeddings
-from ..plot import check_installed, plot_matrix, save_figure
+from ..words import DistanceName, SymDistanceName
 from .options import Alpha, Folder, ReferenceFile, SkipUnreadable, distance_label, on_error, reference_for
+
+if TYPE_CHECKING:
+    from ..embedding import Embedding
 
 _MATRIX_COLUMNS = 12  # tasks whose whole matrix is still readable in a terminal
 
@@ -37,6 +33,12 @@ def distances(
 
     Prints all distances, or each task's nearest task if there are more than 12; --csv and --png write the matrix.
     """
+    from .._util.tables import write_matrix
+    from ..distance import distance_matrix
+    from ..distance.nearest import nearest
+    from ..library import load_embeddings
+    from ..plot import check_installed, plot_matrix, save_figure
+
     embeddings = load_embeddings(folder)
     if len(embeddings) < 2:
         raise ValueError(f"distances: expected two or more embeddings in {folder}, found {len(embeddings)}.")
@@ -56,7 +58,7 @@ def distances(
         rows = [(f"{number}  {name}", *(f"{d:.3f}" for d in line)) for number, name, line in lines]
     else:
         columns = ("task", "nearest task", "distance")
-        pairs = zip(names, nearest_ones(matrix), strict=True)
+        pairs = zip(names, nearest(matrix), strict=True)
         rows = [(name, names[other], f"{distance:.4f}") for name, (other, distance) in pairs]
     print_table(console(), columns, rows)
     for what, path in (("matrix", csv), ("plot", png)):
@@ -81,6 +83,11 @@ def nearest(
     ] = "sym",
 ) -> None:
     """Find the tasks of a library nearest to a task."""
+    from ..data import tasks_from
+    from ..embed import Work, embed_like
+    from ..embedding import Embedding
+    from ..library import load_embeddings
+
     known = load_embeddings(folder)
     query: str | Embedding = task
     if task.endswith(".safetensors"):

@@ -9,9 +9,6 @@ from typer import Option
 
 from .._util.atomic import check_writable
 from .._util.terminal import console, print_table
-from ..demo.run import run_demo
-from ..distance.nearest import nearest
-from ..plot import check_installed
 
 
 def demo(
@@ -23,6 +20,10 @@ def demo(
     They are handwriting, photographs, drawings and textures; it takes less than a minute. The images come with
     scikit-learn or are drawn, and the probe comes with this package.
     """
+    from ..demo.run import run_demo
+    from ..distance.nearest import nearest
+    from ..plot import check_installed
+
     check_installed()
     check_writable("demo", output)
     with console().status("") as status:

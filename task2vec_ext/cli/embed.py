@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
 from .._util.terminal import console, print_table
-from ..data import tasks_from
-from ..distance import norm_with_error, relative_error
-from ..embedding import Embedding
-from ..fisher import VariationalSettings
-from ..fisher.per_sample import AnyEstimator
-from ..fisher.variational import Noise
-from ..library import Entry, build_library
-from ..library.index import Index
-from ..losses import LossName, PseudoLabels
-from ..probe.precision import Dtype
-from ..settings import EmbedSettings
+from ..words import AnyEstimator, Dtype, LossName, Noise
 from .options import (
     Device,
     ImageSize,
@@ -34,6 +24,9 @@ from .options import (
     kept,
     on_error,
 )
+
+if TYPE_CHECKING:
+    from ..library import Entry
 
 _TABLE_ROWS = 40  # tasks that are listed when they are done; task2vec library ls lists any number
 
@@ -75,6 +68,13 @@ def embed(
     the same command continues where it stopped. A task that fails is recorded and does not stop the others; the exit
     code is then 1.
     """
+    from ..data import tasks_from
+    from ..fisher import VariationalSettings
+    from ..library import build_library
+    from ..library.index import Index
+    from ..losses import PseudoLabels
+    from ..settings import EmbedSettings
+
     if pseudo_labels is not None and loss != "cross_entropy":
         raise ValueError(f"embed: expected either --pseudo-labels or --loss {loss}, got both.")
     options = {"beta": beta, "noise": noise, "epochs": epochs}
@@ -145,6 +145,9 @@ def print_entries(entries: Iterable[Entry], kept: Collection[str] = ()) -> None:
 
 def info(file: Annotated[Path, Argument(metavar="FILE", help="An embedding (.safetensors).")]) -> None:
     """Print what an embedding is and how it was made."""
+    from ..distance import norm_with_error, relative_error
+    from ..embedding import Embedding
+
     embedding = Embedding.load(file)
     print(embedding)
     rows = {

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
 from .._util.atomic import check_writable
 from .._util.terminal import console, print_table
-from ..data import tasks_from
-from ..embed import fisher_embed
-from ..embedding import Embedding
-from ..experts import IMAGENET, experts_in, save_expert, train_expert, transfer_errors
-from ..experts.expert import AnyExpert
-from ..experts.recipe import RecipeName
-from ..fisher.head import HeadMethod
-from ..probe import load_probe
+from ..words import HeadMethod, RecipeName
 from .options import (
     Device,
     ImageSize,
@@ -31,6 +24,9 @@ from .options import (
     kept,
     on_error,
 )
+
+if TYPE_CHECKING:
+    from ..experts.expert import AnyExpert
 
 expert = typer.Typer(help="Fine-tune networks and measure their errors.", no_args_is_help=True)
 
@@ -60,6 +56,11 @@ def train(
 
     If interrupted, run it again: it resumes after the last whole epoch.
     """
+    from ..data import tasks_from
+    from ..embed import fisher_embed
+    from ..experts import train_expert
+    from ..probe import load_probe
+
     net, tasks = load_probe(probe, weights=weights, image_size=image_size), tasks_from(*specs)
     check_writable("expert train", output)
     work: dict[str, Any] = {"device": device, "num_workers": num_workers, "seed": seed, "num_samples": num_samples}
@@ -87,6 +88,10 @@ def register(
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an expert of this name.")] = False,
 ) -> None:
     """Add a checkpoint as an expert."""
+    from ..embedding import Embedding
+    from ..experts import save_expert
+    from ..probe import load_probe
+
     known = None if embedding is None else Embedding.load(embedding)
     net = load_probe(probe, weights=weights, image_size=image_size)
     made = save_expert(net, output, name, embedding=known, overwrite=overwrite)
@@ -98,6 +103,8 @@ def register(
 @expert.command()
 def ls(folder: Annotated[Path, Argument(metavar="DIR", help="Folder of experts.")]) -> None:
     """List the experts."""
+    from ..experts import experts_in
+
     rows = [
         (
             found.name,
@@ -143,6 +150,10 @@ def transfer(
     task2vec select evaluate reads the result. If interrupted, run it again, also with more tasks or experts: no error
     is measured twice.
     """
+    from ..data import tasks_from
+    from ..experts import IMAGENET, experts_in, transfer_errors
+    from ..probe import load_probe
+
     rows: dict[str, AnyExpert] = {found.name: found for found in experts_in(experts)}
     if probe is not None:
         rows[IMAGENET] = load_probe(probe, weights=weights, image_size=image_size)

@@ -9,7 +9,6 @@ import typer
 from typer import Argument, Option
 
 from .._util.terminal import printable
-from ..library import Library
 from .embed import print_entries
 
 library = typer.Typer(help="Inspect, check and change a library.", no_args_is_help=True)
@@ -23,6 +22,8 @@ def status(folder: _Folder) -> None:
 
     The state is how many tasks are done, failed and waiting, and whether a process is adding tasks.
     """
+    from ..library import Library
+
     opened = Library(folder)
     for state, count in opened.status().items():
         print(f"{state:>8}: {count}")
@@ -38,6 +39,8 @@ def ls(
     failed: Annotated[bool, Option("--failed", help="Only the tasks that failed, with their errors.")] = False,
 ) -> None:
     """List the tasks."""
+    from ..library import Library
+
     entries = Library(folder).entries()
     if not failed:
         print_entries(entries)
@@ -49,6 +52,8 @@ def ls(
 @library.command()
 def rm(folder: _Folder, names: Annotated[list[str], Argument(metavar="TASK...", help="Names of the tasks.")]) -> None:
     """Remove tasks and their embeddings."""
+    from ..library import Library
+
     Library(folder).remove(names)
 
 
@@ -58,6 +63,8 @@ def verify(folder: _Folder) -> None:
 
     The exit code is 1 if something is wrong.
     """
+    from ..library import Library
+
     opened = Library(folder)
     for line in (wrong := opened.verify()):
         print(printable(line))

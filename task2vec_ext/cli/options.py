@@ -7,13 +7,15 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from ..data.loader import OnError
-from ..distance import DistanceName, Reference
-from ..embedding import Embedding
+from ..words import DistanceName, OnError
+
+if TYPE_CHECKING:
+    from ..distance import Reference
+    from ..embedding import Embedding
 
 Specs = Annotated[
     list[str],
@@ -54,6 +56,8 @@ def distance_label(distance: DistanceName, alpha: float) -> str:
 
 def reference_for(distance: DistanceName, file: Path | None, embeddings: Iterable[Embedding]) -> Reference | None:
     """Return the reference that a distance needs: that of the file, or else of the embeddings."""
+    from ..distance import Reference
+
     if file is not None:
         return Reference.load(file)
     return Reference.of(embeddings) if distance == "library_correlation" else None

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from torch import Tensor
 from typer import Option
 
-from .. import plot as draw
-from ..atlas import write_atlas
-from ..data import tasks_from
-from ..data.sources.taxonomy import RANKS
-from ..distance import DistanceName, SymDistanceName, distance_matrix
-from ..embedding import Embedding
-from ..library import load_embeddings
-from ..plot.figure import check_suffix
+from ..words import DistanceName, SymDistanceName
 from .options import Alpha, Folder, ReferenceFile, distance_label, reference_for
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..embedding import Embedding
+    from ..plot import Lineages
 
 ColourBy = Annotated[
     str | None,
@@ -55,6 +53,11 @@ def plot(
     seed: Annotated[int, Option(help="Seed of the map.")] = 0,
 ) -> None:
     """Plot the tasks of a library."""
+    from .. import plot as draw
+    from ..distance import distance_matrix
+    from ..library import load_embeddings
+    from ..plot.figure import check_suffix
+
     draw.check_installed()
     check_suffix(output)
     files = load_embeddings(folder)
@@ -116,7 +119,12 @@ def atlas(
 
     The page needs no network and no server.
     """
-    draw.check_installed()
+    from ..atlas import write_atlas
+    from ..data import tasks_from
+    from ..library import load_embeddings
+    from ..plot import check_installed
+
+    check_installed()
     files = load_embeddings(folder)
     tasks = tasks_from(*images) if images else ()
     experts = None if selection is None else _experts(selection)
@@ -158,11 +166,14 @@ def _chosen(files: Sequence[Embedding], names: list[str], wanted: list[str]) -> 
     return [files[names.index(name)] for name in wanted]
 
 
-def _taxonomy(embeddings: list[Embedding], table: Path | None) -> tuple[tuple[str, ...], dict[str, draw.Lineages]]:
+def _taxonomy(embeddings: list[Embedding], table: Path | None) -> tuple[tuple[str, ...], dict[str, Lineages]]:
     """Return the ranks and task -> lineages of a table, or of the embeddings."""
+    from ..data.sources.taxonomy import RANKS
+    from ..plot import read_taxonomy
+
     if table is not None:
-        return draw.read_taxonomy(table)
-    lineages: dict[str, draw.Lineages] = {
+        return read_taxonomy(table)
+    lineages: dict[str, Lineages] = {
         e.name: [{rank: str(taxon) for rank, taxon in taxa.items()}]
         for e in embeddings
         if isinstance(taxa := e.metadata.get("taxonomy"), dict) and taxa
@@ -177,7 +188,7 @@ def _groups(
     by: str | None,
     table: Path | None,
     ranks: tuple[str, ...],
-    lineages: dict[str, draw.Lineages],
+    lineages: dict[str, Lineages],
 ) -> list[str] | None:
     """Return the group that colours each task, or None where no task has one."""
     domains = [e.metadata.get("domain") for e in embeddings]

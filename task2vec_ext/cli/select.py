@@ -6,22 +6,20 @@ import json as _json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 from typer import Argument, Option
 from typer.core import TyperGroup
 
 from .._util.terminal import console, print_table, printable
-from ..data import tasks_from
-from ..embed import Work, embed_like
-from ..embedding import Embedding
-from ..experts import Expert, Extractor, RunOptions, experts_in
-from ..experts.errors import Rows, read_errors, read_sizes
-from ..library import load_embeddings
-from ..selection import SELECTORS, Choice, ErrorMatrix, ExpertFacts, Interval, Selector, Table, TaskFacts, choose
-from ..selection import evaluate as score
+from ..words import Rows
 from .options import Device, NumSamples, NumWorkers, Seed, SkipUnreadable, on_error
+
+if TYPE_CHECKING:
+    from ..embed import Work
+    from ..experts import Expert, RunOptions
+    from ..selection import Choice, ExpertFacts, Interval, Selector, Table, TaskFacts
 
 Learned = Literal["asym_fitted", "model2vec"]
 FromOutputs = Literal["leep", "nce", "logme", "h_score", "knn", "linear_probe"]
@@ -91,6 +89,10 @@ def rank(
     does not depend on their number. leep, nce, logme, h_score, knn and linear_probe run every expert on the task's
     images. asym_fitted and model2vec learn from --errors.
     """
+    from ..embed import Work
+    from ..experts import experts_in
+    from ..selection import SELECTORS, ExpertFacts, TaskFacts, choose
+
     found = experts_in(experts)
     if not found:
         raise ValueError(f"select: expected experts in {experts}, found none; task2vec expert train makes them.")
@@ -143,6 +145,10 @@ def evaluate(
     on, and cannot be chosen for that task. The row imagenet is the probe without fine-tuning. Selectors that run the
     experts need images and are not scored here, but in benchmarks/model_selection.py.
     """
+    from ..experts.errors import read_errors, read_sizes
+    from ..selection import SELECTORS, TaskFacts
+    from ..selection import evaluate as score
+
     matrix, decided = read_errors(errors, rows)
     known = {} if library is None else _embedded(library)
     lacking = [name for name in matrix.tasks if library is not None and name not in known]
@@ -222,6 +228,12 @@ def _facts_of(
     spec: str, by: str, experts: list[Expert], weights: str | None, num_samples: int | None, seed: int, work: Work
 ) -> TaskFacts:
     """What the selector needs to know of the task: its embedding, or every expert's outputs on its images."""
+    from ..data import tasks_from
+    from ..embed import embed_like
+    from ..embedding import Embedding
+    from ..experts import Extractor
+    from ..selection import TaskFacts
+
     if spec.endswith(".safetensors"):
         embedding = Embedding.load(spec)
         return TaskFacts(embedding.name, embedding, embedding.num_samples)
@@ -248,6 +260,8 @@ def _facts_of(
 
 def _fitted(selector: Selector, errors: Path, experts: list[ExpertFacts], library: Path | None) -> Selector:
     """Return the selector, fitted to the errors of these experts on the tasks that have embeddings."""
+    from ..selection import ErrorMatrix
+
     matrix = ErrorMatrix.read_csv(errors).without_own()
     known = {expert.name: expert for expert in experts}
     tasks = {expert.name: expert.task for expert in experts if expert.task and expert.task.embedding}
@@ -264,6 +278,9 @@ def _fitted(selector: Selector, errors: Path, experts: list[ExpertFacts], librar
 
 def _carded(folder: Path, known: dict[str, TaskFacts], counts: dict[str, int]) -> dict[str, ExpertFacts]:
     """What the experts' cards say of their tasks, unless the images were counted; the rest is from the library."""
+    from ..experts import experts_in
+    from ..selection import ExpertFacts, TaskFacts
+
     facts = {}
     for one in experts_in(folder):
         task = known.get(one.name, TaskFacts(one.name))
@@ -277,6 +294,9 @@ def _carded(folder: Path, known: dict[str, TaskFacts], counts: dict[str, int]) -
 
 def _embedded(folder: Path) -> dict[str, TaskFacts]:
     """What a library, or a folder of embeddings, knows of its tasks."""
+    from ..library import load_embeddings
+    from ..selection import TaskFacts
+
     files = load_embeddings(folder)
     found = {one.name: one for one in files}
     if files.library is not None:

@@ -9,10 +9,11 @@ named by one line of text (`task2vec_ext.data.sources` has the list). Everything
 - a `Target` says what the labels are: `ClassLabel` by default, others come with a loss.
 """
 
+from ..words import OnError
 from .folder import Files
 from .images import load_image, to_rgb
 from .labels import check_labels, draw
-from .loader import Batch, Failure, OnError, batches
+from .loader import Batch, Failure, batches
 from .preprocess import Preprocess
 from .sources import Tasks, tasks_from
 from .targets import ClassLabel, LabelSet, Mask, Target, Unlabelled, Values

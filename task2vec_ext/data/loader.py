@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..words import OnError
 from .folder import Files
 from .images import is_machines_fault
 from .preprocess import Preprocess
 from .range import RangeCheck
 from .task import Task, check_indices
-
-OnError = Literal["raise", "skip"]
 
 
 class Batch(NamedTuple):

@@ -14,12 +14,13 @@ from .._util.names import safe_name
 from .._util.tables import write_matrix, write_table
 from ..atlas import write_atlas
 from ..data import Task
-from ..distance import SymDistanceName, distance_matrix
+from ..distance import distance_matrix
 from ..distance.nearest import nearest
 from ..embed import fisher_embed
 from ..embedding import Embedding
 from ..plot import plot_matrix, save_figure
 from ..probe import load_probe
+from ..words import SymDistanceName
 from .tasks import DemoTask, demo_tasks
 
 DISTANCE: SymDistanceName = "sym_scaled"

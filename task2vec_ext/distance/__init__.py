@@ -40,10 +40,10 @@ and K. ``sym``
 and ``sym_scaled`` of plain tensors on a GPU are computed there. Same input, same bits, on any number of threads.
 """
 
+from ..words import DistanceName, SymDistanceName
 from .comparable import check_comparable
 from .distance import cross_distances, distance_matrix
 from .reference import Reference
-from .rules import DistanceName, SymDistanceName
 from .uncertainty import neighbour_ranks, norm_with_error, relative_error, with_error
 
 __all__ = [

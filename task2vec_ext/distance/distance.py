@@ -12,9 +12,10 @@ from torch import Tensor
 from ..embedding import Embedding
 from ..jackknife import Estimate, Groups, Side, estimate, halved, side
 from ..kernels.pairwise import sym_distances
+from ..words import DistanceName
 from .comparable import check_comparable
 from .reference import Reference
-from .rules import RULES, DistanceName, Rule, Tasks, row_distances, trivial_distances
+from .rules import RULES, Rule, Tasks, row_distances, trivial_distances
 
 Embeddings: TypeAlias = "Sequence[Embedding] | Tensor | Any"  # Any: what torch.as_tensor takes, say NumPy
 

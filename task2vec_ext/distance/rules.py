@@ -6,31 +6,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..words import DistanceName
+
 if TYPE_CHECKING:
     from .reference import Reference
 
-DistanceName = Literal[
-    "sym",
-    "sym_scaled",
-    "asym",
-    "asym_scaled",
-    "cosine",
-    "normalized_cosine",
-    "correlation",
-    "entropy",
-    "kl",
-    "asymmetric_kl",
-    "jsd",
-    "library_correlation",
-]
-
-SymDistanceName = Literal["sym", "sym_scaled"]
-"""Those that order neighbours: symmetric, and the native kernel's."""
 
 # Float64 elements of one [targets, filters] temporary: 512 kB stays in the cache (1.5 times as fast as
 # 2 MB); a sums function holds at most twelve.

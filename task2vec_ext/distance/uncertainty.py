@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..embedding import Embedding
+    from ..words import DistanceName
     from .reference import Reference
-    from .rules import DistanceName
 
 
 def relative_error(embedding: Embedding) -> float:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from ..data import Task, TaskSource
     from ..distance.reference import Reference
-    from ..distance.rules import DistanceName
     from ..embedding import Embedding
+    from ..words import DistanceName
 
 _FEWEST = 4
 """Batches. With three, two degrees of freedom make the interval more than twice as wide as many would."""

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data import Failure, Task
-    from ..data.loader import OnError
     from ..losses import Loss
     from ..probe.feed import ImageFeed
     from ..probe.layers import Layer
     from ..probe.probe import Probe
+    from ..words import OnError
     from .work import Work
 
 

@@ -14,12 +14,12 @@ from torch import nn
 from .._util.warnings import Task2VecWarning
 from ..data import ClassLabel, Preprocess, as_task
 from ..embedding import Embedding, HeadInfo, ProbeInfo
-from ..fisher.per_sample import AnyEstimator
 from ..probe.feed import ImageFeed, choose_device, on_device
 from ..probe.load import load_probe
-from ..probe.precision import Dtype, arithmetic, check_dtype
+from ..probe.precision import arithmetic, check_dtype
 from ..probe.probe import Probe
 from ..settings import EmbedSettings
+from ..words import AnyEstimator, Dtype, LossName, OnError
 from .features import FirstPass, check_read, read_features, twins
 from .steps import Measured, draw_images, fit_task_head, measure_fisher, measure_robust_fisher
 from .work import Work
@@ -27,8 +27,7 @@ from .work import Work
 if TYPE_CHECKING:
     from .._util.progress import Pass
     from ..data import Task, TaskSource
-    from ..data.loader import OnError
-    from ..losses import Loss, LossName
+    from ..losses import Loss
 
 _TWINS = 0.1
 """Share of images in several classes that is worth a warning."""

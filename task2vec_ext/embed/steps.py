@@ -12,10 +12,11 @@ from .._util.warnings import Task2VecWarning
 from ..data import Batch, ClassLabel, check_labels, draw, read_labels
 from ..fisher.cross_fit import CrossFitHead, fit_cross_fit_head
 from ..fisher.head import Head, fit_head
-from ..fisher.per_sample import Estimator, sum_fisher
+from ..fisher.per_sample import sum_fisher
 from ..fisher.variational import DEFAULT_KAPPA, variational_epochs
 from ..jackknife import FEWEST_GROUPS
 from ..probe.feed import ImageFeed, same_as_before, with_targets
+from ..words import Estimator
 from .features import FirstPass
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .._util.numbers import whole
 from .._util.words import check_word
-from ..data.loader import OnError
+from ..words import OnError
 
 if TYPE_CHECKING:
     import torch

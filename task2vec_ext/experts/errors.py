@@ -7,18 +7,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .._util.tables import read_table, write_table
 from .._util.words import check_word
+from ..words import Rows
 
 IMAGENET = "imagenet"
 """Name of the row of the probe without fine-tuning."""
 
-Rows = Literal["experts", "tasks"]
 _SIDES: dict[str, Rows] = {  # first cell of a header -> what is below it
     **dict.fromkeys(("expert", "experts", "model", "models", "network", "networks", "source", "sources"), "experts"),
     **dict.fromkeys(("task", "tasks", "dataset", "datasets", "data set", "target", "targets"), "tasks"),

@@ -13,9 +13,9 @@ from .._util.progress import Pass
 from .._util.warnings import Task2VecWarning
 from .._util.words import check_word
 from ..data import Failure, Task
-from ..data.loader import OnError
 from ..probe.feed import ImageFeed, choose_device
 from ..probe.probe import Probe
+from ..words import OnError
 
 _NAMED = 10  # images that a warning names
 

@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from ..fisher.head import HeadMethod
+from ..words import HeadMethod, RecipeName
 
 Schedule = Literal["step", "cosine"]
-RecipeName = Literal["paper", "quick"]
 
 _STEP_AFTER, _STEP = 2 / 3, 0.1  # the paper: ÷10 after epoch 40 of 60
 

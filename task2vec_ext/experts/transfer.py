@@ -17,7 +17,8 @@ from torch import Tensor
 from .._util.atomic import atomic_path
 from .._util.words import check_word
 from ..data import Preprocess, Task, TaskSource, as_task, check_labels, draw, hold_out, read_labels, subset
-from ..fisher.head import ADAM_L2, HeadMethod, HeadSettings, fit_head
+from ..fisher.head import ADAM_L2, HeadSettings, fit_head
+from ..words import HeadMethod
 from .errors import IMAGENET, ErrorMatrix
 from .expert import AnyExpert, Expert, as_probe
 from .features import ExpertFeatures, Extractor

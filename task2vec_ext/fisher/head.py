@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from .._util.numbers import whole
 from .._util.warnings import Task2VecWarning
 from ..losses import CrossEntropy, Loss
-
-HeadMethod = Literal["lbfgs", "adam"]
+from ..words import HeadMethod
 
 RELATIVE_L2 = 0.1
 """Default penalty of the convex fit, in units of the features' mean variance: a probe with features of another scale

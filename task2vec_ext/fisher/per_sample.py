@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,6 +14,7 @@ from ..losses import CrossEntropy, Loss, signs_per_image
 from ..probe.folding import FoldedProbe, fold
 from ..probe.probe import frozen
 from ..probe.usable import check_eval
+from ..words import AnyEstimator, Estimator
 from .capture import capture
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
     from .cross_fit import CrossFitHead
     from .head import Head
 
-Estimator = Literal["exact", "signed", "sampled", "empirical"]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
-AnyEstimator = Literal[Estimator, "variational"]
 ANY_ESTIMATORS: tuple[AnyEstimator, ...] = get_args(AnyEstimator)
 
 _FIRST_LOOK = 2 * GROUPS

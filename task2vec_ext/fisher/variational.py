@@ -46,6 +46,7 @@ from ..probe.folding import FoldedProbe
 from ..probe.probe import frozen
 from ..probe.usable import check_eval
 from ..probe.watch import BatchNormUse, ConvUse, Use, Watch
+from ..words import Noise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
     from .head import Head
 
 Objective = Literal["paper", "authors"]
-Noise = Literal["activations", "weights"]
 
 DEFAULT_KAPPA = 1e-7
 """κ where no β is given: the authors' β."""

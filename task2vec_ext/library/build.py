@@ -20,7 +20,6 @@ from .._util.progress import library_progress
 from .._util.warnings import Task2VecWarning
 from ..data import Task, TaskSource, as_task
 from ..data.identity import digest_of_record, same_digest
-from ..data.loader import OnError
 from ..embed import FeatureCache, Work, embed_like, embed_task
 from ..embedding import Embedding
 from ..probe.feed import choose_device
@@ -28,6 +27,7 @@ from ..probe.load import load_probe
 from ..probe.precision import check_dtype
 from ..probe.probe import Probe
 from ..settings import EmbedSettings
+from ..words import OnError
 from .index import Entry, Index, lock
 from .library import Library, sha256_of
 from .rehearsal import rehearse

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import overload
 
 from .._util.words import check_word
-from ..distance import SymDistanceName, cross_distances
+from ..distance import cross_distances
 from ..embedding import Embedding, ProbeInfo
 from ..settings import EmbedSettings
+from ..words import SymDistanceName
 from .library import Library, Neighbour
 
 _KEPT = 64  # embeddings in memory: each has 1 MB of group means at 8,512 filters

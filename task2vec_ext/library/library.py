@@ -13,9 +13,9 @@ import torch
 
 from .._util.words import check_word
 from ..distance.comparable import check_comparable
-from ..distance.rules import SymDistanceName
 from ..embedding import Embedding, ProbeInfo
 from ..settings import EmbedSettings
+from ..words import SymDistanceName
 from .index import Entry, Index, is_locked, lock
 from .matrix import Matrix, nearest
 from .settings import LibrarySettings

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..distance.rules import SymDistanceName
 from ..kernels.pairwise import sym_distances
+from ..words import SymDistanceName
 
 _BLOCK_BYTES = 32 << 20
 """Of one float64 block of rows: large enough that its set-up costs nothing, small beside anything else in memory."""

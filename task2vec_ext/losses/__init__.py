@@ -24,8 +24,9 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
+from ..words import LossName
 from ._common import per_image, signs_per_image
 from .cross_entropy import CrossEntropy
 from .dense import Dense
@@ -34,7 +35,6 @@ from .multilabel import MultiLabel
 from .pseudo_labels import PseudoLabels
 from .regression import Regression
 
-LossName = Literal["cross_entropy", "multilabel", "regression", "dense"]
 _BY_NAME: dict[str, type[Loss]] = {kind.name: kind for kind in (CrossEntropy, MultiLabel, Regression, Dense)}
 
 __all__ = [

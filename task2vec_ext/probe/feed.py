@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .._util.progress import Pass
     from ..data import Failure, Task
-    from ..data.loader import OnError
+    from ..words import OnError
     from .probe import Probe
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
+
+from ..words import Dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
 
-Dtype = Literal["float32", "tf32", "bfloat16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 

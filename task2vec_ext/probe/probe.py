@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from .._util.warnings import Task2VecWarning
 from ..data.preprocess import Preprocess
+from ..words import Dtype
 from .layers import OUTPUT, Layer, filter_weight, head_layer, layer_parameters, named_filters, undescribed, within
-from .precision import Dtype
 from .trial import Tried, any_trial, as_vectors, reached, trial, wrong_size
 from .usable import check_eval, check_usable
 

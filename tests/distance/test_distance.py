@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from task2vec_ext.distance import rules as _rules
-from task2vec_ext.distance.distance import DistanceName, cross_distances, distance_matrix
+from task2vec_ext.distance.distance import cross_distances, distance_matrix
 from task2vec_ext.distance.reference import Reference
 from task2vec_ext.embedding import Embedding, HeadInfo, ProbeInfo
 from task2vec_ext.probe.layers import Layer
 from task2vec_ext.settings import EmbedSettings
+from task2vec_ext.words import DistanceName
 
 KINDS = typing.get_args(DistanceName)
 ZERO_DIAGONAL = [

@@ -19,10 +19,10 @@ from task2vec_ext import (
     with_error,
 )
 from task2vec_ext.data import Batch
-from task2vec_ext.distance.rules import DistanceName
 from task2vec_ext.fisher.head import HeadSettings, fit_head
 from task2vec_ext.fisher.per_sample import sum_fisher
 from task2vec_ext.settings import EmbedSettings
+from task2vec_ext.words import DistanceName
 
 
 def embeddings(count, **how):
