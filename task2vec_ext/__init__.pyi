@@ -1,0 +1,32 @@
+"""The public names, which __init__.py imports on first use."""
+
+from ._util.warnings import Task2VecWarning as Task2VecWarning
+from .data import Preprocess as Preprocess
+from .data import Task as Task
+from .data import as_task as as_task
+from .distance.distance import cross_distances as cross_distances
+from .distance.distance import distance_matrix as distance_matrix
+from .distance.reference import Reference as Reference
+from .distance.uncertainty import neighbour_ranks as neighbour_ranks
+from .distance.uncertainty import norm_with_error as norm_with_error
+from .distance.uncertainty import relative_error as relative_error
+from .distance.uncertainty import with_error as with_error
+from .embed.diversity import cross_diversity as cross_diversity
+from .embed.diversity import diversity as diversity
+from .embed.diversity import embed_batches as embed_batches
+from .embed.feature_cache import FeatureCache as FeatureCache
+from .embed.fisher_embed import fisher_embed as fisher_embed
+from .embedding import Embedding as Embedding
+from .fisher import HeadSettings as HeadSettings
+from .fisher import VariationalSettings as VariationalSettings
+from .jackknife import Estimate as Estimate
+from .kernels.filter_grad_sq import filter_grad_sq as filter_grad_sq
+from .kernels.native import BuildInfo as BuildInfo
+from .kernels.native import build_info as build_info
+from .library import Library as Library
+from .library import build_library as build_library
+from .library import embed_for as embed_for
+from .library import load_embeddings as load_embeddings
+from .probe.load import load_probe as load_probe
+from .probe.probe import Probe as Probe
+from .settings import EmbedSettings as EmbedSettings
