@@ -3,15 +3,20 @@
     python benchmarks/nearest.py --data DIR [--tasks 200000] [--queries 50] [--images 60] [--cache DIR]
 
 The real tasks of --data are embedded first (`build_library`; --cache keeps them). Synthetic tasks are drawn around them
-and written to a temporary matrix: the log-Fisher of a real task, moved up to half of the way to another's, with 10 %
+and written as a library's cache is: the log-Fisher of a real task, moved up to half of the way to another's, with 10 %
 noise on each filter (about the error of an embedding of a hundred images) and a random scale. Queries are drawn alike.
-Each query is then compared with all rows (`task2vec_ext.library.matrix.nearest`), and with the candidates of the faiss
-shortlist. Checked first: float32 rows give the distances of float64 ones.
+Each query is then compared with all rows (`task2vec_ext.library.nearest`), and with those of the nearest sketches.
+Checked first: float32 rows give the distances of float64 ones.
+
+    python benchmarks/nearest.py --data DIR --tasks 1000000 --filters 300
+
+takes every so-many-th filter of the real tasks: a million rows of 4,800 filters are 19 GB.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -24,13 +29,16 @@ from _tasks import parser, probe, real_tasks
 from torch import Tensor
 
 from task2vec_ext import build_library
+from task2vec_ext.embedding import ProbeInfo
 from task2vec_ext.kernels.pairwise import sym_distances
-from task2vec_ext.library import shortlist
-from task2vec_ext.library.matrix import Matrix, nearest
+from task2vec_ext.library import nearest as search
+from task2vec_ext.library.cache import Segment
+from task2vec_ext.library.settings import LibrarySettings
 from task2vec_ext.settings import EmbedSettings
 
 K_NEAREST = 10
 NOISE, MIXED, SCALE = 0.1, 0.5, 0.5
+ROWS = 3000  # of a file
 ROUNDING = 1e-7
 """Largest error of d_sym that float32 rows may have."""
 
@@ -41,15 +49,17 @@ def main() -> None:
     arguments.add_argument("--tasks", type=int, default=200_000)
     arguments.add_argument("--queries", type=int, default=50)
     arguments.add_argument("--images", type=int, default=60, help="of each real task")
-    arguments.add_argument("--candidates", type=int, nargs="+", default=[100, 300, shortlist.CANDIDATES])
+    arguments.add_argument("--candidates", type=int, nargs="+", default=[100, 300, search.CANDIDATES])
+    arguments.add_argument("--filters", type=int, help="of K, evenly spaced; default: all")
     arguments.add_argument("--cache", type=Path, help="folder that keeps the real tasks' library")
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         real = real_embeddings(options, options.cache or Path(folder) / "library")
+        real = real[:, :: max(1, real.shape[1] // (options.filters or real.shape[1]))]
         result = measure(real, options.tasks, options.queries, options.candidates, Path(folder))
     print_table(
         f"{options.tasks:,} tasks of {real.shape[1]:,} filters around {len(real)} real ones; "
-        f"rounding {result['rounding']:.1e}; shortlist made in {result['shortlist_build_seconds']:.0f} s",
+        f"rounding {result['rounding']:.1e}",
         ["way", "s per query", "recall@10", "lowest"],
         [(name, way["seconds"]["median"], way["recall"], way["lowest"]) for name, way in result["ways"].items()],
     )
@@ -72,32 +82,30 @@ def measure(real: Tensor, tasks: int, queries: int, candidates: list[int], folde
     rounding = check("float32 rows", float((rounded - sym_distances(real)).abs().max()), ROUNDING)
     say(f"drawing {tasks:,} tasks")
     random = torch.Generator().manual_seed(0)
-    path = folder / "matrix.f32"
-    with path.open("wb") as file:
-        for start in range(0, tasks, 1000):
-            file.write(draw(real, min(1000, tasks - start), random).float().numpy().tobytes())
-    matrix, slots = Matrix(path, real.shape[1]), torch.arange(tasks)
+    segments = []
+    for number, start in enumerate(range(0, tasks, ROWS)):
+        rows = draw(real, min(ROWS, tasks - start), random)
+        parts = {"fisher": rows.float(), "sketch": search.sketch(rows)}
+        made_with = LibrarySettings(ProbeInfo("none", "none", "0"), EmbedSettings(), real.shape[1])
+        segments.append(Segment(folder / f"rows-{number}.safetensors", parts, [], []).save(made_with))
     asked = draw(real, queries, random)
 
     say("all rows")
-    nearest(matrix, asked[:1], slots, K_NEAREST)  # the file's pages come into memory, as far as they fit
+    search.nearest(blocks(segments, tasks), asked[0], K_NEAREST)  # the files come into memory, as far as they fit
     seconds, truth = [], []
-    for query in asked.split(1):
+    for query in asked:
         started = perf_counter()
-        truth.append(nearest(matrix, query, slots, K_NEAREST).slots[0])
+        truth.append(search.nearest(blocks(segments, tasks), query, K_NEAREST).numbers)
         seconds.append(perf_counter() - started)
     ways = {"all rows": {"seconds": summary(seconds), "recall": 1.0, "lowest": 1.0}}
 
-    say("shortlist")
-    started = perf_counter()
-    index = shortlist.build(matrix, slots)
-    built = perf_counter() - started
     for count in candidates:
+        say(f"shortlist of {count}")
+        search.CANDIDATES = count
         seconds, recall = [], []
-        for query, expected in zip(asked.split(1), truth, strict=True):
+        for query, expected in zip(asked, truth, strict=True):
             started = perf_counter()
-            some = torch.from_numpy(index.search(shortlist.features(query).numpy(), count)[1])[0].sort().values
-            found = nearest(matrix, query, some, K_NEAREST).slots[0]
+            found = shortlisted(segments, tasks, query)
             seconds.append(perf_counter() - started)
             recall.append(float(torch.isin(found, expected).float().mean()))
         ways[f"shortlist of {count:,}"] = {
@@ -111,9 +119,8 @@ def measure(real: Tensor, tasks: int, queries: int, candidates: list[int], folde
         "real_tasks": len(real),
         "queries": queries,
         "rounding": rounding,
-        "shortlist_build_seconds": built,
         "ways": ways,
-        "exact_peak_bytes": peak_memory(_search, str(path), asked[0].tolist(), tasks, device="cpu"),
+        "exact_peak_bytes": peak_memory(_search, str(folder), asked[0].tolist(), tasks, device="cpu"),
     }
 
 
@@ -128,11 +135,32 @@ def draw(real: Tensor, count: int, random: torch.Generator) -> Tensor:
     return drawn * (real[ours] > 0)  # a dead filter stays dead
 
 
-def _search(path: str, query: list[float], tasks: int) -> Any:
-    matrix = Matrix(Path(path), len(query))
-    asked, slots = torch.tensor([query], dtype=torch.float64), torch.arange(tasks)
-    nearest(matrix, asked, slots[:1], K_NEAREST)  # the code's own pages
-    return partial(nearest, matrix, asked, slots, K_NEAREST)
+def blocks(segments: Sequence[Segment], tasks: int, what: str = "fisher") -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield numbers and rows, a thousand at a time."""
+    for segment, numbers in zip(segments, torch.arange(tasks).split(ROWS), strict=True):
+        for some in numbers.split(1000):
+            yield some, segment.rows(what, some - numbers[0])
+
+
+def shortlisted(segments: Sequence[Segment], tasks: int, query: Tensor) -> Tensor:
+    """Return the nearest among those with near sketches."""
+    near = search.candidates(blocks(segments, tasks, "sketch"), query)
+    places = near // ROWS
+    chosen = (
+        (near[places == s], segments[s].rows("fisher", near[places == s] % ROWS)) for s in places.unique().tolist()
+    )
+    return search.nearest(chosen, query, K_NEAREST).numbers
+
+
+def _search(folder: str, query: list[float], tasks: int) -> Any:
+    segments = [Segment(Path(folder) / f"rows-{n}.safetensors", None, [], []) for n in range(-(-tasks // ROWS))]
+    asked = torch.tensor(query, dtype=torch.float64)
+    search.nearest(blocks(segments[:1], min(tasks, ROWS)), asked, K_NEAREST)  # the code's own pages
+    return partial(_all, segments, asked, tasks)
+
+
+def _all(segments: Sequence[Segment], asked: Tensor, tasks: int) -> Any:
+    return search.nearest(blocks(segments, tasks), asked, K_NEAREST)
 
 
 if __name__ == "__main__":

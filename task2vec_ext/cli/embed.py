@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,6 +62,10 @@ def embed(
     retry_failed: Annotated[
         bool, Option("--retry-failed", help="Try the tasks again that failed in an earlier run.")
     ] = False,
+    part: Annotated[
+        str | None,
+        Option(metavar="K/N", help="Embed part K = 0…N-1 of N parts: N processes with one folder embed all tasks."),
+    ] = None,
 ) -> None:
     """Embed tasks into a library, one vector each.
 
@@ -71,7 +76,7 @@ def embed(
     from ..data import tasks_from
     from ..fisher import VariationalSettings
     from ..library import build_library
-    from ..library.index import Index
+    from ..library.folder import Folder
     from ..losses import PseudoLabels
     from ..settings import EmbedSettings
 
@@ -94,8 +99,7 @@ def embed(
     )
     # Of pseudo-labels, folders hold nothing but images.
     tasks = tasks_from(*specs, target=None if pseudo_labels is None else settings.loss_object.target)
-    before = Index(output / "index.sqlite")
-    earlier = {(e.name, e.sha256, e.seconds) for e in before.entries()} if before.settings() is not None else set()
+    earlier = Folder(output).stamps()
     with kept(f"what is embedded is kept in {output}: the same command continues"):
         library = build_library(
             tasks,
@@ -109,19 +113,28 @@ def embed(
             num_workers=num_workers,
             on_error=on_error(skip_unreadable),
             retry_failed=retry_failed,
+            part=None if part is None else _part(part),
             progress=True,
         )
     names = set(tasks.names)
     entries = [entry for entry in library.entries() if entry.name in names]
-    unchanged = {e.name for e in entries if e.state == "done" and (e.name, e.sha256, e.seconds) in earlier}
+    now = Folder(output).stamps()
+    unchanged = {e.name for e in entries if (file := Path(e.file).name) in earlier and earlier[file] == now.get(file)}
     if len(entries) <= _TABLE_ROWS:
         print_entries(entries, unchanged)
-    failed = sum(entry.state == "failed" for entry in entries)
+    done, failed = (sum(entry.state == state for entry in entries) for state in ("done", "failed"))
     of_those = f", {len(unchanged)} of them kept from before" if unchanged else ""
-    print(f"{len(tasks) - failed} of {len(tasks)} tasks are embedded in {output}{of_those}")
+    print(f"{done} of {len(tasks)} tasks are embedded in {output}{of_those}")
     if failed:
         print(f"{failed} failed; task2vec library ls {output} --failed shows why, --retry-failed tries them again")
         raise typer.Exit(1)
+
+
+def _part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ValueError(f"embed: expected --part K/N with K from 0 to N-1, such as 0/4 to 3/4; got {text}.")
+    return int(match[1]), int(match[2])
 
 
 def print_entries(entries: Iterable[Entry], kept: Collection[str] = ()) -> None:
@@ -130,16 +143,15 @@ def print_entries(entries: Iterable[Entry], kept: Collection[str] = ()) -> None:
         (
             entry.name,
             "kept" if entry.name in kept else entry.state,
-            f"{entry.images:,}",
+            "" if entry.images is None else f"{entry.images:,}",
             str(entry.num_skipped or "") if entry.state == "done" else "",
             "" if entry.num_outputs is None else str(entry.num_outputs),
             "" if entry.score is None else f"{entry.score:.1%}",
             "" if entry.norm is None else f"{entry.norm:.4g}",
-            "" if entry.seconds is None else f"{entry.seconds:.1f}",
         )
         for entry in entries
     ]
-    columns = ("task", "state", "images", "unreadable", "classes", "head", "norm", "seconds")
+    columns = ("task", "state", "images", "unreadable", "classes", "head", "norm")
     print_table(console(), columns, rows)
 
 

@@ -20,14 +20,13 @@ _Folder = Annotated[Path, Argument(metavar="DIR", help="The library's folder.")]
 def status(folder: _Folder) -> None:
     """Print the library's state and settings.
 
-    The state is how many tasks are done, failed and waiting, and whether a process is adding tasks.
+    The state is how many tasks are done and failed, and how many files are damaged.
     """
     from ..library import Library
 
     opened = Library(folder)
     for state, count in opened.status().items():
         print(f"{state:>8}: {count}")
-    print("a process is adding tasks" if opened.is_building else "no process is adding tasks")
     print(f"{'probe':>20}: {opened.probe}")
     for key, value in opened.settings.to_json().items():
         print(f"{key:>20}: {value}")
@@ -45,7 +44,7 @@ def ls(
     if not failed:
         print_entries(entries)
     for entry in entries:
-        if failed and entry.state == "failed":
+        if failed and entry.state != "done":
             print(printable(f"{entry.name}: {entry.error}"))
 
 
@@ -59,7 +58,7 @@ def rm(folder: _Folder, names: Annotated[list[str], Argument(metavar="TASK...", 
 
 @library.command()
 def verify(folder: _Folder) -> None:
-    """Check every file against checksum and index.
+    """Check every file.
 
     The exit code is 1 if something is wrong.
     """

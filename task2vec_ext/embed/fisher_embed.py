@@ -207,6 +207,7 @@ def embed_task(task: Task, probe: Probe, settings: EmbedSettings, work: Work) ->
         settings=settings,
         num_samples=measured.samples,
         num_skipped=len(seen.skipped),
+        num_images=len(task),
         name=task.name,
         classes=task.classes if task.classes is not None and len(task.classes) == info.num_outputs else None,
         group_means=measured.group_means,

@@ -34,6 +34,7 @@ class Embedding:
         settings: The settings that the embedding was made with.
         num_samples: N, the number of images that F is the mean over.
         num_skipped: How many images could not be read and were left out.
+        num_images: How many images the task has, drawn or not; None in files of before 0.3.
         name: Name of the task.
         classes: Names of the C classes in label order, or None.
         group_means: The mean over each of G groups of the images, ``[G, K]`` float32 on the CPU, from which `jackknife`
@@ -59,6 +60,7 @@ class Embedding:
     settings: EmbedSettings
     num_samples: int
     num_skipped: int = 0
+    num_images: int | None = None
     name: str = ""
     classes: tuple[str, ...] | None = None
     group_means: Tensor | None = None

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +14,7 @@ import torch
 from torch import nn
 
 from .._util.atomic import check_writable, remove_leftovers
+from .._util.numbers import whole
 from .._util.progress import library_progress
 from .._util.warnings import Task2VecWarning
 from ..data import Task, TaskSource, as_task
@@ -28,8 +27,8 @@ from ..probe.precision import check_dtype
 from ..probe.probe import Probe
 from ..settings import EmbedSettings
 from ..words import OnError
-from .index import Entry, Index, lock
-from .library import Library, sha256_of
+from .folder import Folder
+from .library import Library
 from .rehearsal import rehearse
 from .settings import LibrarySettings
 
@@ -48,6 +47,7 @@ def build_library(
     on_error: OnError = "raise",
     feature_cache: FeatureCache | None = None,
     retry_failed: bool = False,
+    part: tuple[int, int] | None = None,
     progress: bool | None = None,
 ) -> Library:
     """Return a library with the embeddings of all tasks, after embedding those that are not in it yet.
@@ -69,6 +69,8 @@ def build_library(
         on_error: An image that cannot be read fails its task, or is left out and counted (``"skip"``).
         feature_cache: Cache of features that tasks share; default: one of 256 MiB.
         retry_failed: Try again the tasks that failed before.
+        part: ``(k, n)``: embed one of n parts of the tasks, k = 0…n − 1. Processes that build the parts into one
+            folder, on any machines that see it, make the whole library.
         progress: Show progress: bars where standard error is a terminal, else (only if True) a line per task.
 
     Returns:
@@ -77,9 +79,8 @@ def build_library(
     Raises:
         ValueError: If two tasks have one name, a task has files of other names or labels than when it was embedded, the
             library was built with another probe, other settings or in a newer format, or the options fit none of
-            the tasks. Raised before any task is embedded.
+            the tasks. Raised before any task is embedded, unless two processes begin one library with two settings.
         TypeError: If `tasks` is one path, not a list.
-        RuntimeError: If another process is changing the library.
         OSError: If an embedding could not be written.
 
     Note:
@@ -89,6 +90,9 @@ def build_library(
         raise TypeError(
             f"build_library: expected a list of tasks, got {os.fspath(tasks)!r}; pass [{os.fspath(tasks)!r}]."
         )
+    if part is not None:
+        whole("build_library", "the second number of part", part[1], 1)
+        whole("build_library", "the first number of part", part[0], 0, part[1] - 1)
     settings = settings or EmbedSettings()
     named = [as_task(task, target=settings.loss_object.target) for task in tasks]
     _check_names(named)
@@ -97,30 +101,19 @@ def build_library(
     place = choose_device(net.module, device, owned=isinstance(probe, str))
     check_dtype(settings.dtype, net.module, place)  # or every task would fail of it
     work = Work(place, batch_size, num_workers, on_error, None, feature_cache or FeatureCache())
-    root = Path(folder).expanduser()
-    with ExitStack() as ending:
-        index = Index(root / "index.sqlite")
-        if not index.any_done():
-            rehearse(named, net, settings, work)
-        check_writable("build_library", root)
-        (root / "embeddings").mkdir(exist_ok=True)
-        ending.enter_context(lock(root))
-        before = index.settings()
-        if before is None or (not index.any_done() and made_with.changes(LibrarySettings.from_json(before))):
-            index.create(made_with.to_json())  # no embedding has other settings
-        library = _opened(root, made_with)
-        library.restore_matrix()
-        todo = [(named[number], entry) for number, entry in _todo(library, named, retry_failed)]
-        remove_leftovers(root / "embeddings")
-        images = sum(len(task) for task, _ in todo)
-        told = ending.enter_context(library_progress(len(named), images, progress, len(named) - len(todo)))
-        builder = _Builder(library, net, replace(work, progress=told.of_pass))
-        for task, entry in todo:
-            embedded = builder.embed(task, entry)
-            if embedded.state == "done":
-                library.matrix.write(entry.id, Embedding.load(library.file(entry)).fisher)
-            library.index.update(embedded)
-            told.ended(entry.name, len(task), embedded.error)
+    files = Folder(Path(folder).expanduser())
+    if not files.stamps():
+        rehearse(named, net, settings, work)
+    check_writable("build_library", files.root)
+    library = _opened(files, made_with)
+    mine = named if part is None else _dealt(named, *part)
+    todo = _todo(library, files, mine, retry_failed)
+    remove_leftovers(files.embeddings)
+    images = sum(len(task) for task in todo)
+    with library_progress(len(mine), images, progress, len(mine) - len(todo)) as told:
+        builder = _Builder(files, made_with, net, replace(work, progress=told.of_pass), retry_failed)
+        for task in todo:
+            told.ended(task.name, len(task), builder.add(task))
     return library
 
 
@@ -161,22 +154,28 @@ def _check_names(tasks: Sequence[Task]) -> None:
         )
 
 
-def _opened(root: Path, made_with: LibrarySettings) -> Library:
-    """Return the library, or raise where its embeddings would not be like those to come."""
-    library = Library(root)
-    if differences := library.made_with.changes(made_with):
-        raise ValueError(
-            f"build_library: expected the settings that {root} was built with, got others (there against here): "
-            f"{'; '.join(differences)}. Use the same, or another folder."
-        )
-    return library
+def _opened(files: Folder, made_with: LibrarySettings) -> Library:
+    """Return the library, made where there is none, or raise where its embeddings would not be like those to come."""
+    before = files.made_with()
+    if before is not None and files.stamps():
+        files.check(made_with)
+    if before is None or files.is_old or before.changes(made_with):  # no embedding has other settings
+        files.create(made_with)
+    files.check(made_with)
+    return Library(files.root)
 
 
-def _todo(library: Library, tasks: Sequence[Task], retry_failed: bool) -> list[tuple[int, Entry]]:
-    """Return the numbers and entries of the tasks that are to be embedded; refuse other tasks of known names."""
+def _dealt(tasks: Sequence[Task], number: int, of: int) -> list[Task]:
+    """Return one of so many parts of the tasks: the largest first, dealt like cards."""
+    return sorted(tasks, key=lambda task: (-len(task), task.name))[number::of]
+
+
+def _todo(library: Library, files: Folder, tasks: Sequence[Task], retry_failed: bool) -> list[Task]:
+    """Return the tasks that are to be embedded; refuse other tasks of known names."""
     known = {entry.name: entry for entry in library.entries()}
-    done = {t.name for t in tasks if (e := known.get(t.name)) and e.state == "done" and library.file(e).is_file()}
-    changes = {task.name: task.change_since(known[task.name].digest) for task in tasks if task.name in done}
+    done = {task.name for task in tasks if task.name in known and known[task.name].state == "done"}
+    records = {name: files.record(known[name]) for name in done}
+    changes = {task.name: task.change_since(records[task.name]) for task in tasks if task.name in done}
     if others := [name for name, change in changes.items() if change == "other"]:
         raise ValueError(
             "build_library: expected the images that were embedded, got others for "
@@ -192,57 +191,46 @@ def _todo(library: Library, tasks: Sequence[Task], retry_failed: bool) -> list[t
         )
         done -= replaced
     for task in tasks:
-        # Libraries before 0.3 kept sizes alone: what fits them is kept, and known better from now on.
-        if task.name in done and (digest := known[task.name].digest) is not None and "-" not in digest:
-            library.index.update(replace(known[task.name], digest=task.record()))
-    known = library.index.add((task.name, len(task)) for task in tasks)
+        if task.name in done and records[task.name] == known[task.name].digest:
+            files.keep_record(task.name, task.record())
     failed = set() if retry_failed else {entry.name for entry in known.values() if entry.state == "failed"}
-    return [(number, known[task.name]) for number, task in enumerate(tasks) if task.name not in done | failed]
+    return [task for task in tasks if task.name not in done | failed]
 
 
 class _Builder(NamedTuple):
     """What embeds the tasks of one build."""
 
-    library: Library
+    files: Folder
+    made_with: LibrarySettings
     probe: Probe
     work: Work
+    retry_failed: bool
 
-    def embed(self, task: Task, entry: Entry) -> Entry:
-        """Return the task's entry as it is once the embedding is saved, or has failed."""
-        started = time.monotonic()
-        file = self.library.file(entry)
+    def add(self, task: Task) -> str | None:
+        """Embed a task, unless another process did so by now; return why it failed, or None."""
+        if not self.retry_failed and (failure := self.files.failure(task.name)) is not None:
+            return failure.error
         try:
-            digest, embedding = self._before(file, task)
-            saved = embedding is not None
-            if embedding is None:
-                embedding = embed_task(task, self.probe, self.library.settings, self.work)
+            record = task.record()
+            if self._is_there(task, record):
+                return None
+            embedding = embed_task(task, self.probe, self.made_with.settings, self.work)
         except Exception as error:  # whatever one task does, the others go on
             why = f"{type(error).__name__}: {error}"
-            return replace(entry, state="failed", error=why, seconds=time.monotonic() - started)
-        if not saved:
-            embedding.save(file)
-        return replace(
-            entry,
-            images=len(task),
-            state="done",
-            digest=digest,
-            sha256=sha256_of(file),
-            num_samples=embedding.num_samples,
-            num_skipped=embedding.num_skipped,
-            num_outputs=embedding.head.num_outputs,
-            score=embedding.head.best_score,
-            norm=embedding.norm,
-            seconds=time.monotonic() - started,
-            error=None,
-        )
+            self.files.fail(task.name, len(task), why)
+            return why
+        self.files.check(self.made_with)
+        if not self._is_there(task, record):  # two processes may have taken it
+            embedding.save(self.files.embedding_of(task.name))
+        self.files.forget_failure(task.name)
+        self.files.keep_record(task.name, record)
+        return None
 
-    def _before(self, file: Path, task: Task) -> tuple[str | None, Embedding | None]:
-        """A record of the images; the embedding that a build wrote before it was killed, where there is one of them."""
-        record = task.record()
+    def _is_there(self, task: Task, record: str | None) -> bool:
+        """Whether the embedding of these images is in the library, sound."""
         try:
-            embedding = Embedding.load(file)
+            embedding = Embedding.load(self.files.embedding_of(task.name))
         except ValueError:  # nothing there, or damaged
-            return record, None
-        # Somebody may have deleted the index, and builds with other settings now.
+            return False
         same = embedding.name == task.name and same_digest(embedding.task_digest, digest_of_record(record))
-        return record, embedding if same and not self.library.made_with.changes(embedding) else None
+        return same and not self.made_with.changes(embedding)

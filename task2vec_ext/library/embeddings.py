@@ -24,7 +24,7 @@ class EmbeddingFiles(Sequence[Embedding]):
 
     Args:
         files: The files, with one `Embedding` each.
-        library: The library that they belong to, if any: names, probe, settings and `nearest` then come from its index.
+        library: The library that they belong to, if any: probe, settings and `nearest` are then its own.
     """
 
     def __init__(self, files: Sequence[Path], library: Library | None = None) -> None:
@@ -58,7 +58,8 @@ class EmbeddingFiles(Sequence[Embedding]):
 
     def names(self) -> list[str]:
         """Return their names, in order."""
-        return [one.name for one in self.without_groups()] if self.library is None else self.library.names()
+        known = {} if self.library is None else {self.library.file(one): one.name for one in self.library.entries()}
+        return [known.get(file) or _load(file).name for file in self.files]
 
     def nearest(self, task: str | Embedding, k: int = 10, *, distance: SymDistanceName = "sym") -> list[Neighbour]:
         """Return at most k tasks nearest to one of these, by its name, or to an embedding, as `Library.nearest` does.
@@ -95,17 +96,16 @@ def load_embeddings(path: str | os.PathLike[str]) -> EmbeddingFiles:
         path: The library's folder, or the files'.
 
     Returns:
-        A sequence that reads an embedding when it is accessed. Of a library: the tasks that have distances, in the
-        order in which they were added; of a folder: all files, sorted by name.
+        A sequence that reads an embedding when it is accessed. Of a library: the tasks that have distances, sorted by
+        name; of a folder: all files, sorted by their names.
 
     Raises:
         ValueError: If there are none.
     """
     folder, library = Path(path).expanduser(), None
-    if (folder / "index.sqlite").is_file():
+    if any((folder / name).is_file() for name in ("library.json", "index.sqlite")):
         library = Library(folder)
-        comparable = set(library.index.comparable())
-        files = [library.file(entry) for entry in library.entries() if entry.id in comparable]
+        files = [library.file(entry) for entry in library.entries() if entry.norm]
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:

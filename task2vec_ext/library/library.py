@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from .._util.words import check_word
 from ..distance.comparable import check_comparable
 from ..embedding import Embedding, ProbeInfo
 from ..settings import EmbedSettings
 from ..words import SymDistanceName
-from .index import Entry, Index, is_locked, lock
-from .matrix import Matrix, nearest
-from .settings import LibrarySettings
-from .shortlist import shortlist
+from .cache import Cache, Segment
+from .entry import Entry
+from .folder import Folder
+from .nearest import EXACT_UP_TO, candidates, nearest
+
+_BLOCK_BYTES = 32 << 20
+"""Of one float64 block of rows: large enough that its set-up costs nothing, small beside anything else in memory."""
 
 
 class Neighbour(NamedTuple):
@@ -32,19 +35,22 @@ class Neighbour(NamedTuple):
 class Library:
     """The embeddings of many tasks in a folder, made and extended by `build_library`.
 
+    Every method sees the folder as it is when it is called, also while other processes add tasks.
+
     Raises:
         ValueError: If there is no library, or one of another format.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        """Open the index."""
+        """Read the settings."""
         self.folder = Path(folder).expanduser()
-        self.index = Index(self.folder / "index.sqlite")
-        if (record := self.index.settings()) is None:
+        self._files = Folder(self.folder)
+        if (made_with := self._files.made_with()) is None:
             raise ValueError(f"library: expected a library at {self.folder}, found none; task2vec embed builds one.")
-        self.made_with = LibrarySettings.from_json(record)
+        self.made_with = made_with
         """The probe and the settings of all its embeddings, and their length."""
-        self.matrix = Matrix(self.folder / "matrix.f32", self.made_with.filters)
+        self._cache = Cache(self._files, made_with)
+        self._rows = max(1, _BLOCK_BYTES // (8 * made_with.filters))
 
     @property
     def settings(self) -> EmbedSettings:
@@ -57,7 +63,7 @@ class Library:
         return self.made_with.probe
 
     def names(self) -> list[str]:
-        """Return the names of the tasks that have an embedding, in the order in which they were added."""
+        """Return the names of the tasks that have an embedding, sorted."""
         return [entry.name for entry in self.entries() if entry.state == "done"]
 
     def __repr__(self) -> str:
@@ -65,18 +71,17 @@ class Library:
         return f"Library({str(self.folder)!r}, {self.status()})"
 
     def entries(self) -> list[Entry]:
-        """Return an entry for every task, in the order in which they were added."""
-        return self.index.entries()
+        """Return an entry for every task, sorted by name."""
+        return self._look().entries
 
     def status(self) -> dict[str, int]:
-        """Return how many tasks are ``"done"``, ``"failed"`` and ``"waiting"``."""
+        """Return how many tasks are ``"done"`` and ``"failed"``, and how many files are ``"damaged"``."""
         counts = Counter(entry.state for entry in self.entries())
-        return {state: counts[state] for state in ("done", "failed", "waiting")}
+        return {state: counts[state] for state in ("done", "failed", "damaged")}
 
-    @property
-    def is_building(self) -> bool:
-        """Whether a process is changing the library now."""
-        return is_locked(self.folder)
+    def file(self, entry: Entry) -> Path:
+        """Return the file of an entry."""
+        return self.folder / entry.file
 
     def embedding(self, name: str) -> Embedding:
         """Return the embedding of the task of that name.
@@ -84,10 +89,15 @@ class Library:
         Raises:
             ValueError: If the library has no such task, it is not embedded, or its file is damaged.
         """
+        if (path := self._files.embedding_of(name)).is_file():  # without a look at all others
+            embedding = Embedding.load(path)
+            if embedding.name == name and not self.made_with.changes(embedding):
+                return embedding
         entry = self._find(name)
         if entry.state != "done":
-            why = "it waits to be" if entry.error is None else f"that failed: {entry.error}"
-            raise ValueError(f"library: expected an embedded task, {name!r} is not ({why}); build the library.")
+            raise ValueError(
+                f"library: expected an embedded task, {name!r} is not (that failed: {entry.error}); build the library."
+            )
         return Embedding.load(self.file(entry))
 
     def nearest(self, task: str | Embedding, k: int = 10, *, distance: SymDistanceName = "sym") -> list[Neighbour]:
@@ -100,105 +110,117 @@ class Library:
 
         Returns:
             At most k tasks, nearest first. d_sym is within 1e-7 of `distance_matrix`'s. All tasks are compared; beyond
-            100,000 tasks, where faiss is installed (extra ``faiss``), only the 1,000 that are nearest in centred,
-            floored log F; `benchmarks/nearest.py` measures how many of the ten nearest are among these. Tasks whose F
-            is all zero are never returned.
+            100,000 only the 1,000 that are nearest in centred, floored log F, by a random projection of it;
+            `benchmarks/nearest.py` measures how many of the ten nearest are among these. Tasks whose F is all zero are
+            never returned.
 
         Raises:
             ValueError: If there is no such task or distance, nothing to compare it with, or the embedding cannot be
                 compared with the library's.
 
         Note:
-            Memory does not grow with the library: the matrix is read block by block. A lost one is made again.
+            Memory does not grow with the library: F of its tasks is read block by block.
         """
         check_word("library", "distance", distance, SymDistanceName)
         if k < 1:
             raise ValueError(f"library: expected k >= 1 nearest tasks, got {k}.")
         query = self.embedding(task) if isinstance(task, str) else task
-        own = self._find(task).id if isinstance(task, str) else None
-        slots = torch.tensor([id for id in self.index.comparable() if id != own], dtype=torch.int64)
-        if len(slots) == 0:
+        try:
+            return self._nearest(query, k, distance, task if isinstance(task, str) else None)
+        except FileNotFoundError:  # another process replaced a file of the cache
+            return self._nearest(query, k, distance, task if isinstance(task, str) else None)
+
+    def _nearest(self, query: Embedding, k: int, distance: SymDistanceName, own: str | None) -> list[Neighbour]:
+        look = self._look()
+        wanted = torch.tensor([bool(entry.norm) and entry.name != own for entry in look.entries], dtype=torch.bool)
+        if not wanted.any():
             raise ValueError(f"library: expected tasks to compare with in {self.folder}, found none; build it first.")
         if query.norm == 0:
             raise ValueError(f"library: expected an embedding that is not all zero, {query.name!r} is.")
         if own is None:
-            check_comparable([Embedding.load(self.file(self._find(int(slots[0])))), query])
-        self.restore_matrix()
-        slots = shortlist(self.folder / "shortlist.faiss", self.matrix, query.fisher, slots)
-        found = nearest(self.matrix, query.fisher[None], slots, k, distance)
-        pairs = zip(found.slots[0].tolist(), found.distances[0].tolist(), strict=True)
-        return [Neighbour(self._find(slot).name, distance) for slot, distance in pairs]
-
-    def restore_matrix(self) -> None:
-        """Write the matrix again, from the embeddings, if it was lost or cut off."""
-        done = [entry for entry in self.entries() if entry.state == "done"]
-        if done and not self.matrix.holds(max(entry.id for entry in done)):
-            for entry in done:
-                if self.file(entry).is_file():
-                    self.matrix.write(entry.id, Embedding.load(self.file(entry)).fisher)
+            check_comparable([Embedding.load(self.file(look.entries[int(wanted.nonzero()[0])])), query])
+        if int(wanted.sum()) > EXACT_UP_TO:
+            near = candidates(look.blocks("sketch", wanted), query.fisher)
+            wanted = torch.zeros_like(wanted).index_fill_(0, near, True)
+        found = nearest(look.blocks("fisher", wanted), query.fisher, k, distance)
+        pairs = zip(found.numbers.tolist(), found.distances.tolist(), strict=True)
+        return [Neighbour(look.entries[number].name, distance) for number, distance in pairs]
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove the tasks of these names from the library, and delete their embeddings.
 
         Raises:
             ValueError: If one is not in the library; nothing was removed.
-            RuntimeError: If another process is changing the library.
         """
-        with lock(self.folder):
-            for entry in [self._find(name) for name in names]:
-                # In this order: where this is interrupted, it can be asked for again.
-                self.file(entry).unlink(missing_ok=True)
-                self.index.remove(entry)
+        for entry in [self._find(name) for name in names]:
+            self.file(entry).unlink(missing_ok=True)
+            self._files.forget_failure(entry.name)
 
     def verify(self) -> list[str]:
-        """Read every byte of the library and return a text for each problem; none if there is no problem.
+        """Read every byte of the library and return a text for each problem; none if there is no problem."""
+        look, wrong = self._look(), []
+        for number, entry in enumerate(look.entries):
+            if entry.state == "damaged":
+                wrong.append(f"{entry.file}: {entry.error}; build again, or delete it")
+            elif entry.state == "done" and (why := self._wrong(look, number)) is not None:
+                wrong.append(f"{entry.name}: {why}")
+        known = {Path(entry.file).name for entry in look.entries}
+        strays = sorted(file.name for file in (self.folder / "embeddings").glob("[!.]*") if file.name not in known)
+        return wrong + [f"embeddings/{name} is no embedding; delete it" for name in strays]
 
-        Raises:
-            RuntimeError: If another process is changing the library.
-        """
-        with lock(self.folder):
-            if (damage := self.index.damage()) is not None:
-                return [f"{self.index.path} is damaged: {damage}; delete it and build again, what is sound is kept"]
-            done = [entry for entry in self.entries() if entry.state == "done"]
-            known = {entry.file for entry in done}
-            strays = sorted(file.name for file in (self.folder / "embeddings").glob("*") if file.name not in known)
-            return [
-                *(f"{entry.name}: {wrong}" for entry in done if (wrong := self._wrong(entry)) is not None),
-                *(f"embeddings/{name} belongs to no task that is done; build again, or delete it" for name in strays),
-            ]
-
-    def _wrong(self, entry: Entry) -> str | None:
+    def _wrong(self, look: _Look, number: int) -> str | None:
         """What is wrong with a task that is done, or None."""
-        remedy = "remove the task (task2vec library rm) and embed it again"
-        file = self.file(entry)
-        if not file.is_file():
-            return f"{file} is missing; build again"
-        if sha256_of(file) != entry.sha256:
-            return f"{file} is damaged, its checksum is not that of the index; {remedy}"
-        embedding = Embedding.load(file)
-        if embedding.name != entry.name:
-            return f"{file} holds another task, {embedding.name!r}; {remedy}"
+        entry = look.entries[number]
         try:
-            row = self.matrix.read(torch.tensor([entry.id]))[0]
-        except (OSError, ValueError):  # no file, or too short
-            row = torch.empty(0)
-        if not torch.equal(row, embedding.fisher.float()):
-            return f"row {entry.id} of {self.matrix.path} is not its embedding; delete that file, it is made again"
+            embedding = Embedding.load(self.file(entry))
+        except ValueError as error:
+            return f"{error} Build again"
+        only = torch.zeros(len(look.entries), dtype=torch.bool)
+        only[number] = True
+        row = next(rows[0] for _, rows in look.blocks("fisher", only))
+        if embedding.name != entry.name or not torch.equal(row, embedding.fisher.float()):
+            return f"the cache has other numbers; delete {self.folder / 'cache'}, it is made again"
         return None
 
-    def _find(self, key: int | str) -> Entry:
-        """Return a task by its name, or by an id that the index gave."""
-        if (entry := self.index.find(key)) is not None:
-            return entry
-        if isinstance(key, int):
-            raise RuntimeError(f"library: {self.folder} was changed while it was searched; ask again.")
-        raise ValueError(f"library: expected a task of {self.folder}, got {key!r}; task2vec library ls lists them.")
+    def _find(self, name: str) -> Entry:
+        for entry in self.entries():
+            if entry.name == name:
+                return entry
+        raise ValueError(f"library: expected a task of {self.folder}, got {name!r}; task2vec library ls lists them.")
 
-    def file(self, entry: Entry) -> Path:
-        """Return the file of a task's embedding, whether or not it exists yet."""
-        return self.folder / "embeddings" / entry.file
+    def _look(self) -> _Look:
+        """Return what is in the folder now."""
+        segments, live, others = self._cache.look()
+        found: dict[str, tuple[Entry, int, int]] = {}
+        for number, (segment, rows) in enumerate(zip(segments, live, strict=True)):
+            for row in rows:
+                entry = segment.entries[row]
+                if (other := found.setdefault(entry.name, (entry, number, row)))[0] is not entry:
+                    own = f"embeddings/{self._files.embedding_of(entry.name).name}"
+                    if entry.file == own:  # a copy under another name is not the task's file
+                        found[entry.name], entry = (entry, number, row), other[0]
+                    why = f"another file has task {entry.name!r}, too"
+                    others.append(Entry(Path(entry.file).name, entry.file, "damaged", error=why))
+        failed = {entry.name: entry for entry in self._files.failed() if entry.name not in found}
+        places = [*found.values(), *((entry, -1, -1) for entry in (*failed.values(), *others))]
+        places.sort(key=lambda place: place[0].name)
+        entries = [entry for entry, _, _ in places]
+        return _Look(entries, segments, torch.tensor([place[1:] for place in places]).reshape(-1, 2), self._rows)
 
 
-def sha256_of(file: Path) -> str:
-    """Return the checksum of a file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+class _Look(NamedTuple):
+    """A library at one moment."""
+
+    entries: list[Entry]
+    segments: list[Segment]
+    places: Tensor  # [N, 2]: segment and row of each entry that is done
+    rows: int  # at most, in a block
+
+    def blocks(self, what: str, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield numbers ``[b]`` of entries and their rows ``[b, …]``, of those that are `wanted` ``[N]`` bool."""
+        numbers = wanted.nonzero()[:, 0]
+        segments, rows = self.places[numbers].unbind(1)
+        for segment in segments.unique().tolist():
+            chosen = segments == segment
+            for some, at in zip(numbers[chosen].split(self.rows), rows[chosen].split(self.rows), strict=True):
+                yield some, self.segments[segment].rows(what, at)

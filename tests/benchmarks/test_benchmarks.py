@@ -507,10 +507,11 @@ def test_coverage_counts_intervals_that_hold_the_truth():
 
 
 def test_the_nearest_are_found_among_drawn_tasks(tmp_path, monkeypatch):
-    pytest.importorskip("faiss")
     import nearest
 
     monkeypatch.setattr(nearest, "peak_memory", lambda *args, **kwargs: 0)  # a fresh process takes seconds
+    monkeypatch.setattr(nearest, "ROWS", 50)
+    monkeypatch.setattr(nearest.search, "CANDIDATES", 0)  # set by the benchmark
     real = torch.randn(6, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64).exp()
     real[0, :3] = 0
     result = nearest.measure(real, tasks=120, queries=4, candidates=[10, 120], folder=tmp_path)
