@@ -14,6 +14,15 @@
 #define TASK2VEC_BOTH
 #endif
 
+// Inlined always: loops over it must become vectors.
+#if defined(__CUDACC__)
+#define TASK2VEC_INLINE __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define TASK2VEC_INLINE inline __attribute__((always_inline))
+#else
+#define TASK2VEC_INLINE __forceinline
+#endif
+
 namespace task2vec {
 
 // ---- where and what ------------------------------------------------------------------------------------

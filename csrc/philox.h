@@ -8,13 +8,6 @@
 
 #include "kernels.h"
 
-// Inlined always: loops over it must become vectors.
-#ifdef __CUDACC__
-#define TASK2VEC_INLINE __host__ __device__ __forceinline__
-#else
-#define TASK2VEC_INLINE inline __attribute__((always_inline))
-#endif
-
 namespace task2vec {
 namespace {
 

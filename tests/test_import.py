@@ -50,6 +50,17 @@ def test_importing_the_package_is_light(tmp_path):
     assert done.stdout.strip() == "[]"
 
 
+def test_a_first_embedding_does_not_wait_for_torchs_compiler(folders, tmp_path):
+    """On the CPU torch imports it, and sympy, only to keep it away from an optimizer or to compare two shapes."""
+    program = (
+        "import sys, torch; before = {*sys.modules}; from task2vec_ext import fisher_embed; "
+        f"fisher_embed({str(folders[0])!r}, probe='tiny', num_samples=4, device='cpu'); "
+        "print({'sympy', 'torch._dynamo', 'torchvision'} & ({*sys.modules} - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == "set()"
+
+
 def test_everything_public_has_a_docstring_and_is_importable():
     for name in task2vec_ext.__all__:
         assert getattr(task2vec_ext, name).__doc__, name

@@ -14,7 +14,7 @@ constexpr int kRun = kLanes<float>;
 // Sums of 2·(pairs of vectors) at once: lane l of the result is Σ of vector l. A tree, each step of which halves two
 // vectors into one.
 #if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
+#if __has_builtin(__builtin_shufflevector) && !defined(TASK2VEC_PLAIN_VECTORS)
 #define TASK2VEC_SHUFFLE
 #endif
 #endif
@@ -75,13 +75,13 @@ static_assert(kNumerators * kOthers * 2 % kLanes<float> == 0);
 PairSums exact_sums_of(const double* a, const double* b, int64_t filters, double scale_a, double scale_b) {
   using V = Vector<double>;
   constexpr int kLane = kLanes<double>;
-  const V zero = {}, one = zero + 1.0;
+  const V one = V{} + 1.0;
   V rr = {}, qq = {}, rq = {};
   const auto add = [&](V x, V y) {
     x *= scale_a;
     y *= scale_b;
     const V total = x + y;
-    const V inverse = one / (total == zero ? one : total);  // a filter that is dead in both counts for nothing
+    const V inverse = one / or_one<double>(total);  // a filter that is dead in both counts for nothing
     x *= inverse;
     y *= inverse;
     rr += x * x;

@@ -6,6 +6,9 @@
 #include <cstddef>
 #include <cstring>
 
+#include "cpu/plain_vector.h"
+#include "kernels.h"
+
 namespace task2vec {
 namespace {
 
@@ -21,14 +24,34 @@ constexpr int kVectorBytes = 16, kRows = 4;
 #endif
 
 template <class T>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+#if defined(__GNUC__) && !defined(TASK2VEC_PLAIN_VECTORS)  // GCC and Clang
+template <class T>
 struct VectorOf {
   typedef T type __attribute__((vector_size(kVectorBytes)));
 };
 template <class T>
+inline typename VectorOf<T>::type or_one(typename VectorOf<T>::type v) {
+  const typename VectorOf<T>::type zero = {};
+  return v == zero ? zero + T(1) : v;
+}
+#else
+#define __builtin_prefetch(address)
+template <class T>
+struct VectorOf {
+  using type = PlainVector<T, kLanes<T> >;
+};
+template <class T>
+PlainVector<T, kLanes<T> > or_one(PlainVector<T, kLanes<T> > v) {
+  for (T& one : v.lane)
+    if (one == 0) one = 1;
+  return v;
+}
+#endif
+template <class T>
 using Vector = typename VectorOf<T>::type;
 
-template <class T>
-constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
 template <class T>
 constexpr int kColumns = 2 * kLanes<T>;  // of one tile of sums
 
@@ -76,7 +99,7 @@ struct Tile {
 
   // sums[r][c] += Σ_k a(r, k) · b[k·b_step + c]: one broadcast and two multiply-adds a row.
   template <class A>
-  inline __attribute__((always_inline)) void accumulate(A a, const T* b, ptrdiff_t b_step, ptrdiff_t depth) {
+  TASK2VEC_INLINE void accumulate(A a, const T* b, ptrdiff_t b_step, ptrdiff_t depth) {
     for (ptrdiff_t k = 0; k < depth; ++k, b += b_step) {
       const Vector<T> left = load(b), right = load(b + kLanes<T>);
 #pragma GCC unroll 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -249,6 +250,12 @@ class HeadFit:
         return Head(weight, bias, loss.score(logits, self.targets), loss.nll(logits, self.targets), loss)
 
 
+class _LBFGS(torch.optim.LBFGS):
+    """torch's, which would import torch's compiler, for a second, only to keep it away from this method."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+
+
 class _Convex:
     """L-BFGS on whitened features: the problem's own curvature, guessed from the features' covariance, is divided out.
 
@@ -297,7 +304,7 @@ class _Convex:
                 parameters.grad = torch.cat([at_white + penalty, residual.sum(1)[..., None]], -1).mul_(_SCALE)
                 return ((weights * losses).sum() / n + 0.5 * (penalty * v).sum()) * _SCALE
 
-        optimizer = torch.optim.LBFGS(
+        optimizer: torch.optim.LBFGS = _LBFGS(
             [parameters],
             max_iter=4000,
             max_eval=8000,

@@ -87,6 +87,11 @@ def cotangents(
     yield loss.residual(logits, targets).to(logits.dtype)
 
 
+def _backward(output: Tensor, gradient: Tensor, *, keep: bool = False) -> None:
+    """Run the backward pass of `output` from a gradient; given to torch, that would import sympy, for half a second."""
+    (output * gradient).sum().backward(retain_graph=keep)
+
+
 def check_per_sample(probe: Probe, layers: Sequence[Layer], images: Tensor) -> None:
     """Raise NotImplementedError unless every layer has a gradient for each image, before the work begins.
 
@@ -97,7 +102,7 @@ def check_per_sample(probe: Probe, layers: Sequence[Layer], images: Tensor) -> N
         features = probe.features(images[:1].repeat(2, 1, 1, 1))
         # Any direction will do but the special ones: LayerNorm has no gradient along the vector of ones.
         direction = torch.randn(features.shape[1:], generator=torch.Generator().manual_seed(0)).to(features)
-        torch.autograd.backward(features, torch.stack([direction, torch.zeros_like(direction)]))
+        _backward(features, torch.stack([direction, torch.zeros_like(direction)]))
         other = captured.take()[1]
     mixed = [layer.name for layer in layers if (other[layer.start : layer.stop] > 0).any()]
     if mixed:
@@ -147,7 +152,7 @@ def per_sample_fisher(
             for number, v in enumerate(cotangents(estimator, logits, batch.labels, batch.index, seed, head.loss)):
                 # The head is linear: its own backward is one product, outside autograd.
                 to_features = own.pull(v).to(features.dtype)
-                torch.autograd.backward(features, to_features, retain_graph=number < passes - 1)
+                _backward(features, to_features, keep=number < passes - 1)
                 row = captured.take().double()
                 total = row if total is None else total.add_(row)
     assert total is not None
