@@ -10,7 +10,7 @@ from task2vec_ext.kernels.pairwise import sym_distances
 
 
 def grouped(rows: Tensor) -> Groups:
-    """Return the groups of images, each row ``[N, K]`` the Fisher of an image."""
+    """Return the groups of images, each row ``[N, K]`` the Fisher of an image; heads are held fixed."""
     count = num_groups(len(rows))
     means = torch.stack([rows[g::count].mean(0) for g in range(count)])
     return Groups(rows.double().mean(0), means.float(), group_sizes(len(rows), count))

@@ -33,7 +33,7 @@ from task2vec_ext import Probe, Task
 from task2vec_ext.data import Batch
 from task2vec_ext.fisher import CrossFitHead, Head, HeadSettings, fit_cross_fit_head, fit_head, per_sample_fisher
 from task2vec_ext.fisher.head import HeadFit
-from task2vec_ext.jackknife import Estimate, Groups, group_sizes
+from task2vec_ext.jackknife import CROSS_FIT_SPREAD, Estimate, Groups, group_sizes
 from task2vec_ext.kernels.pairwise import sym_distances
 from task2vec_ext.losses import CrossEntropy
 from task2vec_ext.plot import save_figure
@@ -146,7 +146,9 @@ class Draws:
             protocol, samples, _ = file.stem.removeprefix(f"{name}-").rsplit("-", 2)
             kept = torch.load(file)
             sizes = group_sizes(kept["samples"], len(kept["groups"]))
-            self.found.setdefault((protocol, int(samples)), []).append(Groups(kept["mean"], kept["groups"], sizes))
+            spread = CROSS_FIT_SPREAD if protocol.startswith("cross_fit") else 1.0
+            groups = Groups(kept["mean"], kept["groups"], sizes, spread)
+            self.found.setdefault((protocol, int(samples)), []).append(groups)
 
     def full(self, protocol: str) -> Groups:
         """Return the embedding of 800 images; a Newton step is compared with that of five folds."""

@@ -14,9 +14,9 @@ term indicates the size of higher orders, so its square is added to the squared 
 For a statistic of several tasks, slopes and variances add up: each task's images are an independent sample. Two tasks
 that share images have similar errors, which partly cancel in a distance; its standard error is then too large.
 
-The images at hand are seen as a random sample of the task. The heads are held fixed. Cross-fitted heads change little
-from sample to sample, and the intervals cover them, too (docs/how_many_images.md); those of one head fitted to all
-images (``cross_fit=None``) do not.
+The images at hand are seen as a random sample of the task. The heads are held fixed, although they vary from sample to
+sample. Where they are cross-fitted, deviations are widened by a measured factor, `CROSS_FIT_SPREAD`, so that intervals
+cover them, too; those of one head fitted to all images (``cross_fit=None``) do not.
 
 Source: Busing, Meijer, van der Leeden, Delete-m jackknife for unequal m, Statistics and Computing 9 (1999); degrees of
 freedom of a sum of variances: Welch and Satterthwaite.
@@ -42,6 +42,10 @@ means take 1 MB for 8,512 filters. A power of two: see `half_samples`."""
 FEWEST_GROUPS = 8
 """Of fewer images no error bars are kept: even eight give their own spread only to about a quarter."""
 
+CROSS_FIT_SPREAD = 1.2
+"""Standard deviation of the norm over draws with cross-fitted heads of their own, in units of that with heads held
+fixed: the median of six tasks with 100 and 200 images; 0.8 to 1.4 (docs/how_many_images.md)."""
+
 _STEEPEST = 1.75
 """Largest s/h that is used (at 2 the formula diverges): the bias is at most four times its first order."""
 
@@ -52,20 +56,27 @@ class Groups(NamedTuple):
     mean: Tensor  # [K] float64, over all images
     means: Tensor  # [G, K] over each group's
     sizes: Tensor  # [G] float64, images in each group
+    spread: float = 1.0  # what deviations from the mean are multiplied by, because the heads vary, too
 
     def without(self) -> Tensor:
         """Return the mean over all other groups, for each group left out: ``[G, K]`` float64, none negative."""
         odds = (self.sizes / (self.sizes.sum() - self.sizes))[:, None]
-        return (self.mean - (self.means - self.mean) * odds).clamp_(min=0)  # group means are rounded to float32
+        # Negative where group means are rounded to float32, or widened.
+        return (self.mean - (self.means - self.mean) * (self.spread * odds)).clamp_(min=0)
+
+    def half(self, chosen: Tensor) -> Tensor:
+        """Return the mean over some of the groups ``[G]`` bool, ``[K]`` float64, none negative."""
+        mean = self.sizes[chosen] @ self.means[chosen].double() / self.sizes[chosen].sum()
+        return mean if self.spread == 1 else (self.mean + self.spread * (mean - self.mean)).clamp_(min=0)
 
     def norm_error(self) -> float:
         """Return the standard error of the norm ``‖mean‖₁``."""
         share = self.sizes / self.sizes.sum()
         squares = (self.means.double().sum(1) - self.mean.sum()).square()
-        return math.sqrt(float((squares * share / (1 - share)).mean()))
+        return self.spread * math.sqrt(float((squares * share / (1 - share)).mean()))
 
     def relative_error(self) -> float:
-        """Return ``‖SE‖₂ / ‖mean‖₂``, the expected ``‖mean − truth‖₂ / ‖truth‖₂``; infinite for a mean of zero."""
+        """Return ``‖SE‖₂ / ‖mean‖₂``, from the images alone; infinite for a mean of zero."""
         share = self.sizes / self.sizes.sum()
         squares = (self.means - self.mean).square().sum(1)
         norm = float(torch.linalg.vector_norm(self.mean))
@@ -96,11 +107,7 @@ def halved(groups: Sequence[Groups]) -> Iterator[list[Tensor]]:
     """Yield every task's mean over a half of its groups, ``[K]`` float64 each, all tasks halved at once."""
     picks = [half_samples(len(one.sizes)) for one in groups]
     for number in range(max(len(pick) for pick in picks)):
-        chosen = [pick[number % len(pick)] for pick in picks]
-        yield [
-            one.sizes[half] @ one.means[half].double() / one.sizes[half].sum()
-            for one, half in zip(groups, chosen, strict=True)
-        ]
+        yield [one.half(pick[number % len(pick)]) for one, pick in zip(groups, picks, strict=True)]
 
 
 def group_sizes(samples: int, groups: int) -> Tensor:

@@ -29,7 +29,8 @@ def relative_error(embedding: Embedding) -> float:
         embedding: An embedding with error bars.
 
     Returns:
-        An estimate of ``‖F − F_true‖₂ / ‖F_true‖₂`` (root mean square); F_true is the mean over infinitely many images.
+        An estimate of ``‖F − F_true‖₂ / ‖F_true‖₂`` (root mean square); F_true is the mean over infinitely many images,
+        under the same heads: what ``fisher_embed(rel_error=…)`` stops by.
 
     Raises:
         ValueError: If the embedding has no error bars.

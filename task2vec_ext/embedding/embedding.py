@@ -13,7 +13,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ..jackknife import FEWEST_GROUPS, Groups, checked_group_means, group_sizes
+from ..jackknife import CROSS_FIT_SPREAD, FEWEST_GROUPS, Groups, checked_group_means, group_sizes
 from ..probe.layers import Layer, LayerKind
 from ..settings import JSON, EmbedSettings
 from .file import TENSORS, read_record, to_json, write_record
@@ -118,7 +118,8 @@ class Embedding:
                 f"Embedding: expected embeddings with error bars, got {self.name!r} (of {self.num_samples} images) "
                 f"without; embed the task again, with {FEWEST_GROUPS} images or more and not by 'variational'."
             )
-        return Groups(self.fisher, self.group_means, group_sizes(self.num_samples, len(self.group_means)))
+        spread = 1.0 if self.settings.head.cross_fit is None else CROSS_FIT_SPREAD
+        return Groups(self.fisher, self.group_means, group_sizes(self.num_samples, len(self.group_means)), spread)
 
     def layer(self, name: str) -> Tensor:
         """Return the Fisher of one layer's filters.

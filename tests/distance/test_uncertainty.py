@@ -37,7 +37,7 @@ def d_sym(a, b):
 @pytest.mark.parametrize("distance", typing.get_args(DistanceName))
 def test_distance_matrix_with_error_equals_the_jackknife_of_each_pair(distance):
     tasks = [task_of(1)[0], task_of(2, n=50)[0], task_of(3, n=20)[0]]
-    how = {"reference": Reference.of(embeddings(9))} if distance == "library_correlation" else {}
+    how = {"reference": Reference.of(embeddings(10))} if distance == "library_correlation" else {}
     found = distance_matrix(tasks, distance, with_error=True, **how)
     assert torch.equal(found.value, distance_matrix(tasks, distance, **how))
 
@@ -107,7 +107,8 @@ def test_noise_inflates_distances_and_the_corrected_distance_of_two_halves_of_on
 
 def test_two_disjoint_halves_of_one_task_under_one_head_are_at_distance_zero():
     blobs, probe = Blobs(n=256), small_probe()
-    whole = fisher_embed(blobs, probe, progress=False)
+    one_head = EmbedSettings(head=HeadSettings(cross_fit=None))
+    whole = fisher_embed(blobs, probe, settings=one_head, progress=False)
     head = fit_head(probe.features(blobs.images).detach(), blobs.targets, 3)
     order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
     halves = []
@@ -119,6 +120,21 @@ def test_two_disjoint_halves_of_one_task_under_one_head_are_at_distance_zero():
     found = distance_matrix(halves, with_error=True)
     low, high = (float(end[0, 1]) for end in found.interval())
     assert low < 0 < high < float(found.value[0, 1])
+
+
+def test_errors_are_wider_where_heads_are_cross_fitted_on_each_draw():
+    plain = [task_of(seed, n=3200, noise=0.3)[0] for seed in (1, 2)]
+    crossed = [dataclasses.replace(task, settings=EmbedSettings()) for task in plain]
+    for of in (lambda tasks: norm_with_error(tasks[0]), lambda tasks: distance_matrix(tasks, with_error=True)):
+        before, after = (of(tasks) for tasks in (plain, crossed))
+        assert torch.equal(after.value, before.value)
+        size = before.value.shape[:1] and (0, 1)
+        assert float(after.standard_error[size] / before.standard_error[size]) == pytest.approx(1.2, rel=0.01)
+    # Linear in the variance, up to higher orders.
+    ratio = after.bias[0, 1] / before.bias[0, 1]
+    assert float(ratio) == pytest.approx(1.2**2, rel=0.02)
+    assert crossed[0].groups.norm_error() == pytest.approx(1.2 * plain[0].groups.norm_error())
+    assert relative_error(crossed[0]) == relative_error(plain[0])
 
 
 def test_the_relative_error_is_what_the_embedding_is_off_by():

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from task2vec_ext.embedding import Embedding, HeadInfo, ProbeInfo
+from task2vec_ext.fisher import HeadSettings
 from task2vec_ext.jackknife import Groups, group_sizes, num_groups
 from task2vec_ext.probe.layers import Layer
 from task2vec_ext.selection import Distance, ErrorMatrix, ExpertFacts, TaskFacts
@@ -74,7 +75,7 @@ def task_of(seed, n=96, spread=1.0, noise=1.0, twin=0):
         layers=(Layer("conv1", "conv", 0, K, 27),),
         probe=ProbeInfo("tiny", "none", "00"),
         head=HeadInfo(2, 0.5, 0.5),
-        settings=EmbedSettings(),
+        settings=EmbedSettings(head=HeadSettings(cross_fit=None)),  # no heads vary
         prior_scale=2e-7,
         num_samples=n,
         name=f"task {seed}.{twin}",
