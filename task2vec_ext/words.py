@@ -41,8 +41,8 @@ DistanceName = Literal[
 ]
 """Distances: `task2vec_ext.distance`."""
 
-SymDistanceName = Literal["sym", "sym_scaled"]
-"""Those that order neighbours: symmetric, and the native kernel's."""
+SymDistanceName = Literal["sym", "sym_scaled", "library_correlation"]
+"""Those that neighbours are searched by: symmetric, and of F alone."""
 
 RecipeName = Literal["paper", "quick"]
 """How a network is fine-tuned: `task2vec_ext.experts.recipe`."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..distance.reference import Reference
 from ..distance.rules import RULES, Pairs, Tasks, Vectors
 from ..embedding import Embedding
 from ..jackknife import Estimate, estimate, halved, side
@@ -35,19 +36,25 @@ class Resampled(NamedTuple):
     halves: Vectors  # [2·(G − 1), K]
 
     @classmethod
-    def of(cls, embedding: Embedding, distance: SymDistanceName) -> Resampled | None:
+    def of(cls, embedding: Embedding, distance: SymDistanceName, reference: Reference | None) -> Resampled | None:
         """Return an embedding's resampled Fishers, or None without error bars."""
         if embedding.group_means is None:
             return None
         groups = embedding.groups
         halves = [half for (half,) in halved([groups])]
         fisher = torch.cat([groups.mean[None], groups.without(), torch.stack(halves)])
-        rows, first = RULES[distance].prepare(Tasks(fisher, torch.empty(0), [], "atlas")), 1 + len(groups.sizes)
+        tasks = Tasks(fisher, torch.empty(0), [embedding.name] * len(fisher), "atlas", reference)
+        rows, first = RULES[distance].prepare(tasks), 1 + len(groups.sizes)
         return cls(groups.sizes, *(rows.rows(slice(*ends)) for ends in ((0, 1), (1, first), (first, None))))
 
 
 def nearest_tasks(
-    embeddings: Sequence[Embedding], distances: Tensor, k: int, distance: SymDistanceName, order: Sequence[int]
+    embeddings: Sequence[Embedding],
+    distances: Tensor,
+    k: int,
+    distance: SymDistanceName,
+    order: Sequence[int],
+    reference: Reference | None = None,
 ) -> Iterator[tuple[int, list[Near]]]:
     """Yield each task in `order` with its at most k nearest ones, nearest first.
 
@@ -56,7 +63,7 @@ def nearest_tasks(
 
     @lru_cache(_KEPT)
     def resampled(i: int) -> Resampled | None:
-        return Resampled.of(embeddings[i], distance)
+        return Resampled.of(embeddings[i], distance, reference)
 
     @cache
     def interval(i: int, j: int) -> tuple[float, float] | tuple[None, None]:
@@ -64,7 +71,7 @@ def nearest_tasks(
         if a is None or b is None:
             return None, None
         low, high = distance_with_error(a, b, distance).interval()
-        return max(0.0, float(low)), float(high)  # d_sym is not negative
+        return max(0.0, float(low)), float(high)  # no distance is negative
 
     for i in order:
         row = distances[i].clone()

@@ -18,7 +18,7 @@ import torch
 from .._util.atomic import atomic_path
 from .._util.words import check_word
 from ..data import Task
-from ..distance import check_comparable, distance_matrix
+from ..distance import Reference, check_comparable, distance_matrix
 from ..embedding import Embedding
 from ..plot import cluster_order, map_positions
 from ..plot.figure import looks
@@ -33,6 +33,11 @@ Experts = Mapping[str, Sequence[Mapping[str, Any]]]
 
 _SCRIPTS = ("data.js", "view.js", "map.js", "matrix.js", "panel.js", "main.js")
 _MOST_CLASSES = 200  # class names that are listed; a task may have thousands
+_CALLED: dict[SymDistanceName, str] = {
+    "sym": "d_sym",
+    "sym_scaled": "d_sym of embeddings scaled to unit mean",
+    "library_correlation": "1 − correlation of differences from the library's mean log-Fisher",
+}
 _DIGITS = 5  # significant digits, more than any number on the page deserves
 
 
@@ -44,6 +49,7 @@ def write_atlas(
     experts: Experts | None = None,
     groups: Sequence[str] | None = None,
     distance: SymDistanceName = "sym",
+    reference: Reference | None = None,
     k: int = 10,
     title: str = "Atlas of tasks",
     seed: int = 0,
@@ -58,6 +64,7 @@ def write_atlas(
         experts: The experts that selection found, or None.
         groups: A group name for each embedding, which colours it; default: the tasks' domains.
         distance: Which distance.
+        reference: As for `distance_matrix`.
         k: Number of nearest tasks that are listed, with intervals.
         title: Title of the page.
         seed: Seed of the map.
@@ -78,7 +85,7 @@ def write_atlas(
     rows, fisher, first = [], [], None
     for embedding in embeddings:
         first = first or embedding
-        check_comparable([first, embedding])
+        check_comparable([reference or first, embedding])
         rows.append(_row(embedding))
         fisher.append(embedding.fisher)
     if first is None:
@@ -91,9 +98,9 @@ def write_atlas(
     names = [row["name"] for row in rows]
     if twins := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"write_atlas: expected tasks with different names, got {sorted(twins)[:5]} more than once.")
-    distances = distance_matrix(torch.stack(fisher), distance)
+    distances = distance_matrix(torch.stack(fisher), distance, reference=reference)
     order, places = cluster_order(distances), map_positions(distances, seed=seed)
-    for index, near in nearest_tasks(embeddings, distances, k, distance, order):
+    for index, near in nearest_tasks(embeddings, distances, k, distance, order, reference):
         rows[index]["near"] = [[j, *map(_rounded, values)] for j, *values in near]
     by_name = dict(zip(names, rows, strict=True))
     for task in images:
@@ -106,7 +113,7 @@ def write_atlas(
         row.update(x=round(x, 4), y=round(y, 4))
     data = {
         "title": title,
-        "distance": {"sym": "d_sym", "sym_scaled": "d_sym of embeddings scaled to unit mean"}[distance],
+        "distance": _CALLED[distance],
         "probe": f"{first.probe.name} ({first.probe.weights})",
         "domains": _place_domains(rows),
         "tasks": rows,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from .._util.terminal import console, print_table
-from ..words import DistanceName, SymDistanceName
-from .options import Alpha, Folder, ReferenceFile, SkipUnreadable, distance_label, on_error, reference_for
+from ..words import DistanceName
+from .options import Alpha, Folder, ReferenceFile, SkipUnreadable, SymDistance, distance_label, on_error, reference_for
 
 if TYPE_CHECKING:
     from ..embedding import Embedding
@@ -78,9 +78,8 @@ def nearest(
     ] = None,
     k: Annotated[int, Option("-k", min=1, help="Number of nearest tasks.")] = 10,
     skip_unreadable: SkipUnreadable = False,
-    distance: Annotated[
-        SymDistanceName, Option(help="sym: the paper's d_sym; sym_scaled: of embeddings scaled to unit mean.")
-    ] = "sym",
+    distance: SymDistance = "sym",
+    reference: ReferenceFile = None,
 ) -> None:
     """Find the tasks of a library nearest to a task."""
     from ..data import tasks_from
@@ -98,6 +97,6 @@ def nearest(
             raise ValueError(f"nearest: expected one task, {task} has {len(tasks)}; add them with task2vec embed.")
         work = Work(on_error=on_error(skip_unreadable))
         query = embed_like(known.probe, known.settings, tasks[0], weights=weights, work=work)
-    found = known.nearest(query, k, distance=distance)
+    found = known.nearest(query, k, distance=distance, reference=reference_for(distance, reference, known))
     rows = [(str(number), name, f"{value:.4f}") for number, (name, value) in enumerate(found, 1)]
     print_table(console(), ("", "task", "distance"), rows)

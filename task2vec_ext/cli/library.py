@@ -1,4 +1,4 @@
-"""`task2vec library status | ls | rm | verify`: inspect, check and change a library."""
+"""`task2vec library status | ls | rm | reference | verify`: inspect, check and change a library."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typer import Argument, Option
 
 from .._util.terminal import printable
 from .embed import print_entries
+from .options import Folder
 
 library = typer.Typer(help="Inspect, check and change a library.", no_args_is_help=True)
 
@@ -54,6 +55,21 @@ def rm(folder: _Folder, names: Annotated[list[str], Argument(metavar="TASK...", 
     from ..library import Library
 
     Library(folder).remove(names)
+
+
+@library.command()
+def reference(
+    folder: Folder, output: Annotated[Path, Option("--output", "-o", help="The file, usually *.safetensors.")]
+) -> None:
+    """Write the reference of the tasks: what library_correlation is relative to.
+
+    It is the default in DIR; --reference FILE uses it elsewhere, or in DIR after more tasks were added.
+    """
+    from ..library import load_embeddings
+
+    made = load_embeddings(folder).reference()
+    made.save(output)
+    print(f"{made.num_tasks:,} tasks, digest {made.digest[:12]}: {output}")
 
 
 @library.command()

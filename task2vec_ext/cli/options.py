@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from ..words import DistanceName, OnError
+from ..words import DistanceName, OnError, SymDistanceName
 
 if TYPE_CHECKING:
     from ..distance import Reference
-    from ..embedding import Embedding
+    from ..library import EmbeddingFiles
 
 Specs = Annotated[
     list[str],
@@ -23,6 +23,13 @@ Specs = Annotated[
 ]
 Folder = Annotated[Path, Argument(metavar="DIR", help="A library, or a folder of embeddings (.safetensors).")]
 Alpha = Annotated[float, Option(help="α of asym and asym_scaled: weight of the distance to the trivial task.")]
+SymDistance = Annotated[
+    SymDistanceName,
+    Option(
+        help="sym: the paper's d_sym; sym_scaled: of embeddings scaled to unit mean; library_correlation: of their "
+        "differences from the library's mean."
+    ),
+]
 ReferenceFile = Annotated[
     Path | None,
     Option("--reference", metavar="FILE", help="Reference of library_correlation; default: that of the tasks in DIR."),
@@ -54,13 +61,13 @@ def distance_label(distance: DistanceName, alpha: float) -> str:
     return f"d_{distance}, α = {alpha:g}" if distance in ("asym", "asym_scaled") else f"d_{distance}"
 
 
-def reference_for(distance: DistanceName, file: Path | None, embeddings: Iterable[Embedding]) -> Reference | None:
-    """Return the reference that a distance needs: that of the file, or else of the embeddings."""
+def reference_for(distance: DistanceName, file: Path | None, known: EmbeddingFiles) -> Reference | None:
+    """Return the reference that a distance needs: that of the file, or else of what is known."""
     from ..distance import Reference
 
     if file is not None:
         return Reference.load(file)
-    return Reference.of(embeddings) if distance == "library_correlation" else None
+    return known.reference() if distance == "library_correlation" else None
 
 
 def on_error(skip_unreadable: bool) -> OnError:

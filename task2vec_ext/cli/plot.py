@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from ..words import DistanceName, SymDistanceName
-from .options import Alpha, Folder, ReferenceFile, distance_label, reference_for
+from ..words import DistanceName
+from .options import Alpha, Folder, ReferenceFile, SymDistance, distance_label, reference_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +66,7 @@ def plot(
     called = distance_label(distance, alpha)
 
     def compare(some: list[Embedding]) -> Tensor:
-        how = reference_for(distance, reference, embeddings)
+        how = reference_for(distance, reference, files)
         return distance_matrix(some, distance, alpha=alpha, reference=how)
 
     if kind == "layers":
@@ -99,9 +99,8 @@ def plot(
 def atlas(
     folder: Folder,
     output: Annotated[Path, Option("--output", "-o", help="Folder for the page.")] = Path("atlas"),
-    distance: Annotated[
-        SymDistanceName, Option(help="sym: the paper's d_sym; sym_scaled: of embeddings scaled to unit mean.")
-    ] = "sym",
+    distance: SymDistance = "sym",
+    reference: ReferenceFile = None,
     images: Annotated[
         list[str] | None, Option(metavar="SPEC", help="The tasks' images, as given to task2vec embed; may be repeated.")
     ] = None,
@@ -133,6 +132,7 @@ def atlas(
         embeddings = files.without_groups()
         groups = _groups(embeddings, colour_by, taxonomy, *_taxonomy(embeddings, taxonomy))
     how: dict[str, Any] = {"distance": distance, "k": k, "title": title, "seed": seed}
+    how["reference"] = reference_for(distance, reference, files)
     page = write_atlas(files, output, images=tasks, experts=experts, groups=groups, **how)
     print(f"{len(files)} tasks, {page.stat().st_size / 1e6:.1f} MB: open {page.resolve().as_uri()} in a browser")
 

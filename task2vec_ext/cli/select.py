@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Learned = Literal["asym_fitted", "model2vec"]
 FromOutputs = Literal["leep", "nce", "logme", "h_score", "knn", "linear_probe"]
-SelectorName = Literal["asym", "sym", "asym_scaled", Learned, FromOutputs, "largest_task"]
+SelectorName = Literal["asym", "sym", "asym_scaled", "library_correlation", Learned, FromOutputs, "largest_task"]
 
 
 class _TaskByDefault(TyperGroup):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .._util.atomic import atomic_path
+from .._util.warnings import Task2VecWarning
 from ..embedding import Embedding, ProbeInfo
 from ..embedding.file import decoded, encoded
 from ..probe.layers import Layer
@@ -29,6 +31,9 @@ FLOOR = 1e-3
 
 FEWEST = 3
 """Tasks of a reference. With two, all distances between them are 2, whatever the tasks."""
+
+ENOUGH = 10
+"""Tasks with which libraries are searched as well as with fifty (docs/library_distance.md); fewer warn."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,7 +81,7 @@ class Reference:
         """Return the reference of some tasks; `Library.reference` returns that of a library.
 
         Args:
-            embeddings: Of three tasks or more, comparable, none all zero. They are read once, one at a time.
+            embeddings: Of three tasks or more, better ten, comparable, none all zero. Each is read once.
 
         Raises:
             ValueError: If there are too few, two of them do not compare, or one is all zero.
@@ -86,10 +91,10 @@ class Reference:
             raise ValueError(f"Reference: expected {FEWEST} tasks or more, got none.")
 
         def rows() -> Iterator[Tensor]:
-            yield first.fisher
+            yield first.fisher.float()  # as a library keeps it, so that both give the same reference
             for one in every:
                 check_comparable([first, one])
-                yield one.fisher
+                yield one.fisher.float()
 
         return cls.of_rows(rows(), first)
 
@@ -98,7 +103,7 @@ class Reference:
         """Return the reference of tasks whose Fishers ``[K]`` are given, all embedded as `like` was.
 
         Args:
-            rows: The Fisher of each task, on the CPU.
+            rows: The Fisher of each task, float32 on the CPU.
             like: The embedding of one.
 
         Raises:
@@ -110,7 +115,17 @@ class Reference:
                 raise ValueError(f"Reference: expected no embedding of zeros, number {count} is one; leave it out.")
             total += log_fisher(row[None].double(), FLOOR)[0]
             count += 1
-        return cls(total / max(count, 1), count, like.probe, like.layers, like.settings)
+        if FEWEST <= count < ENOUGH:
+            warnings.warn(
+                f"Reference: expected {ENOUGH} tasks or more for the distance 'library_correlation', got {count}; "
+                "their mean says more of these tasks than of tasks in general. Add tasks, or name the reference of a "
+                "larger library (on the command line --reference).",
+                Task2VecWarning,
+                stacklevel=2,
+            )
+        # Rounded, so that the order of the tasks, which moves the last bits of a sum, does not show in the digest.
+        mean = (total / max(count, 1)).float().double()
+        return cls(mean, count, like.probe, like.layers, like.settings)
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import overload
 
 from .._util.words import check_word
-from ..distance import cross_distances
+from ..distance import Reference, cross_distances
 from ..embedding import Embedding, ProbeInfo
 from ..settings import EmbedSettings
 from ..words import SymDistanceName
@@ -61,7 +61,18 @@ class EmbeddingFiles(Sequence[Embedding]):
         known = {} if self.library is None else {self.library.file(one): one.name for one in self.library.entries()}
         return [known.get(file) or _load(file).name for file in self.files]
 
-    def nearest(self, task: str | Embedding, k: int = 10, *, distance: SymDistanceName = "sym") -> list[Neighbour]:
+    def reference(self) -> Reference:
+        """Return the reference of these tasks; that of their library, if they belong to one."""
+        return Reference.of(self) if self.library is None else self.library.reference()
+
+    def nearest(
+        self,
+        task: str | Embedding,
+        k: int = 10,
+        *,
+        distance: SymDistanceName = "sym",
+        reference: Reference | None = None,
+    ) -> list[Neighbour]:
         """Return at most k tasks nearest to one of these, by its name, or to an embedding, as `Library.nearest` does.
 
         Raises:
@@ -69,13 +80,15 @@ class EmbeddingFiles(Sequence[Embedding]):
         """
         check_word("nearest", "distance", distance, SymDistanceName)
         if self.library is not None:
-            return self.library.nearest(task, k, distance=distance)
+            return self.library.nearest(task, k, distance=distance, reference=reference)
+        if distance == "library_correlation":
+            reference = reference or self.reference()
         known = {one.name: one for one in self.without_groups()}
         if isinstance(task, str):
             if task not in known:
                 raise ValueError(f"nearest: expected a task of {', '.join(sorted(known))}; got {task!r}.")
             task = known.pop(task)
-        distances = cross_distances(list(known.values()), [task], distance)[:, 0].tolist()
+        distances = cross_distances(list(known.values()), [task], distance, reference=reference)[:, 0].tolist()
         return sorted(map(Neighbour, known, distances), key=lambda neighbour: neighbour.distance)[:k]
 
     def without_groups(self) -> list[Embedding]:

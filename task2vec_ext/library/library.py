@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._util.words import check_word
 from ..distance.comparable import check_comparable
+from ..distance.reference import Reference
 from ..embedding import Embedding, ProbeInfo
 from ..settings import EmbedSettings
 from ..words import SymDistanceName
@@ -100,19 +101,47 @@ class Library:
             )
         return Embedding.load(self.file(entry))
 
-    def nearest(self, task: str | Embedding, k: int = 10, *, distance: SymDistanceName = "sym") -> list[Neighbour]:
+    def reference(self) -> Reference:
+        """Return what the distance ``library_correlation`` needs: the mean log-Fisher of all tasks that have distances.
+
+        Raises:
+            ValueError: If these are fewer than three.
+        """
+        try:
+            return self._reference(self._look())
+        except FileNotFoundError:  # another process replaced a file of the cache
+            return self._reference(self._look())
+
+    def _reference(self, look: _Look) -> Reference:
+        first = next((entry for entry in look.entries if entry.norm), None)
+        if first is None:
+            return Reference.of([])
+        wanted = torch.tensor([bool(entry.norm) for entry in look.entries])
+        rows = (row for _, block in look.blocks("fisher", wanted) for row in block)
+        return Reference.of_rows(rows, Embedding.load(self.file(first)))
+
+    def nearest(
+        self,
+        task: str | Embedding,
+        k: int = 10,
+        *,
+        distance: SymDistanceName = "sym",
+        reference: Reference | None = None,
+    ) -> list[Neighbour]:
         """Return the tasks nearest to one.
 
         Args:
             task: The name of a task in the library, which is left out of the result, or an embedding.
             k: Number of nearest tasks.
-            distance: ``"sym"`` for the paper's d_sym, ``"sym_scaled"`` for that of embeddings scaled to unit mean.
+            distance: ``"sym"`` for the paper's d_sym, ``"sym_scaled"`` for that of embeddings scaled to unit mean,
+                ``"library_correlation"`` for that of their differences from the library's mean log-Fisher.
+            reference: Of ``"library_correlation"``; default: that of the library, which a new task does not change.
 
         Returns:
-            At most k tasks, nearest first. d_sym is within 1e-7 of `distance_matrix`'s. All tasks are compared; beyond
-            100,000 only the 1,000 that are nearest in centred, floored log F, by a random projection of it;
-            `benchmarks/nearest.py` measures how many of the ten nearest are among these. Tasks whose F is all zero are
-            never returned.
+            At most k tasks, nearest first. Distances are within 1e-6 of `distance_matrix`'s. All tasks are compared;
+            by d_sym, beyond 100,000 only the 1,000 that are nearest in centred, floored log F, by a random projection
+            of it; `benchmarks/nearest.py` measures how many of the ten nearest are among these. Tasks whose F is all
+            zero are never returned.
 
         Raises:
             ValueError: If there is no such task or distance, nothing to compare it with, or the embedding cannot be
@@ -124,13 +153,15 @@ class Library:
         check_word("library", "distance", distance, SymDistanceName)
         if k < 1:
             raise ValueError(f"library: expected k >= 1 nearest tasks, got {k}.")
-        query = self.embedding(task) if isinstance(task, str) else task
+        query, own = (self.embedding(task), task) if isinstance(task, str) else (task, None)
         try:
-            return self._nearest(query, k, distance, task if isinstance(task, str) else None)
+            return self._nearest(query, k, distance, own, reference)
         except FileNotFoundError:  # another process replaced a file of the cache
-            return self._nearest(query, k, distance, task if isinstance(task, str) else None)
+            return self._nearest(query, k, distance, own, reference)
 
-    def _nearest(self, query: Embedding, k: int, distance: SymDistanceName, own: str | None) -> list[Neighbour]:
+    def _nearest(
+        self, query: Embedding, k: int, distance: SymDistanceName, own: str | None, reference: Reference | None
+    ) -> list[Neighbour]:
         look = self._look()
         wanted = torch.tensor([bool(entry.norm) and entry.name != own for entry in look.entries], dtype=torch.bool)
         if not wanted.any():
@@ -139,10 +170,13 @@ class Library:
             raise ValueError(f"library: expected an embedding that is not all zero, {query.name!r} is.")
         if own is None:
             check_comparable([Embedding.load(self.file(look.entries[int(wanted.nonzero()[0])])), query])
-        if int(wanted.sum()) > EXACT_UP_TO:
+        if distance == "library_correlation":
+            reference = reference or self._reference(look)
+            check_comparable([reference, query])
+        elif int(wanted.sum()) > EXACT_UP_TO:
             near = candidates(look.blocks("sketch", wanted), query.fisher)
             wanted = torch.zeros_like(wanted).index_fill_(0, near, True)
-        found = nearest(look.blocks("fisher", wanted), query.fisher, k, distance)
+        found = nearest(look.blocks("fisher", wanted), query.fisher, k, distance, reference)
         pairs = zip(found.numbers.tolist(), found.distances.tolist(), strict=True)
         return [Neighbour(look.entries[number].name, distance) for number, distance in pairs]
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kernels.pairwise import sym_distances
+from ..distance import Reference, cross_distances
 from ..words import SymDistanceName
 
 EXACT_UP_TO = 100_000
@@ -37,7 +37,13 @@ class Found(NamedTuple):
     numbers: Tensor  # [k] int64
 
 
-def nearest(blocks: Iterable[tuple[Tensor, Tensor]], query: Tensor, k: int, distance: SymDistanceName = "sym") -> Found:
+def nearest(
+    blocks: Iterable[tuple[Tensor, Tensor]],
+    query: Tensor,
+    k: int,
+    distance: SymDistanceName = "sym",
+    reference: Reference | None = None,
+) -> Found:
     """Return the at most k rows that are nearest to a query.
 
     Args:
@@ -45,14 +51,14 @@ def nearest(blocks: Iterable[tuple[Tensor, Tensor]], query: Tensor, k: int, dist
         query: ``[K]`` float64, not all zero.
         k: How many.
         distance: Which distance.
+        reference: As for `distance_matrix`.
 
     Returns:
         The nearest; equal distances are in the order of their numbers.
     """
-    query = _scaled(query[None].double(), distance)
     best = Found(query.new_empty(0), torch.empty(0, dtype=torch.int64))
     for numbers, rows in blocks:
-        best = _least(best, sym_distances(query, _scaled(rows.double(), distance))[0], numbers, k)
+        best = _least(best, cross_distances(query[None], rows, distance, reference=reference)[0], numbers, k)
     return best
 
 
@@ -85,7 +91,3 @@ def _least(best: Found, distances: Tensor, numbers: Tensor, k: int) -> Found:
     by_number = numbers.argsort()
     order = by_number[distances[by_number].sort(stable=True).indices[:k]]
     return Found(distances[order], numbers[order])
-
-
-def _scaled(rows: Tensor, distance: SymDistanceName) -> Tensor:
-    return rows if distance == "sym" else rows / rows.mean(1, keepdim=True)

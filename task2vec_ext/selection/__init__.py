@@ -16,6 +16,7 @@ SELECTORS: dict[str, Selector] = {
         Distance("asym"),
         Distance("asym_fitted", alpha=None),
         Distance("asym_scaled", distance="asym_scaled"),
+        Distance("library_correlation", distance="library_correlation"),
         Model2Vec(),
         *TRANSFERABILITY,
     )

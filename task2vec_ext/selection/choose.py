@@ -77,8 +77,9 @@ def _places(task: TaskFacts, experts: Sequence[ExpertFacts], selector: Distance)
     if any(embedding.group_means is None for embedding in every):
         return {}
     alpha, target = PAPER_ALPHA if selector.alpha is None else selector.alpha, len(known)
-    errors = distance_matrix(every, selector.distance, alpha=alpha, with_error=True).standard_error[:target, target]
-    places = neighbour_ranks(every, target, selector.distance, alpha=alpha)
+    how = selector.options(every[:target], alpha)
+    errors = distance_matrix(every, selector.distance, with_error=True, **how).standard_error[:target, target]
+    places = neighbour_ranks(every, target, selector.distance, **how)
     found = zip(known, errors.tolist(), places.low[:target].tolist(), places.high[:target].tolist(), strict=True)
     return {expert.name: Ranked(expert.name, 0.0, error, low, high) for expert, error, low, high in found}
 

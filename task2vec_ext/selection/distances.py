@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from .._util.words import check_word
 from ..distance.distance import cross_distances
+from ..distance.reference import ENOUGH, Reference
 from ..experts import ErrorMatrix
 from .selector import ExpertFacts, Selector, TaskFacts
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-PairDistance = Literal["sym", "sym_scaled", "asym", "asym_scaled"]
+    from ..embedding import Embedding
+
+PairDistance = Literal["sym", "sym_scaled", "asym", "asym_scaled", "library_correlation"]
 
 PAPER_ALPHA = 0.15
 """The paper's α, for a ResNet-34 probe: used before anything is learned, and to break ties between learned values."""
@@ -38,6 +41,8 @@ class Distance(Selector):
         distance: Which distance; `task2vec_ext.distance` has the formulas.
         alpha: Weight of the distance to the trivial task; None: the one of `ALPHAS` whose choices have the least mean
             relative increase of error on the tasks of `fit`, `PAPER_ALPHA` before that.
+        reference: What ``library_correlation`` measures differences from; None: the tasks of the experts,
+            ten or more.
 
     Source:
         Achille et al., 1902.03545.
@@ -48,6 +53,7 @@ class Distance(Selector):
     passes_per_task: ClassVar[int | None] = 3
     distance: PairDistance = "asym"
     alpha: float | None = PAPER_ALPHA
+    reference: Reference | None = None
 
     def __post_init__(self) -> None:
         """Check the distance."""
@@ -94,8 +100,20 @@ class Distance(Selector):
         if not sources:
             raise self._no_expert("an embedding of its task", tasks[0], len(experts))
         found = torch.full((len(experts), len(tasks)), torch.nan, dtype=torch.float64)
-        found[list(sources)] = cross_distances(list(sources.values()), targets, self.distance, alpha=alpha)
+        how = self.options(list(sources.values()), alpha)
+        found[list(sources)] = cross_distances(list(sources.values()), targets, self.distance, **how)
         return found
+
+    def options(self, sources: Sequence[Embedding], alpha: float) -> dict[str, Any]:
+        """Return the options of `distance_matrix` for the embeddings of experts' tasks."""
+        if self.distance != "library_correlation" or self.reference is not None:
+            return {"alpha": alpha, "reference": self.reference}
+        if len(sources) < ENOUGH:
+            raise ValueError(
+                f"{self.name}: expected {ENOUGH} experts or more with an embedding of their task, got {len(sources)}; "
+                "choose by another distance, or pass the reference of a library."
+            )
+        return {"alpha": alpha, "reference": Reference.of(sources)}
 
 
 def increases(scores: Tensor, errors: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def test_another_word_is_refused_by_a_library(tmp_path):
     library = build_library([TASK], tmp_path, "tiny", progress=False)
     for nearest in (library.nearest, task2vec_ext.load_embeddings(tmp_path).nearest):
         for word in ("asym", "foo", None):
-            with pytest.raises(ValueError, match=rf"expected distance to be one of sym, sym_scaled; got {word!r}"):
+            with pytest.raises(ValueError, match=rf"expected distance to be one of sym, .*; got {word!r}"):
                 nearest("t", distance=word)
 
 

@@ -12,7 +12,7 @@ from families import embedding, families
 from pages import data_of, images_of
 from PIL import Image
 
-from task2vec_ext import distance_matrix
+from task2vec_ext import Reference, distance_matrix
 from task2vec_ext.atlas import write_atlas
 from task2vec_ext.atlas.neighbours import Resampled, distance_with_error, nearest_tasks
 from task2vec_ext.atlas.sheets import contact_sheet
@@ -27,11 +27,12 @@ def unpacked(data) -> np.ndarray:
     return distances + distances.T
 
 
-@pytest.mark.parametrize("distance", ["sym", "sym_scaled"])
+@pytest.mark.parametrize("distance", ["sym", "sym_scaled", "library_correlation"])
 def test_the_page_holds_distances_neighbours_and_intervals(tmp_path, distance):
     tasks = families(4, 3, 3)
-    data = data_of(write_atlas(tasks, tmp_path / "atlas", distance=distance, k=4))
-    expected = distance_matrix(tasks, distance, with_error=True)
+    how = {"reference": Reference.of(tasks)} if distance == "library_correlation" else {}
+    data = data_of(write_atlas(tasks, tmp_path / "atlas", distance=distance, k=4, **how))
+    expected = distance_matrix(tasks, distance, with_error=True, **how)
     # 16 bits between the smallest and the largest: half a level at most.
     np.testing.assert_allclose(unpacked(data), expected.value, atol=(data["high"] - data["low"]) / 65535)
     low, high = expected.interval()
@@ -54,7 +55,7 @@ def test_the_page_holds_distances_neighbours_and_intervals(tmp_path, distance):
 @pytest.mark.parametrize(("distance", "images"), [("sym", (48, 20)), ("sym_scaled", (20, 48)), ("sym", (9, 9))])
 def test_one_distance_has_the_error_that_the_matrix_has(distance, images):
     tasks = [embedding(t, family=t, images=n) for t, n in enumerate(images)]
-    found = distance_with_error(*(Resampled.of(task, distance) for task in tasks), distance)
+    found = distance_with_error(*(Resampled.of(task, distance, None) for task in tasks), distance)
     wanted = distance_matrix(tasks, distance, with_error=True)
     for field in dataclasses.fields(found):
         if field.name != "log":

@@ -8,6 +8,7 @@ from command import run
 from families import embedding, families
 from pages import data_of
 
+from task2vec_ext import Reference
 from task2vec_ext.plot import save_figure
 
 TAXA = [{"class": "Aves", "order": order} for order in ("Piciformes", "Piciformes", "Passeriformes", "Anseriformes")]
@@ -126,6 +127,9 @@ def test_plots_name_their_distance(capsys, folder, tmp_path, drawn):
         ("map", "d_library_correlation", lambda ax: ax.get_xlabel()),
     ):
         options = ["--distance", distance.removeprefix("d_").split(",")[0], "--alpha", 0.3]
+        if distance == "d_library_correlation":
+            Reference.of([embedding(i, i) for i in range(10)]).save(tmp_path / "reference")
+            options += ["--reference", tmp_path / "reference"]
         assert run(capsys, "plot", folder, "--kind", kind, "-o", tmp_path / "p.svg", *options)[0] == 0
         assert distance in place(drawn[-1])
     ticks = drawn[-2].get_xticks()

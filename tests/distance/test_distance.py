@@ -55,10 +55,10 @@ def embeddings(rows: Tensor) -> list[Embedding]:
 
 
 def reference_for(distance: str, K: int) -> dict[str, Reference]:
-    """What `distance` needs besides embeddings of K filters: the reference of nine other tasks, or nothing."""
+    """What `distance` needs besides embeddings of K filters: the reference of twelve other tasks, or nothing."""
     if distance != "library_correlation":
         return {}
-    return {"reference": Reference.of([make(row) for row in fishers(9, K, dead=0.1)])}
+    return {"reference": Reference.of([make(row) for row in fishers(12, K, dead=0.1)])}
 
 
 def by_the_book(distance: str, a: Embedding, b: Embedding, alpha: float = 0.15) -> float:
@@ -86,7 +86,8 @@ def by_the_book(distance: str, a: Embedding, b: Embedding, alpha: float = 0.15) 
     def log_fisher(f: np.ndarray) -> np.ndarray:
         return np.log(f / f.mean() + 1e-3)
 
-    common = np.mean([log_fisher(row.numpy()) for row in fishers(9, len(fa), dead=0.1)], axis=0)
+    others = fishers(12, len(fa), dead=0.1).float().double()  # F and the mean are rounded to float32
+    common = np.mean([log_fisher(row.numpy()) for row in others], axis=0).astype(np.float32)
     return {
         "sym": lambda: sym(fa, fb),
         "asym": lambda: sym(fa, fb) - alpha * sym(fa, prior),

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,14 +13,18 @@ from task2vec_ext import (
     EmbedSettings,
     HeadSettings,
     Library,
+    Reference,
+    Task2VecWarning,
     as_task,
     build_library,
+    cross_distances,
     distance_matrix,
     embed_for,
     fisher_embed,
     load_embeddings,
 )
 from task2vec_ext.embed import embed_task
+from task2vec_ext.embedding import ProbeInfo
 from task2vec_ext.library import build as library_build
 from task2vec_ext.library import library as _library
 from task2vec_ext.library import nearest as _nearest
@@ -48,6 +53,32 @@ def test_the_nearest_are_those_of_the_distance_matrix(built, monkeypatch, distan
         found = built.nearest(name, k=3, distance=distance)
         assert [other for other, _ in found] == [names[i] for i in order[:3]]
         assert [d for _, d in found] == pytest.approx(row[order[:3]].tolist(), abs=1e-7)  # float32 rows
+
+
+def test_the_nearest_relative_to_the_library_or_to_another_reference(tmp_path):
+    *tasks, new = tasks_of(12)
+    library = build_library(tasks, tmp_path, small_probe(), progress=False)
+    files, reference = load_embeddings(tmp_path), library.reference()
+    assert (reference.num_tasks, reference.probe, reference.settings) == (11, library.probe, library.settings)
+    assert files.reference().digest == Reference.of(files[::-1]).digest == reference.digest
+    query = fisher_embed(new, small_probe(), progress=False)
+    for given in (None, Reference.of(files[:10])):
+        how = {"distance": "library_correlation", "reference": given}
+        expected = cross_distances(files, [query], "library_correlation", reference=given or reference)[:, 0]
+        found = library.nearest(query, 11, **how)
+        assert [name for name, _ in found] == [files.names()[i] for i in expected.argsort().tolist()]
+        assert [d for _, d in found] == pytest.approx(expected.sort().values.tolist(), abs=1e-5)  # float32 rows
+        own = library.nearest("task3", 2, **how)
+        assert own == library.nearest(library.embedding("task3"), 3, **how)[1:]
+    assert library.reference().digest == reference.digest
+    with pytest.raises(ValueError, match=r"expected reference .* with no other distance"):
+        library.nearest("task3", reference=reference)
+    other = dataclasses.replace(reference, probe=ProbeInfo("tiny", "none", "00"))
+    with pytest.raises(ValueError, match=r"'the reference of 11 tasks' .* 'task3' .* differ in probe"):
+        library.nearest("task3", distance="library_correlation", reference=other)
+    library.remove(["task0", "task1"])
+    with pytest.warns(Task2VecWarning, match=r"expected 10 tasks or more .* got 9"):
+        library.nearest(query, distance="library_correlation")
 
 
 def test_an_embedding_from_elsewhere_finds_its_neighbours(built, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from synthetic import embedding, problem
 
-from task2vec_ext import distance_matrix, neighbour_ranks
+from task2vec_ext import Reference, distance_matrix, neighbour_ranks
 from task2vec_ext.selection import SELECTORS, Distance, ExpertFacts, Model2Vec, TaskFacts
 from task2vec_ext.selection.choose import choose
 
@@ -26,14 +26,16 @@ def noisy(spread: float, tasks: int = 4) -> list[TaskFacts]:
     return found
 
 
-@pytest.mark.parametrize("alpha", [0.15, None])
-def test_places_and_errors_are_those_of_the_distances(alpha):
+@pytest.mark.parametrize(("distance", "alpha"), [("asym", 0.15), ("asym", None), ("library_correlation", 0.15)])
+def test_places_and_errors_are_those_of_the_distances(distance, alpha):
     tasks = noisy(0.2)
+    how = {"reference": Reference.of([task.embedding for task in noisy(0.5, 12)])} if "library" in distance else {}
     experts = [ExpertFacts(task.name, task) for task in tasks[:3]]
-    chosen = choose(tasks[3], [*experts, ExpertFacts("stranger")], Distance(alpha=alpha))
+    selector = Distance(distance=distance, alpha=alpha, **how)
+    chosen = choose(tasks[3], [*experts, ExpertFacts("stranger")], selector)
     every = [task.embedding for task in tasks]
-    value = distance_matrix(every, "asym", with_error=True)
-    ranks = neighbour_ranks(every, 3, "asym")
+    value = distance_matrix(every, distance, with_error=True, **how)
+    ranks = neighbour_ranks(every, 3, distance, **how)
     for one in chosen.ranked[:3]:
         index = int(one.name[1:])
         assert one.score == pytest.approx(-float(value.value[index, 3]))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from synthetic import embedding, problem
 
-from task2vec_ext import cross_distances
+from task2vec_ext import Reference, cross_distances
 from task2vec_ext.selection import IMAGENET, SELECTORS, Distance, ErrorMatrix, ExpertFacts, Model2Vec, TaskFacts
 from task2vec_ext.selection.evaluate import evaluate
 from task2vec_ext.selection.model2vec import _asym
@@ -25,7 +25,8 @@ def outputs(name: str) -> SimpleNamespace:
 
 @pytest.mark.parametrize("name", SELECTORS)
 def test_every_selector_scores_every_expert_it_can(name):
-    errors, tasks, experts = problem(E=4, T=8)
+    E = 12 if name == "library_correlation" else 4
+    errors, tasks, experts = problem(E=E, T=2 * E)
     facts = {
         key: dataclasses.replace(task, mean_features=task.embedding.fisher[:5], outputs=outputs)
         for key, task in tasks.items()
@@ -33,12 +34,12 @@ def test_every_selector_scores_every_expert_it_can(name):
     candidates = [*(ExpertFacts(key, facts[key]) for key in experts), ExpertFacts(IMAGENET)]
     selector = SELECTORS[name].fit(errors.select(tasks=errors.tasks[1:]), facts, experts)
     scores = selector.rank(facts["task0"], candidates)
-    assert (scores.shape, scores.dtype) == ((5,), torch.float64)
+    assert (scores.shape, scores.dtype) == ((E + 1,), torch.float64)
     unknown = scores.isnan().tolist()
     if name == "imagenet":
-        assert unknown == [True] * 4 + [False]
+        assert unknown == [True] * E + [False]
     else:
-        assert unknown[:4] == [False] * 4
+        assert unknown[:E] == [False] * E
     again = SELECTORS[name].fit(errors.select(tasks=errors.tasks[1:]), facts, experts).rank(facts["task0"], candidates)
     assert torch.equal(scores[~scores.isnan()], again[~again.isnan()])
     assert selector.passes(10) in (0, 1, 3, 10)
@@ -64,6 +65,21 @@ def test_distance_is_the_distance_s_negative_and_domain_sees_images_alone():
     sizes = SELECTORS["largest_task"].rank(task, [*candidates, ExpertFacts(IMAGENET)])
     assert sizes[:-1].argmax() == len(candidates) - 1
     assert math.isnan(sizes[-1])
+
+
+def test_library_correlation_is_relative_to_the_experts_tasks_or_to_a_reference():
+    _, tasks, experts = problem(E=12, T=30)
+    task, candidates = tasks["task20"], list(experts.values())
+    sources = [tasks[name].embedding for name in experts]
+    others = Reference.of([tasks[f"task{t}"].embedding for t in range(12, 25)])
+    for given, reference in ((None, Reference.of(sources)), (others, others)):
+        selector = dataclasses.replace(SELECTORS["library_correlation"], reference=given)
+        expected = -cross_distances(sources, [task.embedding], "library_correlation", reference=reference)[:, 0]
+        assert torch.equal(selector.rank(task, candidates), expected)
+    with pytest.raises(ValueError, match=r"library_correlation: expected 10 experts or more .*, got 9"):
+        SELECTORS["library_correlation"].rank(task, candidates[:9])
+    few = dataclasses.replace(SELECTORS["library_correlation"], reference=others)
+    assert few.rank(task, candidates[:2]).isfinite().all()
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.15, 0.8])
