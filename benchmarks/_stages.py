@@ -6,14 +6,14 @@ import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from task2vec_ext import Probe, Task
-from task2vec_ext.data import Batch
-from task2vec_ext.embed import Team, Work, draw_images, fit_task_head, measure_fisher, read_features
+from task2vec_ext.data import Batch, ImageCache
+from task2vec_ext.embed import Work, draw_images, fit_task_head, measure_fisher, read_features
 from task2vec_ext.probe.feed import ImageFeed, choose_device, on_device
 from task2vec_ext.settings import EmbedSettings
 
@@ -37,11 +37,12 @@ class Stages:
 def timed_stages(task: Task, probe: Probe, settings: EmbedSettings, work: Work) -> Stages:
     """Take the steps of `task2vec_ext.embed.embed_task`, and return the seconds of each."""
     device = choose_device(probe.module, work.device, owned=False)
-    feed = _TimedFeed(task, probe, device, work.batch_size, work.num_workers, progress=False)
+    cache = ImageCache() if work.image_cache is None else work.image_cache
+    feed = _TimedFeed(task, probe, device, work.batch_size, work.num_workers, False, cache)
     ends = [time.perf_counter()]
     layers, indices = settings.check(probe), draw_images(task, settings)
-    with on_device(probe.module, device):
-        seen = read_features(feed, settings.loss_object, layers, indices, work, Team(None))
+    with on_device(probe.module, device), feed:
+        seen = read_features(feed, settings.loss_object, layers, indices, work)
         ends.append(time.perf_counter())
         head, targets = fit_task_head(seen, settings, device)
         ends.append(time.perf_counter())
@@ -51,11 +52,12 @@ def timed_stages(task: Task, probe: Probe, settings: EmbedSettings, work: Work) 
     return Stages(features, head_fit, fisher, sum(feed.waits))
 
 
-@dataclass(frozen=True)
 class _TimedFeed(ImageFeed):
     """A feed that keeps the seconds for which its reader waited."""
 
-    waits: list[float] = field(default_factory=list)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.waits: list[float] = []
 
     @contextmanager
     def batches(self, *args: Any, **kwargs: Any) -> Iterator[Iterator[Batch]]:

@@ -1,6 +1,7 @@
 """The public names, which __init__.py imports on first use."""
 
 from ._util.warnings import Task2VecWarning as Task2VecWarning
+from .data import ImageCache as ImageCache
 from .data import Preprocess as Preprocess
 from .data import Task as Task
 from .data import as_task as as_task

@@ -7,6 +7,9 @@ from typing import Literal
 OnError = Literal["raise", "skip"]
 """What becomes of an image that cannot be read."""
 
+Decoder = Literal["exact", "draft"]
+"""How image files are decoded: `task2vec_ext.data.Preprocess`."""
+
 LossName = Literal["cross_entropy", "multilabel", "regression", "dense"]
 """What a task's labels are: `task2vec_ext.losses`."""
 

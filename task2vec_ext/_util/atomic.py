@@ -18,12 +18,16 @@ _OLD = 24 * 3600  # seconds: no file takes a day to write
 
 
 @contextlib.contextmanager
-def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(target: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path that becomes ``target`` when the block ends without an exception.
 
     At the end the file is flushed to the disk and renamed over ``target`` in one step. When the block raises (Ctrl-C
     included), the temporary file is removed and an older ``target`` is untouched. A symbolic link stays a link. What a
     killed process left is removed by the next one that writes into the folder (`remove_leftovers`).
+
+    Args:
+        target: The file.
+        durable: Flush it. Without, a machine that loses power may leave a file with other bytes.
 
     Raises:
         OSError: If the file could not be written; the type fits the cause, e.g. ``FileNotFoundError``.
@@ -38,8 +42,9 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         with _place_beside(final) as place:
             temporary = place / f"new{final.suffix}"
             yield temporary
-            with temporary.open("rb+") as file:  # writable, because Windows flushes nothing else
-                os.fsync(file.fileno())  # the rename may otherwise be on the disk before the bytes
+            if durable:
+                with temporary.open("rb+") as file:  # writable, because Windows flushes nothing else
+                    os.fsync(file.fileno())  # the rename may otherwise be on the disk before the bytes
             os.replace(temporary, final)
     except OSError as error:
         reason = error.strerror or str(error)

@@ -11,12 +11,11 @@ import typer
 from typer import Argument, Option
 
 from .._util.terminal import console, print_table
-from ..words import AnyEstimator, Dtype, LossName, Noise
+from ..words import AnyEstimator, Decoder, Dtype, LossName, Noise
 from .options import (
     Device,
     ImageSize,
     NumSamples,
-    NumWorkers,
     ProbeName,
     Seed,
     SkipUnreadable,
@@ -27,6 +26,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..data import ImageCache
     from ..library import Entry
 
 _TABLE_ROWS = 40  # tasks that are listed when they are done; task2vec library ls lists any number
@@ -56,7 +56,22 @@ def embed(
     ] = "float32",
     device: Device = None,
     batch_size: Annotated[int, Option(min=1, help="Images at a time.")] = 32,
-    num_workers: NumWorkers = 0,
+    num_workers: Annotated[
+        int | None, Option(min=0, help="Processes that decode images; default: for a GPU its share of the cores.")
+    ] = None,
+    decoder: Annotated[
+        Decoder, Option(help="draft: decode large JPEGs at a fraction of their size; faster, other numbers.")
+    ] = "exact",
+    image_cache: Annotated[
+        str | None,
+        Option(
+            metavar="DIR|off",
+            help="Folder that keeps decoded images for later runs, or off: decode in every pass; default: memory, then "
+            "a temporary file.",
+        ),
+    ] = None,
+    cache_memory: Annotated[float, Option(min=0, help="Most GiB of decoded images in memory.")] = 1,
+    cache_disk: Annotated[float, Option(min=0, help="Most GiB in the folder or the temporary file.")] = 64,
     seed: Seed = 0,
     skip_unreadable: SkipUnreadable = False,
     retry_failed: Annotated[
@@ -110,7 +125,9 @@ def embed(
             image_size=image_size,
             device=device,
             batch_size=batch_size,
+            decoder=decoder,
             num_workers=num_workers,
+            image_cache=_image_cache(image_cache, cache_memory, cache_disk),
             on_error=on_error(skip_unreadable),
             retry_failed=retry_failed,
             part=None if part is None else _part(part),
@@ -135,6 +152,15 @@ def _part(text: str) -> tuple[int, int]:
     if match is None or int(match[1]) >= int(match[2]):
         raise ValueError(f"embed: expected --part K/N with K from 0 to N-1, such as 0/4 to 3/4; got {text}.")
     return int(match[1]), int(match[2])
+
+
+def _image_cache(where: str | None, memory: float, disk: float) -> ImageCache:
+    """Return what the options ask for; sizes in GiB."""
+    from ..data import ImageCache
+
+    if where == "off":
+        return ImageCache(0, 0)
+    return ImageCache(int(memory * 2**30), int(disk * 2**30), where)
 
 
 def print_entries(entries: Iterable[Entry], kept: Collection[str] = ()) -> None:

@@ -242,7 +242,7 @@ def _facts_of(
         raise ValueError(f"select: expected one task, got {len(tasks.names)} from {spec}; name one.")
     (task,) = tasks
     if by in get_args(FromOutputs):
-        how: RunOptions = {"device": work.device, "num_workers": work.num_workers, "on_error": work.on_error}
+        how: RunOptions = {"device": work.device, "num_workers": work.num_workers or 0, "on_error": work.on_error}
         extractor = Extractor({one.name: one for one in experts}, **how)
         outputs = extractor(task, num_samples=num_samples, seed=seed)
         return TaskFacts(task.name, outputs=outputs.__getitem__)

@@ -75,7 +75,11 @@ class Files:
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         """Return the RGB image and its label."""
-        return load_image(self.paths[index], max_value=self.max_value), self.labels[index]
+        return self.image(index), self.labels[index]
+
+    def image(self, index: int, *, at_least: int | None = None) -> Tensor:
+        """Return the RGB image; arguments as `load_image`'s."""
+        return load_image(self.paths[index], max_value=self.max_value, at_least=at_least)
 
     def file_name(self, index: int) -> str:
         """Return what messages call a file."""

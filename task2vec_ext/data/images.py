@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import functools
+import io
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 _FLOAT_SLACK = 0.1  # a bicubic resize overshoots [0, 1] by less than this; a normalised image by far more
@@ -33,7 +36,7 @@ def to_rgb(image: Image.Image | Tensor | np.ndarray[Any, Any], *, max_value: flo
             Default: 255 for 8-bit images, 65535 for other integers, 1 for floats.
 
     Returns:
-        ``[3, H, W]`` on the CPU: uint8 for 8-bit sources, otherwise float32 in [0, 1].
+        ``[3, H, W]`` on the CPU, in any memory layout: uint8 for 8-bit sources, otherwise float32 in [0, 1].
 
     Raises:
         TypeError: If it is not an image, or its pixels are neither bool, integer nor float.
@@ -51,12 +54,16 @@ def to_rgb(image: Image.Image | Tensor | np.ndarray[Any, Any], *, max_value: flo
     )
 
 
-def load_image(path: str | os.PathLike[str], *, max_value: float | None = None) -> Tensor:
+def load_image(path: str | os.PathLike[str], *, max_value: float | None = None, at_least: int | None = None) -> Tensor:
     """Return the image in a file, in any format that PIL reads, as `to_rgb` does.
+
+    Where simplejpeg is installed (the extra ``fast``), it decodes JPEG files, to the same pixels.
 
     Args:
         path: The file.
         max_value: See `to_rgb`.
+        at_least: Decode a JPEG file at 1/2, 1/4 or 1/8 of its size where both sides keep so many pixels: faster, other
+            pixels.
 
     Raises:
         ValueError: If the file does not exist or cannot be decoded in full. The message has the path and the reason.
@@ -71,6 +78,10 @@ def load_image(path: str | os.PathLike[str], *, max_value: float | None = None) 
         raise ValueError(f"load_image: expected an image at {where}, got {got}; correct the path.")
     try:
         with Image.open(where) as image:
+            if at_least is not None:
+                image.draft(None, (at_least, at_least))  # does nothing to other formats
+            elif (pixels := _fast_pixels(image)) is not None:
+                return _from_planes(pixels, max_value)
             return to_rgb(image, max_value=max_value)
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, … on damaged files
         if is_machines_fault(error):
@@ -99,14 +110,52 @@ def is_machines_fault(error: BaseException | None) -> bool:
     return False
 
 
+def _fast_pixels(image: Image.Image) -> Tensor | None:
+    """The pixels ``[3, H, W]`` of an opened JPEG file by a decoder that is faster than PIL's, or None: PIL decides."""
+    if image.format != "JPEG" or image.mode not in ("RGB", "L") or _orientation(image) != 1:
+        return None
+    if (decode := jpeg_decoder()) is None or not isinstance(image, ImageFile.ImageFile) or image.fp is None:
+        return None
+    image.fp.seek(0)
+    try:
+        return torch.from_numpy(decode(image.fp.read())).permute(2, 0, 1)
+    except ValueError:  # anything unusual, which PIL can read or has an error for
+        return None
+
+
+@functools.cache
+def jpeg_decoder() -> Callable[[bytes], np.ndarray[Any, Any]] | None:
+    """Return simplejpeg's decoder of a file's content to ``[H, W, 3]``, or None if it is missing or differs from PIL's.
+
+    Both are libjpeg-turbo as a rule, and then agree to the bit. PIL may be built with another library.
+    """
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    decode = functools.partial(simplejpeg.decode_jpeg, colorspace="RGB", fastdct=False, fastupsample=False)
+    noise = np.random.default_rng(0).integers(0, 256, (37, 43, 3), dtype=np.uint8)
+    for subsampling in (0, 1, 2):  # 4:4:4, 4:2:2 and 4:2:0
+        file = io.BytesIO()
+        Image.fromarray(noise).save(file, "JPEG", quality=80, subsampling=subsampling)
+        with Image.open(file) as image:
+            if not np.array_equal(decode(file.getvalue()), np.asarray(image)):
+                return None
+    return decode
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data do not make the pixels unusable
+        return 1
+
+
 def _from_pil(image: Image.Image, max_value: float | None) -> Tensor:
     if image.width == 0 or image.height == 0:
         raise ValueError(f"to_rgb: expected an image with pixels, got {image.width} × {image.height}; remove it.")
     image.load()  # before its orientation is read: PNG may store EXIF behind the pixels, TIFF is turned while loading
-    try:
-        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF data do not make the pixels unusable
-        orientation = 1
+    orientation = _orientation(image)
     deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
     image = image if deep else _to_rgb_mode(image)
     if orientation != 1:
@@ -165,7 +214,8 @@ def _from_planes(planes: Tensor, max_value: float | None) -> Tensor:
         planes = _from_float(planes, max_value)
     elif planes.dtype != torch.uint8 or max_value not in (None, 255):
         planes = _from_integers(planes, max_value)
-    return planes.expand(3, -1, -1).contiguous()  # repeats grey, and leaves colour as it is
+    # Colour stays as it lies in memory: the resize takes any layout, and reordering costs as much as decoding.
+    return planes if planes.shape[0] == 3 else planes.expand(3, -1, -1).contiguous()
 
 
 def _from_integers(planes: Tensor, max_value: float | None) -> Tensor:

@@ -1,68 +1,46 @@
-"""Batches: a task's images in order, decoded, preprocessed and checked by any number of processes."""
+"""Batches: a task's images in order, decoded, resized and checked by any number of processes, each image once."""
 
 from __future__ import annotations
 
-import os
+import math
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..words import OnError
 from .folder import Files
-from .images import is_machines_fault
+from .identity import file_key
 from .preprocess import Preprocess
 from .range import RangeCheck
+from .reader import Failure, Item, Outcome, Reader, Unit, Wanted, mismatch
+from .targets import Mask
 from .task import Task, check_indices
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from .image_cache import ImageCache
+
+_UNIT = 16
+"""Images that a process reads at a time: few, so that all processes work on one batch, and the first is soon there."""
 
 
 class Batch(NamedTuple):
-    """Some images of a task, ready for the probe.
+    """Some images of a task.
 
     Attributes:
         index: ``[B]`` int64, the images' positions in the task.
-        images: ``[B, 3, H, W]`` float32.
+        images: ``[B, 3, H, W]``: float32, ready for the probe; or uint8, before `Preprocess.normalised`.
         labels: ``[B]`` int64 classes, or ``[B, …]`` for other targets.
     """
 
     index: Tensor  # type: ignore[assignment]  # hides tuple.index
     images: Tensor
     labels: Tensor
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that could not be used.
-
-    Args:
-        index: Its position in the task.
-        where: What messages call it: ``image 12 (cats/a.jpg)``.
-        reason: What went wrong.
-    """
-
-    index: int
-    where: str
-    reason: str
-
-
-class _Item(NamedTuple):
-    position: int
-    image: Tensor
-    label: Tensor
-
-
-class _Chunk(NamedTuple):
-    """What the process that reads a batch returns."""
-
-    batch: Batch | None  # None: no image of it can be used
-    failures: list[Failure]
-    error: Exception | None = None  # raised with on_error="skip" too
-    peaks: tuple[
-        tuple[torch.dtype, float], ...
-    ] = ()  # of each usable image: its type and highest value, before preprocessing
 
 
 def batches(
@@ -72,14 +50,13 @@ def batches(
     *,
     batch_size: int,
     num_workers: int = 0,
-    pin_memory: bool = False,
     on_error: OnError = "raise",
     skipped: list[Failure] | None = None,
 ) -> Iterator[Batch]:
-    """Return an iterator over batches of a task's images.
+    """Return an iterator over batches of a task's images, ready for the probe.
 
-    It holds at most ``batch_size · (2 · num_workers + 1)`` images at a time, ends its processes however it ends, and
-    does not touch torch's global random state.
+    It holds about two batches and ``32 · num_workers`` images at a time, ends its processes however it ends, and does
+    not touch torch's global random state. For several passes over a task see `Loader`.
 
     Args:
         task: The task.
@@ -88,7 +65,6 @@ def batches(
             ``[3, H, W]`` of one size.
         batch_size: Images in a batch. The last batch, and one with skipped images, may have fewer.
         num_workers: Processes that read; 0 reads in this one. The batches are the same, bit for bit.
-        pin_memory: Whether to page-lock the batches for copies to a CUDA GPU; ignored where there is none.
         on_error: ``"raise"`` or ``"skip"``: what to do with an image that cannot be used.
         skipped: Receives the `Failure` of every skipped image.
 
@@ -102,168 +78,304 @@ def batches(
         pixels (see `RangeCheck`) and lack of memory or file handles raise with ``on_error="skip"`` too: skipping would
         silently drop an arbitrary part of the task.
     """
-    if batch_size < 1 or num_workers < 0:
-        raise ValueError(
-            f"batches: expected batch_size ≥ 1 and num_workers ≥ 0, got {batch_size} and {num_workers}; correct them."
-        )
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f'batches: expected on_error "raise" or "skip", got {on_error!r}; choose one of them.')
-    wanted = check_indices(task, indices, who="batches").tolist()
-    if on_error == "raise":
-        _check_files(task, wanted)
-    chunks = _Chunks(task, wanted, batch_size, preprocess)
-    loader: DataLoader[_Chunk] = DataLoader(
-        chunks,
-        batch_size=None,  # an item already is a batch
-        num_workers=num_workers,
-        pin_memory=pin_memory and torch.cuda.is_available(),
-        generator=torch.Generator(),  # by default the loader advances the global one
-    )
-    return _usable(loader, task, on_error, skipped)
+    loader = Loader(task, preprocess, batch_size=batch_size, num_workers=num_workers)
+    read = loader.batches(indices, on_error=on_error, skipped=skipped)
+
+    def ready() -> Iterator[Batch]:
+        try:
+            for batch in read:
+                if preprocess is not None and batch.images.dtype == torch.uint8:
+                    batch = batch._replace(images=preprocess.normalised(batch.images))
+                yield batch
+        finally:
+            read.close()  # type: ignore[attr-defined]  # a generator
+            loader.close()
+
+    return ready()
 
 
-def _check_files(task: Task, indices: Sequence[int]) -> None:
-    """Raise if files do not exist, before others are read for hours."""
-    if not isinstance(task.source, Files):
-        return
-    missing = [i for i in indices if not os.path.isfile(task.source.paths[i])]
-    if missing:
-        names = ", ".join(task.source.names[i] for i in sorted(missing)[:5]) + (", …" if len(missing) > 5 else "")
-        first = task.source.paths[min(missing)]
-        raise ValueError(
-            f"batches: expected the files of {task.name!r} to exist, got {len(missing):,} of {len(indices):,} that do "
-            f"not: {names} (the first is looked for at {first}); correct the paths, or {_SKIP}."
-        )
+class Loader:
+    """A task's images in batches, pass after pass: what the cache holds is not read again.
+
+    8-bit images travel as uint8 crops (`Preprocess.cropped`), a quarter of the bytes; others as the probe's input.
+
+    Args:
+        task: The task.
+        preprocess: As for `batches`.
+        batch_size: As for `batches`.
+        num_workers: As for `batches`. The processes live from one pass to the next while there is something to read.
+        pin_memory: Whether to page-lock the batches for copies to a CUDA GPU.
+        cache: Keeps 8-bit images. Of sources that are not `Files`, an image is the same in every pass.
+
+    Raises:
+        ValueError: If a number is impossible.
+        NotImplementedError: If drafts are asked for of what is not decoded here, or has masks.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        preprocess: Preprocess | None,
+        *,
+        batch_size: int,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        cache: ImageCache | None = None,
+    ) -> None:
+        """Start no process."""
+        if batch_size < 1 or num_workers < 0:
+            raise ValueError(
+                f"batches: expected batch_size ≥ 1 and num_workers ≥ 0, got {batch_size} and {num_workers}; correct "
+                "them."
+            )
+        drafts = preprocess is not None and preprocess.decoder == "draft"
+        if drafts and (not isinstance(task.source, Files) or isinstance(task.target, Mask)):
+            raise NotImplementedError(
+                f"batches: expected image files without masks for decoder='draft', {task.name!r} has others; use "
+                "'exact'."
+            )
+        self.task, self.preprocess, self.batch_size = task, preprocess, batch_size
+        self._workers, self._pin, self._cache = num_workers, pin_memory and torch.cuda.is_available(), cache
+        self._reader = Reader(task, preprocess)
+        self._units = _Units()
+        self._processes: DataLoader[Unit] | None = None
+        self._token = object()  # of what is no file, nothing is known beyond these passes
+        self._first_keys: dict[int, bytes | None] = {}  # of the files, when they were first read
+        if cache is not None:
+            cache.begin_task()
+
+    def batches(
+        self,
+        indices: Tensor | Sequence[int],
+        *,
+        on_error: OnError = "raise",
+        skipped: list[Failure] | None = None,
+        targets: Tensor | None = None,
+    ) -> Iterator[Batch]:
+        """Return an iterator over batches; arguments, errors and promises as those of `batches`.
+
+        Args:
+            indices: ``[n]`` positions of the images in the task, in the order wanted.
+            on_error: What to do with an image that cannot be used.
+            skipped: Receives the `Failure` of every skipped image.
+            targets: ``[n, …]`` the labels of the batches, where they are known; default: the task's.
+
+        Raises:
+            ValueError: If a file has changed since an earlier pass.
+        """
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f'batches: expected on_error "raise" or "skip", got {on_error!r}; choose one of them.')
+        wanted = check_indices(self.task, indices, who="batches").tolist()
+        return self._pass(wanted, self._looked_at(wanted, on_error), targets, on_error, skipped)
+
+    def read_again(self, index: int) -> Tensor:
+        """Return an image as batches hold it, not from the cache.
+
+        Args:
+            index: Its position in the task.
+
+        Raises:
+            ValueError: If it cannot be used.
+        """
+        item = self._read_here(index, self._first_keys.get(index))
+        assert item.image is not None  # it was read
+        return item.image
+
+    def close(self) -> None:
+        """End the processes."""
+        # Without this, a traceback that somebody keeps would keep the loader and its processes alive.
+        if end := getattr(getattr(self._processes, "_iterator", None), "_shutdown_workers", None):
+            end()
+        self._processes = None
+
+    def _looked_at(self, wanted: list[int], on_error: OnError) -> dict[int, bytes | None]:
+        """The keys of files; raise if some do not exist or changed since an earlier pass, before hours of work."""
+        source = self.task.source
+        if not isinstance(source, Files):
+            return {}
+        keys = {i: file_key(source.paths[i], self._reader.made) for i in dict.fromkeys(wanted)}
+        missing = sorted(i for i in keys if keys[i] is None) if on_error == "raise" else []
+        if missing:
+            names = ", ".join(source.names[i] for i in missing[:5]) + (", …" if len(missing) > 5 else "")
+            raise ValueError(
+                f"batches: expected the files of {self.task.name!r} to exist, got {len(missing):,} of "
+                f"{len(wanted):,} that do not: {names} (the first is looked for at {source.paths[missing[0]]}); "
+                f"correct the paths, or {_SKIP}."
+            )
+        changed = [i for i, key in keys.items() if self._first_keys.setdefault(i, key) != key]
+        if changed:
+            names = ", ".join(source.names[i] for i in changed[:5]) + (", …" if len(changed) > 5 else "")
+            raise ValueError(
+                f"batches: expected the files of {self.task.name!r} to stay as they were in the first pass, got "
+                f"{len(changed):,} that changed since: {names}; start again when nobody writes them."
+            )
+        return keys
+
+    def _pass(
+        self,
+        wanted: list[int],
+        keys: dict[int, bytes | None],
+        targets: Tensor | None,
+        on_error: OnError,
+        skipped: list[Failure] | None,
+    ) -> Iterator[Batch]:
+        ranges, first = RangeCheck(self.task), None
+        items = self._items(wanted, keys, targets)
+        try:
+            for start in range(0, len(wanted), self.batch_size):
+                good = []
+                for place in range(start, min(start + self.batch_size, len(wanted))):
+                    item = next(items)
+                    if isinstance(item, Failure):
+                        if on_error == "raise":
+                            raise ValueError(
+                                f"batches: expected usable images, got {item.where}: {item.reason.rstrip('. ')}. "
+                                f"Or {_SKIP}."
+                            )
+                        if skipped is not None:
+                            skipped.append(item)
+                        continue
+                    if targets is not None:
+                        item = item._replace(label=targets[place])
+                    first = first or item
+                    if (error := mismatch(self.task, first, item)) is not None:
+                        raise error
+                    good.append(item)
+                if good:
+                    ranges.add([item.peak for item in good if item.peak is not None])
+                    yield self._batch(good, keys)
+            ranges.end()
+            if self._cache is not None:
+                self._cache.flush()
+        except BaseException:
+            self.close()
+            raise
+
+    def _items(
+        self, wanted: list[int], keys: dict[int, bytes | None], targets: Tensor | None
+    ) -> Iterator[Item | Failure]:
+        """Yield all images wanted, those that the cache does not hold as they are read."""
+        found = [self._cached(i, keys, targets is not None) for i in wanted]
+        lacking = [(i, keys.get(i)) for i, item in zip(wanted, found, strict=True) if item is None]
+        units = self._read([lacking[start : start + self._unit] for start in range(0, len(lacking), self._unit)])
+        ready: deque[Outcome] = deque()
+        for known in found:
+            if known is not None:
+                yield known
+                continue
+            if not ready:
+                ready.extend(next(units).items())
+            item = ready.popleft()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+        if not lacking:
+            self.close()  # the cache has it all: nothing is left to do for processes of an earlier pass
+
+    def _cached(self, i: int, keys: dict[int, bytes | None], has_target: bool) -> Item | None:
+        """An image that the cache holds and whose label is known."""
+        if self._cache is None or (peak := self._cache.peak(self._key(i, keys))) is None:
+            return None
+        label = torch.empty(0) if has_target else self.task.listed_target(i)
+        if label is None:
+            return None
+        return Item(i, None, torch.as_tensor(label), (torch.uint8, float(peak)))
+
+    def _key(self, i: int, keys: dict[int, bytes | None]) -> Hashable:
+        """What the cache knows an image by."""
+        return keys[i] if isinstance(self.task.source, Files) else (self._token, i)
+
+    @property
+    def _unit(self) -> int:
+        return min(self.batch_size, _UNIT)
+
+    def _batch(self, items: list[Item], keys: dict[int, bytes | None]) -> Batch:
+        """Stack images; those that were read go into the cache."""
+        index, labels = torch.tensor([item.position for item in items]), self._stack([item.label for item in items])
+        small = [item.image is None or item.image.dtype == torch.uint8 for item in items]
+        images = self._stack([item.image for item in items]) if not any(small) else None
+        if images is None:
+            assert self.preprocess is not None  # or there are no bytes
+            crops = self._crops([item for item, is_small in zip(items, small, strict=True) if is_small], keys)
+            if all(small):
+                return Batch(index, crops, labels)
+            known = iter(self.preprocess.normalised(crops))
+            images = self._stack([next(known) if s else item.image for item, s in zip(items, small, strict=True)])
+        return Batch(index, images, labels)
+
+    def _stack(self, images: list[Any]) -> Tensor:
+        stacked = torch.stack(images)
+        return stacked.pin_memory() if self._pin else stacked
+
+    def _crops(self, items: list[Item], keys: dict[int, bytes | None]) -> Tensor:
+        """The 8-bit crops of some images, ``[n, 3, crop, crop]``."""
+        assert self.preprocess is not None
+        crop = self.preprocess.crop
+        crops = torch.empty(len(items), 3, crop, crop, dtype=torch.uint8, pin_memory=self._pin)
+        for out, item in zip(crops, items, strict=True):
+            key = self._key(item.position, keys)
+            if item.image is None and self._cache is not None and self._cache.read(key, out):
+                continue
+            if item.image is None:  # damaged since it was written
+                item = self._read_here(item.position, keys.get(item.position))
+            assert item.image is not None
+            out.copy_(item.image)
+            if self._cache is not None and item.peak is not None and key is not None:
+                self._cache.put(key, item.image, int(item.peak[1]))
+        return crops
+
+    def _read_here(self, index: int, key: bytes | None) -> Item:
+        (item,) = self._reader[[(index, key)]].items()
+        if isinstance(item, Failure):
+            raise ValueError(f"batches: expected a usable image, got {item.where}: {item.reason}")
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def _read(self, units: list[list[Wanted]]) -> Iterator[Unit]:
+        """Yield what the processes read of units of images."""
+        if not units:
+            return
+        if self._processes is None:
+            workers = min(self._workers, len(units))
+            ahead = max(2, math.ceil(2 * self.batch_size / (self._unit * max(workers, 1))))
+            self._processes = DataLoader(
+                self._reader,
+                batch_size=None,  # an item already is a unit
+                collate_fn=_as_it_is,
+                sampler=self._units,
+                num_workers=workers,
+                prefetch_factor=ahead if workers else None,
+                persistent_workers=workers > 0,
+                generator=torch.Generator(),  # by default the loader advances the global one
+            )
+        self._units.now = units
+        try:
+            yield from self._processes
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RuntimeError(
+                f"batches: expected {self._workers} reading processes to finish, but one died ({error}); "
+                "often memory or shared memory (/dev/shm) has run out: pass a smaller num_workers, or 0."
+            ) from error
 
 
 _SKIP = 'go on without them: on_error="skip" (on the command line --skip-unreadable)'
 
 
-def _usable(
-    loader: DataLoader[_Chunk], task: Task, on_error: OnError, skipped: list[Failure] | None
-) -> Iterator[Batch]:
-    """Yield the batches, and raise or collect the failures, in the caller's process."""
-    first: _Item | None = None
-    ranges = RangeCheck(task)
-    for chunk in _read(loader):
-        if chunk.failures and on_error == "raise":
-            failure = chunk.failures[0]
-            raise ValueError(
-                f"batches: expected usable images, got {failure.where}: {failure.reason.rstrip('. ')}. Or {_SKIP}."
-            )
-        if chunk.error is not None:
-            raise chunk.error
-        if skipped is not None:
-            skipped.extend(chunk.failures)
-        if chunk.batch is not None:
-            item = _Item(int(chunk.batch.index[0]), chunk.batch.images[0], chunk.batch.labels[0])
-            first = first or item
-            if (error := _mismatch(task, first, item)) is not None:
-                raise error
-            ranges.add(chunk.peaks)
-            yield chunk.batch
-    ranges.end()
+def _as_it_is(unit: Any) -> Any:
+    return unit
 
 
-def _read(loader: DataLoader[_Chunk]) -> Iterator[_Chunk]:
-    chunks = iter(loader)
-    try:
-        yield from chunks
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise RuntimeError(
-            f"batches: expected {loader.num_workers} reading processes to finish, but one died ({error}); "
-            "often memory or shared memory (/dev/shm) has run out: pass a smaller num_workers, or 0."
-        ) from error
-    finally:
-        # Without this, a traceback that somebody keeps would keep the loader and its processes alive.
-        if hasattr(chunks, "_shutdown_workers"):
-            chunks._shutdown_workers()
+class _Units:
+    """The units of the present pass, as a sampler that outlives it."""
 
+    def __init__(self) -> None:
+        self.now: list[list[Wanted]] = []
 
-class _Chunks(Dataset[_Chunk]):
-    """A task, batch by batch. Failures are returned: an exception would lose the batch and add a worker's traceback."""
-
-    def __init__(self, task: Task, indices: list[int], batch_size: int, preprocess: Preprocess | None) -> None:
-        self.task, self.indices, self.batch_size, self.preprocess = task, indices, batch_size, preprocess
+    def __iter__(self) -> Iterator[list[Wanted]]:
+        return iter(self.now)
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __getitem__(self, number: int) -> _Chunk:
-        start = number * self.batch_size
-        items: list[_Item] = []
-        failures: list[Failure] = []
-        peaks: list[tuple[torch.dtype, float]] = []
-        for i in self.indices[start : start + self.batch_size]:
-            try:
-                given, image, label = self._image(i)
-            except TypeError as error:  # malformed; a data set's own TypeErrors are ValueErrors here, see Task.item
-                return _Chunk(None, failures, TypeError(f"batches: {self.task.describe(i)}: {error}"))
-            except Exception as error:
-                if is_machines_fault(error):
-                    return _Chunk(None, failures, _machines_fault(self.task.describe(i), error))
-                reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-                failures.append(Failure(i, self.task.describe(i), reason))
-                continue
-            item = _Item(i, image, label)
-            if items and (mismatch := _mismatch(self.task, items[0], item)) is not None:
-                return _Chunk(None, failures, mismatch)
-            items.append(item)
-            if self.preprocess is not None:
-                peaks.append((given.dtype, float(given.max())))
-        if not items:
-            return _Chunk(None, failures)
-        index, images, labels = zip(*items, strict=True)
-        batch = Batch(torch.tensor(index), torch.stack(images), torch.stack(labels))
-        return _Chunk(batch, failures, peaks=tuple(peaks))
-
-    def _image(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """An image as RGB, as the probe's input, float32 ``[3, H, W]``, and its target."""
-        if self.preprocess is None:
-            item, label = self.task.item(index)
-            given = image = _as_input(item)
-        else:
-            given, label = self.task[index]
-            image = self.preprocess(given)
-        label = self.task.target.prepare(label, given, self.preprocess)
-        if not torch.isfinite(image).all():
-            raise ValueError("batches: expected finite pixels, got NaN or infinity; correct or remove the image.")
-        return given, image, label
-
-
-def _machines_fault(where: str, error: Exception) -> Exception:
-    """The error where memory or file handles run out."""
-    if isinstance(error, OSError):
-        return OSError(error.errno, f"batches: could not read {where} ({error.strerror}); raise the limit (ulimit -n)")
-    return MemoryError(
-        f"batches: expected memory for {where}, got none ({type(error).__name__}: {error}); close other programs, or "
-        "take smaller images (image_size) or batches."
-    )
-
-
-def _as_input(image: Any) -> Tensor:
-    """A preprocessed image as float32 ``[3, H, W]``."""
-    advice = "pass a Preprocess, or make the data set return what the probe takes."
-    if not isinstance(image, Tensor) or not image.is_floating_point():
-        got = image.dtype if isinstance(image, Tensor) else type(image).__name__
-        raise TypeError(f"expected a float tensor [3, H, W] where preprocess is None, got {got}; {advice}")
-    if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
-        shape = list(image.shape)
-        raise ValueError(f"batches: expected an image [3, H, W] where preprocess is None, got {shape}; {advice}")
-    return image.detach().to("cpu", torch.float32)
-
-
-def _mismatch(task: Task, one: _Item, other: _Item) -> ValueError | None:
-    """The error of two images that do not fit into one batch, or None."""
-    for kind, ours, theirs, what, advice in (
-        ("images", one.image, other.image, " where preprocess is None", "resize them, or pass a Preprocess"),
-        ("targets", one.label, other.label, "", "give every image a target of the same size"),
-    ):
-        if ours.shape != theirs.shape:
-            return ValueError(
-                f"batches: expected {kind} of one size{what}, got {list(ours.shape)} for {task.describe(one.position)} "
-                f"and {list(theirs.shape)} for {task.describe(other.position)}; {advice}."
-            )
-    return None
+        return len(self.now)

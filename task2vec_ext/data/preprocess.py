@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ..words import Decoder
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -29,10 +32,12 @@ class Preprocess:
         mean: Subtracted from the R, G and B planes, in units of [0, 1].
         std: Divides them afterwards.
         interpolation: Interpolation of the resize.
+        decoder: ``"exact"``: images in full size. ``"draft"``: JPEG files at 1/2, 1/4 or 1/8 of their size where that
+            is still larger than `resize`: faster, other pixels. Embeddings of the two do not compare.
 
     Raises:
         ValueError: If a size is not a positive integer, ``mean`` or ``std`` are not three finite numbers (``std``
-            positive), or ``interpolation`` is unknown.
+            positive), or ``interpolation`` or ``decoder`` is unknown.
     """
 
     resize: int = 256
@@ -40,6 +45,7 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: Interpolation = "bilinear"
+    decoder: Decoder = "exact"
 
     def __post_init__(self) -> None:
         """Check the values, and turn lists into tuples."""
@@ -48,12 +54,18 @@ class Preprocess:
                 raise ValueError(f"Preprocess: expected {name} ≥ 1 (whole pixels), got {size!r}; correct it.")
         object.__setattr__(self, "mean", _three("mean", self.mean, "finite", math.isfinite))
         object.__setattr__(self, "std", _three("std", self.std, "positive", lambda v: 0 < v < math.inf))
-        if self.interpolation not in get_args(Interpolation):
-            modes = " or ".join(get_args(Interpolation))
-            raise ValueError(f"Preprocess: expected interpolation {modes}, got {self.interpolation!r}; choose one.")
+        for name, known in (("interpolation", get_args(Interpolation)), ("decoder", get_args(Decoder))):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"Preprocess: expected {name} {' or '.join(known)}, got {getattr(self, name)!r}; choose one."
+                )
 
     def __call__(self, rgb: Tensor) -> Tensor:
-        """Return the probe's input for one image: ``[3, crop, crop]`` float32, contiguous.
+        """Return the probe's input for one image: ``[3, crop, crop]`` float32, contiguous; arguments as `cropped`'s."""
+        return self.normalised(self.cropped(rgb))
+
+    def cropped(self, rgb: Tensor) -> Tensor:
+        """Return an image resized and cropped, ``[3, crop, crop]``, contiguous: uint8 if it is, else float32 in [0, 1].
 
         Args:
             rgb: ``[3, H, W]``, uint8 or float32 in [0, 1], as `to_rgb` gives it.
@@ -69,9 +81,19 @@ class Preprocess:
             raise TypeError(f"Preprocess: expected uint8 or float32, got {rgb.dtype}; pass the image through to_rgb.")
         image = _crop_center(self._resize(rgb.to(torch.float32)), self.crop)
         if rgb.dtype == torch.uint8:  # as torchvision: whole numbers again, without the overshoot of bicubic
-            image = image.round().clamp(0, 255).div(255)
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
-        return image.sub(mean).div(std).contiguous()
+            image = image.round().clamp(0, 255).to(torch.uint8)
+        return image.contiguous()
+
+    def normalised(self, crops: Tensor) -> Tensor:
+        """Return the probe's input for what `cropped` made, ``[…, 3, crop, crop]``: float32 on the crops' device.
+
+        The numbers are the same bits on every device.
+        """
+        white, mean, std = _constants(self.mean, self.std, crops.device)
+        image = crops.to(torch.float32, copy=True)
+        if crops.dtype == torch.uint8:
+            image = image.div_(white)
+        return image.sub_(mean).div_(std)
 
     def mask(self, mask: Tensor, *, fill: int) -> Tensor:
         """Return a mask resized (nearest pixel) and cropped as its image is: ``[crop, crop]`` of the same dtype.
@@ -148,8 +170,11 @@ class Preprocess:
         return replace(self, resize=resize, crop=crop)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the preprocessing as a dictionary that JSON can hold."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        """Return the preprocessing as a dictionary that JSON can hold; without `decoder` where that is ``"exact"``."""
+        values = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        if self.decoder == "exact":  # as versions before 0.3 wrote it
+            del values["decoder"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
@@ -158,12 +183,20 @@ class Preprocess:
         Raises:
             ValueError: If entries are missing or unknown, or a value is impossible.
         """
-        if values.keys() != (expected := cls.__dataclass_fields__.keys()):
+        expected = cls.__dataclass_fields__.keys()
+        if values.keys() | {"decoder"} != expected:
             raise ValueError(
                 f"Preprocess.from_dict: expected the entries {sorted(expected)}, got {sorted(values)}; "
                 "was it written by another version?"
             )
         return cls(**values)
+
+
+@lru_cache(maxsize=64)
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """255, mean and std on a device: copied there once, and no numbers of Python, by whose inverse CUDA multiplies."""
+    white, *rest = torch.tensor(255.0), *(torch.tensor(v).view(3, 1, 1) for v in (mean, std))
+    return white.to(device), rest[0].to(device), rest[1].to(device)
 
 
 def _three(name: str, values: Sequence[float], kind: str, is_kind: Callable[[float], bool]) -> tuple[float, ...]:

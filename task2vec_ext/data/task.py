@@ -114,6 +114,14 @@ class Task(Dataset[tuple[Tensor, Any]]):
         image, value = self._given(index)
         return image, self._label(value, index)
 
+    def listed_target(self, index: int) -> Any:
+        """Return an image's target as `item` does, without reading the image; None where that cannot be."""
+        if self.labels is not None:
+            return int(self.labels[index])
+        if isinstance(self.source, Files) and not isinstance(self.target, Mask):
+            return self._label(self.source.labels[index], index)
+        return None
+
     def _label(self, value: Any, index: int) -> Any:
         """A label as the target reads it, and as the source lists it."""
         where = self.describe(index)

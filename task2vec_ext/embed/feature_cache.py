@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..data.folder import Files
+from ..data.identity import file_key
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -86,12 +86,4 @@ def keys(task: Task, probe: Probe, indices: Tensor) -> list[Hashable]:
     if not isinstance(task.source, Files) or probe.preprocess is None:
         return [None] * len(indices)
     same = (probe.fingerprint, probe.head, probe.dtype, json.dumps(probe.preprocess.to_dict()), task.max_value)
-    return [_key(task.source.paths[i], same) for i in indices.tolist()]
-
-
-def _key(path: str, same: Hashable) -> Hashable:
-    try:
-        state = os.stat(path)
-    except OSError:  # told when it is read
-        return None
-    return (path, state.st_size, state.st_mtime_ns, state.st_ctime_ns, same)
+    return [file_key(task.source.paths[i], *same) for i in indices.tolist()]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from .._util.later import later
 from ..data import Batch, ClassLabel
 from ..fisher.per_sample import check_per_sample
 from ..probe.folding import fold
@@ -13,7 +14,7 @@ from ..probe.repeatable import check_repeatable
 from .feature_cache import FeatureCache, keys
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -165,6 +166,11 @@ def _read(
     probe, kept, first = feed.probe, torch.empty_like(indices), None
     features, targets = torch.empty(0, probe.feature_size), torch.empty(0, dtype=torch.int64)
     stop = 0
+    waiting: list[tuple[slice, Callable[[], Tensor], Callable[[], Tensor]]] = []
+
+    def fetch(rows: slice, of_images: Callable[[], Tensor], of_labels: Callable[[], Tensor]) -> None:
+        features[rows], targets[rows] = of_images(), of_labels()
+
     with torch.no_grad(), feed.batches(indices, "features", on_error, skipped) as loaded:
         for batch in loaded:
             if stop == 0:
@@ -178,7 +184,12 @@ def _read(
                 features = torch.empty(len(indices), *z.shape[1:])
                 targets = torch.empty(len(indices), *y.shape[1:], dtype=y.dtype)
             rows = slice(stop, stop := stop + len(batch.index))
-            features[rows], targets[rows], kept[rows] = z.float().cpu(), y.cpu(), batch.index
+            kept[rows] = batch.index
+            waiting.append((rows, later(z.float()), later(y)))
+            if len(waiting) > 1:  # a batch behind: while this waits for the features before, a GPU computes the next
+                fetch(*waiting.pop(0))
+    for one in waiting:
+        fetch(*one)
     return Features(features[:stop], targets[:stop], kept[:stop]), first, probe
 
 

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from .._util.warnings import Task2VecWarning
-from ..data import ClassLabel, Preprocess, as_task
+from ..data import ClassLabel, ImageCache, Preprocess, as_task
 from ..embedding import Embedding, HeadInfo, ProbeInfo
 from ..probe.feed import ImageFeed, choose_device, on_device
 from ..probe.load import load_probe
 from ..probe.precision import arithmetic, check_dtype
 from ..probe.probe import Probe
 from ..settings import EmbedSettings
-from ..words import AnyEstimator, Dtype, LossName, OnError
+from ..words import AnyEstimator, Decoder, Dtype, LossName, OnError
 from .features import FirstPass, check_read, read_features, twins
 from .steps import Measured, draw_images, fit_task_head, measure_fisher, measure_robust_fisher
 from .work import Work
@@ -44,6 +44,7 @@ def fisher_embed(
     settings: EmbedSettings | None = None,
     weights: Any = None,
     image_size: int | None = None,
+    decoder: Decoder | None = None,
     loss: LossName | Loss | None = None,
     estimator: AnyEstimator | None = None,
     num_samples: int | None = None,
@@ -52,7 +53,8 @@ def fisher_embed(
     dtype: Dtype | None = None,
     device: str | torch.device | None = None,
     batch_size: int = 32,
-    num_workers: int = 0,
+    num_workers: int | None = None,
+    image_cache: ImageCache | None = None,
     on_error: OnError = "raise",
     name: str | None = None,
     progress: bool | Pass | None = None,
@@ -68,11 +70,13 @@ def fisher_embed(
             `Task`. Images: PIL of any mode, tensors or arrays. Labels: integers 0…C−1, or what `loss` says.
         probe: A name (torchvision's, ``"timm:NAME"``, or ``"tiny"``, which ships with the package: see `load_probe`), a
             module in eval mode, or a `Probe` (load it once for many tasks, or to choose its head or preprocessing).
-        settings: Everything that decides the numbers; the six options after `image_size` override it. Default:
+        settings: Everything that decides the numbers; the six options after `decoder` override it. Default:
             ``EmbedSettings()``.
         weights: Weights of a named probe: see `load_probe`. Default: ImageNet (``"IMAGENET1K_V1"``), downloaded once by
             torchvision.
         image_size: Side of another crop in pixels; the resize changes in proportion. Default: that of the weights.
+        decoder: ``"draft"`` decodes large JPEG files at a fraction of their size: faster, other numbers; see
+            `Preprocess`.
         loss: What the labels are; default ``"cross_entropy"``, one class per image. `EmbedSettings` describes this and
             the next five options.
         estimator: How the expectation over labels is taken; default ``"signed"``.
@@ -82,7 +86,10 @@ def fisher_embed(
         dtype: What the network computes in; default ``"float32"``.
         device: Where the probe runs; default: a module's own device, else CUDA where there is one.
         batch_size: Images per batch.
-        num_workers: Processes that decode images; 0: this process.
+        num_workers: Processes that decode images; 0: this process. Default: for a GPU its share of the cores, else 0.
+        image_cache: Keeps decoded images, so that each is decoded once; default: one of 1 GiB of memory and a temporary
+            file. ``ImageCache(0, 0)`` decodes in every pass; `ImageCache` describes budgets, and a folder for later
+            runs.
         on_error: What happens to an image that cannot be read: ``"raise"``, or ``"skip"`` to leave it out and count it.
         name: Name of the task; default: the folder's or data set's own name.
         progress: Whether to show a progress bar, or a function that shows it; default: if standard error is a terminal.
@@ -104,8 +111,8 @@ def fisher_embed(
         Only the weights of Conv2d and Linear layers are described, including packed attention projections: no biases,
         normalisation layers, class tokens, position embeddings or LayerScale.
 
-        Labels that the data set does not list (``.targets``) are checked after the first pass. Memory
-        beyond the probe's own: the features, ``4·N·D`` bytes, and one batch. The probe is not changed, also
+        Labels that the data set does not list (``.targets``) are checked after the first pass. Memory beyond the
+        probe's own: the features, ``4·N·D`` bytes, the image cache, and two batches. The probe is not changed, also
         after an exception or Ctrl-C. Sums are in float64.
 
         `embed_task` does the same with a shared feature cache.
@@ -116,9 +123,9 @@ def fisher_embed(
     settings = (settings or EmbedSettings()).override(
         loss=loss, estimator=estimator, num_samples=num_samples, rel_error=rel_error, seed=seed, dtype=dtype
     )
-    work = Work(device, batch_size, num_workers, on_error, progress)
+    work = Work(device, batch_size, num_workers, on_error, progress, image_cache)
     source = as_task(task, name=name, target=settings.loss_object.target)
-    net = load_probe(probe, weights=weights, image_size=image_size)
+    net = load_probe(probe, weights=weights, image_size=image_size, decoder=decoder)
     if isinstance(probe, str):
         work = work.on(choose_device(net.module, device, owned=True))
     return embed_task(source, net, settings, work)
@@ -188,13 +195,16 @@ def embed_task(task: Task, probe: Probe, settings: EmbedSettings, work: Work) ->
     device = choose_device(probe.module, work.device, owned=False)
     check_dtype(settings.dtype, probe.module, device)
     indices = draw_images(task, settings)
-    feed = ImageFeed(task, probe, device, work.batch_size, work.num_workers, work.progress)
-    with arithmetic(settings.dtype, device), on_device(probe.module, device):
+    cache = ImageCache() if work.image_cache is None else work.image_cache
+    feed = ImageFeed(task, probe, device, work.batch_size, work.num_workers, work.progress, cache)
+    with arithmetic(settings.dtype, device), on_device(probe.module, device), feed:
         seen = read_features(feed, loss, layers, indices, work)
         check_read(task, indices, seen)
         head, targets = fit_task_head(seen, settings, device)
         measure = measure_fisher if settings.variational is None else measure_robust_fisher
         measured = measure(feed, seen, layers, head, targets, settings)
+    if work.image_cache is None:
+        cache.close()
     _check_reached(settings, measured, task.name)
     _warn_of(task, seen, len(indices), measured)
     info = HeadInfo.of(head)

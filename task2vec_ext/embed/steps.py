@@ -15,7 +15,6 @@ from ..fisher.head import Head, fit_head
 from ..fisher.per_sample import sum_fisher
 from ..fisher.variational import DEFAULT_KAPPA, variational_epochs
 from ..jackknife import FEWEST_GROUPS
-from ..probe.feed import ImageFeed, same_as_before, with_targets
 from ..words import Estimator
 from .features import FirstPass
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data import Task
+    from ..probe.feed import ImageFeed
     from ..probe.layers import Layer
     from ..settings import EmbedSettings
 
@@ -135,10 +135,10 @@ def measure_fisher(
     Returns:
         Fisher, prior, and the groups that error bars are computed from.
     """
-    with feed.batches(seen.of_task.indices, "Fisher") as loaded:
-        again = with_targets(same_as_before(loaded, seen.first), targets)
+    feed.warn_if_restless(seen.first)
+    with feed.batches(seen.of_task.indices, "Fisher", targets=targets) as loaded:
         estimator = cast("Estimator", settings.estimator)
-        result = sum_fisher(seen.probe, layers, head, again, estimator, settings.seed, settings.rel_error)
+        result = sum_fisher(seen.probe, layers, head, loaded, estimator, settings.seed, settings.rel_error)
     groups = result.groups
     enough = len(groups.sizes) >= FEWEST_GROUPS
     return Measured(
@@ -166,8 +166,9 @@ def measure_robust_fisher(
 
     def epochs() -> Iterator[Iterator[Batch]]:
         for number, chosen in enumerate(options.epochs_of(targets, settings.seed), 1):
-            with feed.batches(indices[chosen], f"epoch {number} of {options.epochs}") as loaded:
-                yield with_targets(loaded, targets[chosen])
+            what = f"epoch {number} of {options.epochs}"
+            with feed.batches(indices[chosen], what, targets=targets[chosen]) as loaded:
+                yield loaded
 
     *_, robust = variational_epochs(seen.probe, layers, head, epochs(), len(indices), options, settings.seed)
     return Measured(robust.fisher, robust.prior, len(indices), 2 * robust.kappa, epoch_nll=robust.nll)

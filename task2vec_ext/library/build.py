@@ -17,7 +17,7 @@ from .._util.atomic import check_writable, remove_leftovers
 from .._util.numbers import whole
 from .._util.progress import library_progress
 from .._util.warnings import Task2VecWarning
-from ..data import Task, TaskSource, as_task
+from ..data import ImageCache, Task, TaskSource, as_task
 from ..data.identity import digest_of_record, same_digest
 from ..embed import FeatureCache, Work, embed_like, embed_task
 from ..embedding import Embedding
@@ -26,7 +26,7 @@ from ..probe.load import load_probe
 from ..probe.precision import check_dtype
 from ..probe.probe import Probe
 from ..settings import EmbedSettings
-from ..words import OnError
+from ..words import Decoder, OnError
 from .folder import Folder
 from .library import Library
 from .rehearsal import rehearse
@@ -41,9 +41,11 @@ def build_library(
     settings: EmbedSettings | None = None,
     weights: Any = None,
     image_size: int | None = None,
+    decoder: Decoder | None = None,
     device: str | torch.device | None = None,
     batch_size: int = 32,
-    num_workers: int = 0,
+    num_workers: int | None = None,
+    image_cache: ImageCache | None = None,
     on_error: OnError = "raise",
     feature_cache: FeatureCache | None = None,
     retry_failed: bool = False,
@@ -63,9 +65,11 @@ def build_library(
         settings: What decides the numbers, the same for all tasks of a library; default: ``EmbedSettings()``.
         weights: As for `fisher_embed`.
         image_size: As for `fisher_embed`.
-        device: As for `fisher_embed`. This and the next four may change from one build to the next.
+        decoder: As for `fisher_embed`.
+        device: As for `fisher_embed`. This and the next five may change from one build to the next.
         batch_size: Images per batch.
-        num_workers: Processes that decode images; 0: this process.
+        num_workers: As for `fisher_embed`.
+        image_cache: As for `fisher_embed`; all tasks share it.
         on_error: An image that cannot be read fails its task, or is left out and counted (``"skip"``).
         feature_cache: Cache of features that tasks share; default: one of 256 MiB.
         retry_failed: Try again the tasks that failed before.
@@ -96,11 +100,12 @@ def build_library(
     settings = settings or EmbedSettings()
     named = [as_task(task, target=settings.loss_object.target) for task in tasks]
     _check_names(named)
-    net = load_probe(probe, weights=weights, image_size=image_size)
+    net = load_probe(probe, weights=weights, image_size=image_size, decoder=decoder)
     made_with = LibrarySettings.of(net, settings)
     place = choose_device(net.module, device, owned=isinstance(probe, str))
     check_dtype(settings.dtype, net.module, place)  # or every task would fail of it
-    work = Work(place, batch_size, num_workers, on_error, None, feature_cache or FeatureCache())
+    images = image_cache or ImageCache()
+    work = Work(place, batch_size, num_workers, on_error, None, images, feature_cache or FeatureCache())
     files = Folder(Path(folder).expanduser())
     if not files.stamps():
         rehearse(named, net, settings, work)
@@ -109,8 +114,8 @@ def build_library(
     mine = named if part is None else _dealt(named, *part)
     todo = _todo(library, files, mine, retry_failed)
     remove_leftovers(files.embeddings)
-    images = sum(len(task) for task in todo)
-    with library_progress(len(mine), images, progress, len(mine) - len(todo)) as told:
+    total = sum(len(task) for task in todo)
+    with library_progress(len(mine), total, progress, len(mine) - len(todo)) as told:
         builder = _Builder(files, made_with, net, replace(work, progress=told.of_pass), retry_failed)
         for task in todo:
             told.ended(task.name, len(task), builder.add(task))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from ..data.preprocess import Preprocess
+from ..words import Decoder
 from .checkpoint import load_checkpoint, read_checkpoint
 from .probe import Probe
 from .trial import default_head
@@ -24,6 +26,7 @@ def load_probe(
     head: str | None = None,
     preprocess: Preprocess | Literal["weights"] | None = "weights",
     image_size: int | None = None,
+    decoder: Decoder | None = None,
 ) -> Probe:
     """Return a probe from a name or from a module of your own.
 
@@ -39,6 +42,7 @@ def load_probe(
         preprocess: Default: what the weights were trained with (for modules, checkpoints and random weights
             torchvision's ImageNet preset, 256 → 224 px). None where tasks give preprocessed tensors.
         image_size: Side of another crop in pixels; the resize changes in proportion.
+        decoder: How image files are decoded, see `Preprocess`; default: that of `preprocess`, ``"exact"``.
 
     Returns:
         The probe, in eval mode.
@@ -50,7 +54,8 @@ def load_probe(
         RuntimeError: If weights must be downloaded and cannot be, or timm is not installed.
     """
     if isinstance(probe, Probe):
-        if weights is not None or head is not None or preprocess != "weights" or image_size is not None:
+        given = (weights, head, image_size, decoder)
+        if preprocess != "weights" or any(option is not None for option in given):
             raise ValueError("load_probe: expected no further options with a Probe; give them when it is loaded.")
         return probe
     if preprocess is not None and preprocess != "weights" and not isinstance(preprocess, Preprocess):
@@ -69,7 +74,7 @@ def load_probe(
     else:
         name, built, owned = probe, build(probe, weights), True
     state = None if built.checkpoint is None else read_checkpoint(built.checkpoint)
-    expected = _expected(built.preprocess, preprocess, image_size)
+    expected = _expected(built.preprocess, preprocess, image_size, decoder)
     if head is None:
         head = default_head(built.module, None if expected is None else expected.crop, name)
     random_head = built.weights == "random"
@@ -79,14 +84,22 @@ def load_probe(
 
 
 def _expected(
-    of_weights: Preprocess, chosen: Preprocess | Literal["weights"] | None, image_size: int | None
+    of_weights: Preprocess,
+    chosen: Preprocess | Literal["weights"] | None,
+    image_size: int | None,
+    decoder: Decoder | None,
 ) -> Preprocess | None:
     """Return the preprocessing that `load_probe`'s arguments ask for."""
     expected = of_weights if chosen == "weights" else chosen
+    for name, value in (("image_size", image_size), ("decoder", decoder)):
+        if value is not None and expected is None:
+            raise ValueError(f"load_probe: expected either preprocess=None or {name}, got both; drop one.")
+    if expected is None:
+        return None
+    if decoder is not None:
+        expected = replace(expected, decoder=decoder)
     if image_size is None:
         return expected
-    if expected is None:
-        raise ValueError("load_probe: expected either preprocess=None or an image_size, got both; drop one.")
     if not isinstance(image_size, int) or image_size < 1:
         raise ValueError(f"load_probe: expected image_size as a whole number of pixels >= 1, got {image_size!r}.")
     return expected.with_size(image_size)

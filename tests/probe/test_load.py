@@ -151,7 +151,7 @@ def test_a_network_of_every_family_builds(name, head, size, filters):
         (
             {"probe": "tiny", "preprocess": None, "image_size": 32},
             ValueError,
-            "either preprocess=None or an image_size",
+            "either preprocess=None or image_size",
         ),
     ],
 )
