@@ -42,7 +42,7 @@ def _try(task: Task, probe: Probe, settings: EmbedSettings, work: Work) -> None:
     probe = loss.tap(probe)
     device = choose_device(probe.module, work.device, owned=False)
     indices, skipped = draw_images(task, settings)[:_IMAGES], list[Failure]()
-    feed = ImageFeed(task, probe, device, _IMAGES, 0, False)
+    feed = ImageFeed(task, probe, device, _IMAGES, 0, False, work.image_cache)
     with on_device(probe.module, device), feed.batches(indices, "", "skip", skipped) as batches:
         for batch in batches:
             loss.align(batch.labels, probe.features(batch.images))

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from task2vec_ext.data import load_image, to_rgb
+from task2vec_ext.data import images, load_image, to_rgb
+from task2vec_ext.data.images import jpeg_decoder
 
 # Uneven sides, so that swapped axes show.
 H, W = 5, 7
@@ -281,3 +282,86 @@ def test_load_image_says_how_to_allow_more_pixels(tmp_path, monkeypatch):
         load_image(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2500)
     assert load_image(tmp_path / "a.png").shape == (3, 50, 50)
+
+
+def _photo(height=61, width=77):
+    """Smooth colours and noise, as a JPEG sees in a photograph."""
+    y, x = np.mgrid[:height, :width]
+    smooth = np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (height + width)], 2)
+    noise = np.random.default_rng(0).integers(-30, 30, (height, width, 3))
+    return Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """simplejpeg's decoder, and what it returned."""
+    pytest.importorskip("simplejpeg")
+    decode, returned = jpeg_decoder(), []
+
+    def spied(content):
+        returned.append(decode(content))
+        return returned[-1]
+
+    monkeypatch.setattr(images, "jpeg_decoder", lambda: spied)
+    return returned
+
+
+@pytest.mark.parametrize("quality", [30, 95])
+@pytest.mark.parametrize("subsampling", [0, 1, 2], ids=["444", "422", "420"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("progressive", [False, True], ids=["baseline", "progressive"])
+def test_the_fast_decoder_gives_pils_pixels(tmp_path, fast, mode, subsampling, quality, progressive):
+    file = tmp_path / "image.jpg"
+    options = {"quality": quality, "progressive": progressive} | ({"subsampling": subsampling} if mode == "RGB" else {})
+    _photo().convert(mode).save(file, **options)
+    assert torch.equal(load_image(file), to_rgb(Image.open(file)))
+    assert len(fast) == 1
+
+
+@pytest.mark.parametrize("kind", ["turned", "cmyk", "png", "truncated", "garbage inside", "two images"])
+def test_pil_decides_where_a_jpeg_is_unusual(tmp_path, fast, kind):
+    file, photo = tmp_path / "image.jpg", _photo()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    if kind == "two images":
+        photo.save(file, "MPO", save_all=True, append_images=[photo.rotate(90)])
+    elif kind == "png":
+        photo.save(file, "PNG")
+    else:
+        (photo.convert("CMYK") if kind == "cmyk" else photo).save(file, exif=exif if kind == "turned" else b"")
+    content = file.read_bytes()
+    if kind == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+        with pytest.raises(ValueError, match="truncated"):
+            load_image(file)
+        return
+    if kind == "garbage inside":
+        file.write_bytes(content[:-400] + b"\xff\xd9" * 30 + content[-400:])
+    try:
+        with Image.open(file) as image:
+            expected = to_rgb(image)
+    except OSError:
+        with pytest.raises(ValueError, match="readable image"):
+            load_image(file)
+        return
+    assert torch.equal(load_image(file), expected)
+
+
+def test_a_decoder_that_differs_from_pils_is_left_alone(monkeypatch):
+    simplejpeg = pytest.importorskip("simplejpeg")
+    assert jpeg_decoder() is not None
+    decode = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *given, **how: decode(*given, **how) ^ 1)
+    jpeg_decoder.cache_clear()
+    try:
+        assert jpeg_decoder() is None
+    finally:
+        jpeg_decoder.cache_clear()
+
+
+def test_a_draft_keeps_at_least_the_pixels_asked_for(tmp_path):
+    _photo(480, 640).save(tmp_path / "image.jpg")
+    sizes = {n: tuple(load_image(tmp_path / "image.jpg", at_least=n).shape[1:]) for n in (60, 61, 240, 300, 900)}
+    assert sizes == {60: (60, 80), 61: (120, 160), 240: (240, 320), 300: (480, 640), 900: (480, 640)}
+    draft, exact = (load_image(tmp_path / "image.jpg", at_least=n).float().mean((1, 2)) for n in (240, None))
+    assert (draft - exact).abs().max() < 2

@@ -114,3 +114,29 @@ def test_from_torchvision_refuses_other_transforms():
         Preprocess.from_torchvision(ImageClassification(crop_size=8, antialias=False))
     with pytest.raises(NotImplementedError, match="bilinear or bicubic"):
         Preprocess.from_torchvision(ImageClassification(crop_size=8, interpolation=InterpolationMode.NEAREST))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_crops_of_8_bits_are_bytes_and_normalise_to_the_probes_input(interpolation):
+    preprocess = Preprocess(40, 33, interpolation=interpolation)
+    images = [_image(96, 128), _image(30, 31)]
+    crops = torch.stack([preprocess.cropped(rgb) for rgb in images])
+    assert crops.dtype == torch.uint8
+    before = crops.clone()
+    assert torch.equal(preprocess.normalised(crops), torch.stack([preprocess(rgb) for rgb in images]))
+    assert torch.equal(crops, before)
+    exact = crops.double() / 255
+    exact = (exact - torch.tensor(preprocess.mean).view(3, 1, 1)) / torch.tensor(preprocess.std).view(3, 1, 1)
+    assert (preprocess.normalised(crops) - exact).abs().max() < 1e-6
+    assert preprocess.cropped(images[0].float() / 255).dtype == torch.float32
+
+
+def test_the_decoder_is_recorded_where_it_is_not_the_usual_one():
+    exact, draft = Preprocess(), Preprocess(decoder="draft")
+    assert "decoder" not in exact.to_dict()
+    assert draft.to_dict() == exact.to_dict() | {"decoder": "draft"}
+    for each in (exact, draft):
+        assert Preprocess.from_dict(json.loads(json.dumps(each.to_dict()))) == each
+    assert draft.with_size(100).decoder == "draft"
+    with pytest.raises(ValueError, match="decoder exact or draft, got 'nvjpeg'"):
+        Preprocess(decoder="nvjpeg")

@@ -110,4 +110,10 @@ def test_a_broken_image_is_left_out_as_ever(probe, images):
 def test_a_library_is_built_with_one(images, read, tmp_path):
     tasks = [as_task([(p, label % n) for p, label in images], name=f"of {n}") for n in (2, 3)]
     build_library(tasks, tmp_path / "library", "tiny", batch_size=2)
+    assert len(read) == 12  # by both tasks, and by the look whether the options fit the first
+
+
+def test_a_library_without_an_image_cache_reads_for_features_once(images, read, tmp_path):
+    tasks = [as_task([(p, label % n) for p, label in images], name=f"of {n}") for n in (2, 3)]
+    build_library(tasks, tmp_path / "library", "tiny", batch_size=2, image_cache=ImageCache(0, 0))
     assert len(read) == 4 + 12 + 12 + 2 + 12  # 4: whether the options fit the first task

@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,17 @@ from task2vec_ext import (
     Embedding,
     EmbedSettings,
     HeadSettings,
+    ImageCache,
     Task,
     Task2VecWarning,
+    VariationalSettings,
     as_task,
     distance_matrix,
     fisher_embed,
     load_probe,
 )
 from task2vec_ext.data import Batch
+from task2vec_ext.data import folder as source
 from task2vec_ext.embed.steps import PRIOR_SCALE
 from task2vec_ext.fisher.head import fit_head
 from task2vec_ext.fisher.per_sample import per_sample_fisher
@@ -539,3 +544,60 @@ def test_the_digest_of_a_task_sees_names_sizes_and_labels(folder, tmp_path):
         != as_task([(path, int(not dog)) for path, dog in pairs]).digest()
     )
     assert as_task(Blobs()).digest() is None
+
+
+@pytest.mark.parametrize("estimator", ["signed", "exact", "empirical", "variational"])
+@pytest.mark.parametrize("cache", ["default", "temporary file", "folder", "off"])
+def test_every_image_is_decoded_once_and_the_cache_changes_no_bit(folder, tmp_path, monkeypatch, estimator, cache):
+    decoded, load = [], source.load_image
+
+    def counted(path, **how):
+        decoded.append(path)
+        return load(path, **how)
+
+    variational = VariationalSettings(epochs=3, epoch_samples=20) if estimator == "variational" else None
+    how = {"settings": EmbedSettings(estimator=estimator, variational=variational), "progress": False, "batch_size": 5}
+    expected = fisher_embed(folder, TINY, image_cache=ImageCache(0, 0), **how)
+    monkeypatch.setattr(source, "load_image", counted)
+    caches = {
+        "default": None,
+        "temporary file": ImageCache(0, 10**6),
+        "folder": ImageCache(0, 10**6, tmp_path),
+        "off": ImageCache(0, 0),
+    }
+    embedding = fisher_embed(folder, TINY, image_cache=caches[cache], **how)
+    assert torch.equal(embedding.fisher, expected.fisher)
+    passes = {"variational": 16 + 3 * 20}.get(estimator, 2 * 16)
+    assert len(decoded) == (passes if cache == "off" else 16)
+    if cache == "folder":
+        decoded.clear()
+        fisher_embed(folder, TINY, image_cache=ImageCache(0, 10**6, tmp_path), **how)
+        assert decoded == []
+
+
+def test_two_processes_share_a_folder_of_crops(folder, tmp_path):
+    script = (
+        "import sys; from task2vec_ext import ImageCache, fisher_embed; "
+        "cache = ImageCache(0, 10**6, sys.argv[2]); "
+        "print(fisher_embed(sys.argv[1], 'tiny', image_cache=cache, progress=False).fisher.sum().item())"
+    )
+    command = [sys.executable, "-c", script, str(folder), str(tmp_path)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    found = {float(process.communicate()[0]) for process in started}
+    assert found == {float(fisher_embed(folder, "tiny", progress=False).fisher.sum())}
+
+
+def test_drafts_are_other_embeddings_and_say_so(tmp_path):
+    for i in range(8):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.effect_noise((200, 220), 60 + 20 * i).convert("RGB").save(tmp_path / "ab"[i % 2] / f"{i}.jpg")
+    exact, draft = (fisher_embed(tmp_path, "tiny", decoder=decoder, progress=False) for decoder in ("exact", "draft"))
+    assert "decoder" not in exact.probe.preprocess
+    assert draft.probe.preprocess["decoder"] == "draft"
+    assert not torch.equal(exact.fisher, draft.fisher)
+    with pytest.raises(ValueError, match=r"preprocess decoder: None against draft"):
+        distance_matrix([exact, draft])
+    draft.save(tmp_path / "draft.safetensors")
+    assert Embedding.load(tmp_path / "draft.safetensors").probe == draft.probe
+    with pytest.raises(NotImplementedError, match="expected image files without masks"):
+        fisher_embed([(Image.new("RGB", (40, 40)), i % 2) for i in range(4)], "tiny", decoder="draft", progress=False)
