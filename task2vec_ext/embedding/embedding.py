@@ -13,6 +13,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from .._util.html import card, columns
 from ..jackknife import CROSS_FIT_SPREAD, FEWEST_GROUPS, Groups, checked_group_means, group_sizes
 from ..probe.layers import Layer, LayerKind
 from ..settings import JSON, EmbedSettings
@@ -157,16 +158,41 @@ class Embedding:
         if self.group_means is not None:
             norm += f" ± {self.groups.norm_error():.2g}"
         images = f"{self.num_samples:,} images" + (f", {self.num_skipped:,} unreadable" if self.num_skipped else "")
-        what = self.settings.loss_object.name.replace("_", "-")
         return "\n".join(
             (
                 f"Task2Vec embedding of {self.name!r}: {len(self):,} filters of {self.probe.name} {self.probe.weights}",
                 f"  norm   {norm} nats² per weight² (how hard the task is), from {images}",
                 f"  head   {self._head_line()}",
-                f"  made   {self.settings.estimator} estimator, {what} loss, seed {self.settings.seed}",
+                f"  made   {self.settings.estimator} estimator, {self._loss_words()} loss, seed {self.settings.seed}",
                 "  next   distance_matrix([this, …]), embedding.save(FILE), Library.nearest(embedding)",
             )
         )
+
+    def _repr_html_(self) -> str:
+        """The same as a card of a notebook, with the mean Fisher of each layer."""
+        head, images = self.head, f"{self.num_samples:,} images"
+        means = [float(self.layer(layer.name).mean()) for layer in self.layers]
+        error = "" if self.group_means is None else f" ± {self.groups.norm_error():.2g}"
+        return card(
+            self.name or "unnamed task",
+            f"{len(self):,} filters of {self.probe.name} {self.probe.weights}, {images}",
+            [
+                (f"{self.norm:.4g}{error}", "norm, nats² per weight²"),
+                (f"{head.best_score:.1%}", f"{head.protocol} {head.metric}, {head.num_outputs} outputs"),
+                (f"{head.best_nll:.3g}", f"{head.protocol} NLL, nats"),
+            ],
+            columns(
+                means,
+                [layer.name for layer in self.layers],
+                f"mean Fisher of each of {len(means)} layers, input to output: {min(means):.2g} to "
+                f"{max(means):.2g}, log scale",
+            ),
+            f"{self.settings.estimator} estimator, {self._loss_words()} loss, seed {self.settings.seed}"
+            + (f", {self.num_skipped:,} images unreadable" if self.num_skipped else ""),
+        )
+
+    def _loss_words(self) -> str:
+        return self.settings.loss_object.name.replace("_", "-")
 
     def _head_line(self) -> str:
         """How well the head does, on images that it has not seen where there are such."""

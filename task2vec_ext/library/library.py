@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._util.html import card, table
 from .._util.words import check_word
 from ..distance.comparable import check_comparable
 from ..distance.reference import Reference
@@ -70,6 +71,27 @@ class Library:
     def __repr__(self) -> str:
         """Return one line: folder, tasks by state."""
         return f"Library({str(self.folder)!r}, {self.status()})"
+
+    def _repr_html_(self) -> str:
+        """The same as a card of a notebook, with the first tasks."""
+        entries, shown = self.entries(), 12
+        done = [entry for entry in entries[:shown] if entry.state == "done"]
+        most = max((entry.norm or 0.0 for entry in done), default=0.0)
+        cells, shares = [], []
+        for entry in entries[:shown]:
+            score, norm = entry.score, entry.norm
+            numbers = [f"{n:,}" if n is not None else "" for n in (entry.images, entry.num_outputs)]
+            measured = [f"{score:.1%}" if score is not None else entry.state, f"{norm:.4g}" if norm is not None else ""]
+            cells.append([entry.name, *numbers, *measured])
+            shares.append([None, None, None, None if score is None else max(score, 0.0), norm and norm / most])
+        more = f"; {len(entries) - shown:,} more of {len(entries):,} tasks" if len(entries) > shown else ""
+        return card(
+            f"Library {self.folder.name}",
+            f"{self.made_with.filters:,} filters of {self.probe.name} {self.probe.weights}",
+            [(f"{count:,}", state) for state, count in self.status().items() if count or state == "done"],
+            table(("task", "images", "outputs", "head", "norm"), cells, shares),
+            f"{self.settings.estimator} estimator, seed {self.settings.seed}{more}",
+        )
 
     def entries(self) -> list[Entry]:
         """Return an entry for every task, sorted by name."""
