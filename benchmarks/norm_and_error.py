@@ -78,14 +78,31 @@ def held_out_error(task: Task, net: Probe) -> float:
     return 1 - heads.score
 
 
-def correlations(rows: list[dict]) -> dict[str, float]:
-    """Return Spearman's correlation of each protocol's norm with the error, and of the number of images."""
-    if len(rows) < 3:
-        return {}
+def correlations(rows: list[dict]) -> dict[str, dict[str, float]]:
+    """Return Spearman's correlations of each protocol's norm, and of the number of images.
+
+    ``error``: with the error. ``error, within domains``: of domains of four tasks or more, weighted by their tasks.
+    ``images``: with the number of images, which neither norm nor error should know.
+    """
     from scipy.stats import spearmanr
 
-    errors = [row["error"] for row in rows]
-    return {name: float(spearmanr([row[name] for row in rows], errors).statistic) for name in (*PROTOCOLS, "images")}
+    def of(some: list[dict], a: str, b: str) -> float:
+        return float(spearmanr([row[a] for row in some], [row[b] for row in some]).statistic)
+
+    domains: dict[str, list[dict]] = {}
+    for row in rows:
+        domains.setdefault(row["domain"], []).append(row)
+    large = [some for some in domains.values() if len(some) >= 4]
+    if not large:
+        return {}
+    return {
+        name: {
+            "error": of(rows, name, "error"),
+            "error, within domains": sum(len(some) * of(some, name, "error") for some in large) / sum(map(len, large)),
+            "images": of(rows, name, "images"),
+        }
+        for name in (*PROTOCOLS, "images")
+    }
 
 
 if __name__ == "__main__":
