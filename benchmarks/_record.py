@@ -16,7 +16,7 @@ import torch
 import task2vec_ext
 
 RESULTS = Path(os.environ.get("TASK2VEC_RESULTS") or Path(__file__).with_name("results"))
-PLACES = ("--cache", "--data", "--keep", "--root", "--spec", "--work")
+PLACES = ("--before", "--cache", "--data", "--images", "--keep", "--root", "--spec", "--work")
 """Options whose values say where data lie on this machine: a record does not hold them."""
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -40,7 +40,7 @@ class _Look(NamedTuple):
     cheap: bool
 
 
-def file_key(path: str, *what: Hashable) -> bytes | None:
+def file_key(path: str, what: str) -> bytes | None:
     """Return 16 bytes that stand for a file as it is now (path, size, times) and for what is made of it.
 
     None where there is no regular file; that is told when it is read.
@@ -52,8 +52,8 @@ def file_key(path: str, *what: Hashable) -> bytes | None:
     if not S_ISREG(state.st_mode):
         return None
     # A copy may keep the time of its content, never that of its inode.
-    known = (path, state.st_size, state.st_mtime_ns, state.st_ctime_ns, *what)
-    return hashlib.blake2b(repr(known).encode(), digest_size=16).digest()
+    known = f"\0{state.st_size}\0{state.st_mtime_ns}\0{state.st_ctime_ns}\0{what}"
+    return hashlib.blake2b(os.fsencode(path) + known.encode(), digest_size=16).digest()
 
 
 def digest_of_files(files: Files) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -11,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+import torch
 
 from .._util.warnings import Task2VecWarning
 from .crop_folder import CropFolder
@@ -80,23 +83,23 @@ class ImageCache:
                 return row.peak
         return self._kept.peak(key) if self._kept is not None and isinstance(key, bytes) else None
 
-    def read(self, key: Hashable, out: Tensor) -> bool:
-        """Copy a crop into `out`, and return whether the cache held it undamaged.
+    def get(self, key: Hashable, shape: tuple[int, ...]) -> Tensor | None:
+        """Return a crop, not to be changed, or None if the cache does not hold it undamaged.
 
         Args:
             key: As given to `put`.
-            out: ``[3, crop, crop]`` uint8, contiguous, on the CPU.
+            shape: ``(3, crop, crop)``.
         """
         for tier in (self._memory, self._file):
-            if (row := tier.use(key, self._task)) is not None and row.size == out.numel():
-                return tier.read(row, out)
-        if self._kept is None or not isinstance(key, bytes):
-            return False
-        peak = self._kept.peak(key)
-        found = peak is not None and self._kept.read(key, out.numpy().reshape(-1))
-        if found and peak is not None:
-            self._memory.put(key, out, peak, self._task, give_up=True)  # checked once
-        return found
+            if (row := tier.use(key, self._task)) is not None and row.size == math.prod(shape):
+                return tier.read(row, shape)
+        if self._kept is None or not isinstance(key, bytes) or (peak := self._kept.peak(key)) is None:
+            return None
+        crop = torch.empty(shape, dtype=torch.uint8)
+        if not self._kept.read(key, crop.numpy().reshape(-1)):
+            return None
+        self._memory.put(key, crop, peak, self._task, give_up=True)  # checked once
+        return crop
 
     def put(self, key: Hashable, crop: Tensor, peak: int) -> None:
         """Keep a crop if there is room.
@@ -174,9 +177,8 @@ class _Memory:
     def write(self, crop: Tensor) -> Tensor | int | None:
         return crop.clone()
 
-    def read(self, row: _Row, out: Tensor) -> bool:
-        out.view(-1).copy_(row.place.view(-1))  # type: ignore[union-attr]
-        return True
+    def read(self, row: _Row, shape: tuple[int, ...]) -> Tensor | None:
+        return row.place.view(shape)  # type: ignore[union-attr]
 
     def clear(self) -> None:
         self.rows.clear()
@@ -224,13 +226,14 @@ class _File(_Memory):
             return None
         return place
 
-    def read(self, row: _Row, out: Tensor) -> bool:
+    def read(self, row: _Row, shape: tuple[int, ...]) -> Tensor | None:
         assert self.file is not None
-        try:
+        crop = torch.empty(shape, dtype=torch.uint8)
+        with suppress(OSError):
             self.file.seek(row.place)  # type: ignore[arg-type]
-            return self.file.readinto(out.numpy().reshape(-1)) == row.size  # type: ignore[attr-defined]
-        except OSError:
-            return False
+            if self.file.readinto(crop.numpy().reshape(-1)) == row.size:  # type: ignore[attr-defined]
+                return crop
+        return None
 
     def clear(self) -> None:
         super().clear()

@@ -223,7 +223,8 @@ class Loader:
         items = self._items(wanted, keys, targets)
         try:
             for start in range(0, len(wanted), self.batch_size):
-                good = []
+                good: list[Item] = []
+                places: list[int] = []
                 for place in range(start, min(start + self.batch_size, len(wanted))):
                     item = next(items)
                     if isinstance(item, Failure):
@@ -235,15 +236,15 @@ class Loader:
                         if skipped is not None:
                             skipped.append(item)
                         continue
-                    if targets is not None:
-                        item = item._replace(label=targets[place])
                     first = first or item
                     if (error := mismatch(self.task, first, item)) is not None:
                         raise error
                     good.append(item)
+                    places.append(place)
                 if good:
                     ranges.add([item.peak for item in good if item.peak is not None])
-                    yield self._batch(good, keys)
+                    labels = [item.label for item in good] if targets is None else targets[places]
+                    yield self._batch(good, labels, keys)
             ranges.end()
             if self._cache is not None:
                 self._cache.flush()
@@ -276,10 +277,10 @@ class Loader:
         """An image that the cache holds and whose label is known."""
         if self._cache is None or (peak := self._cache.peak(self._key(i, keys))) is None:
             return None
-        label = torch.empty(0) if has_target else self.task.listed_target(i)
-        if label is None:
+        label = None if has_target else self.task.listed_target(i)
+        if label is None and not has_target:
             return None
-        return Item(i, None, torch.as_tensor(label), (torch.uint8, float(peak)))
+        return Item(i, None, label, (torch.uint8, float(peak)))
 
     def _key(self, i: int, keys: dict[int, bytes | None]) -> Hashable:
         """What the cache knows an image by."""
@@ -289,40 +290,35 @@ class Loader:
     def _unit(self) -> int:
         return min(self.batch_size, _UNIT)
 
-    def _batch(self, items: list[Item], keys: dict[int, bytes | None]) -> Batch:
+    def _batch(self, items: list[Item], labels: Any, keys: dict[int, bytes | None]) -> Batch:
         """Stack images; those that were read go into the cache."""
-        index, labels = torch.tensor([item.position for item in items]), self._stack([item.label for item in items])
-        small = [item.image is None or item.image.dtype == torch.uint8 for item in items]
-        images = self._stack([item.image for item in items]) if not any(small) else None
-        if images is None:
+        index = torch.tensor([item.position for item in items])
+        if not isinstance(labels, Tensor):
+            whole = all(isinstance(label, int) for label in labels)
+            labels = torch.tensor(labels) if whole else torch.stack([torch.as_tensor(label) for label in labels])
+        images = [self._image(item, keys) for item in items]
+        if len({image.dtype for image in images}) > 1:  # of 8 and of more bits
             assert self.preprocess is not None  # or there are no bytes
-            crops = self._crops([item for item, is_small in zip(items, small, strict=True) if is_small], keys)
-            if all(small):
-                return Batch(index, crops, labels)
-            known = iter(self.preprocess.normalised(crops))
-            images = self._stack([next(known) if s else item.image for item, s in zip(items, small, strict=True)])
-        return Batch(index, images, labels)
+            images = [self.preprocess.normalised(im) if im.dtype == torch.uint8 else im for im in images]
+        if not self._pin:
+            return Batch(index, torch.stack(images), labels)
+        pinned = torch.empty(len(images), *images[0].shape, dtype=images[0].dtype, pin_memory=True)
+        return Batch(index, torch.stack(images, out=pinned), labels.pin_memory())
 
-    def _stack(self, images: list[Any]) -> Tensor:
-        stacked = torch.stack(images)
-        return stacked.pin_memory() if self._pin else stacked
-
-    def _crops(self, items: list[Item], keys: dict[int, bytes | None]) -> Tensor:
-        """The 8-bit crops of some images, ``[n, 3, crop, crop]``."""
-        assert self.preprocess is not None
-        crop = self.preprocess.crop
-        crops = torch.empty(len(items), 3, crop, crop, dtype=torch.uint8, pin_memory=self._pin)
-        for out, item in zip(crops, items, strict=True):
-            key = self._key(item.position, keys)
-            if item.image is None and self._cache is not None and self._cache.read(key, out):
-                continue
-            if item.image is None:  # damaged since it was written
-                item = self._read_here(item.position, keys.get(item.position))
-            assert item.image is not None
-            out.copy_(item.image)
-            if self._cache is not None and item.peak is not None and key is not None:
-                self._cache.put(key, item.image, int(item.peak[1]))
-        return crops
+    def _image(self, item: Item, keys: dict[int, bytes | None]) -> Tensor:
+        """The pixels of an image that was read or that the cache holds."""
+        key = self._key(item.position, keys)
+        if item.image is None:
+            assert self._cache is not None  # which has said so
+            assert self.preprocess is not None
+            crop = self.preprocess.crop
+            if (known := self._cache.get(key, (3, crop, crop))) is not None:
+                return known
+            item = self._read_here(item.position, keys.get(item.position))  # damaged since it was written
+        assert item.image is not None
+        if self._cache is not None and item.peak is not None and item.image.dtype == torch.uint8 and key is not None:
+            self._cache.put(key, item.image, int(item.peak[1]))
+        return item.image
 
     def _read_here(self, index: int, key: bytes | None) -> Item:
         (item,) = self._reader[[(index, key)]].items()

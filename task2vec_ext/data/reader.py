@@ -38,13 +38,13 @@ class Item(NamedTuple):
     Args:
         position: In the task.
         image: ``[3, H, W]``: uint8 crop, or float32 input of the probe; None: the cache holds it.
-        label: As `Target.prepare` returns it.
+        label: As `Target.prepare` returns it, or a class; None: it is not needed.
         peak: Type and highest value before preprocessing.
     """
 
     position: int
     image: Tensor | None
-    label: Tensor
+    label: Any
     peak: tuple[torch.dtype, float] | None
 
 
@@ -172,7 +172,7 @@ def mismatch(task: Task, one: Item, other: Item) -> ValueError | None:
         ("images", one.image, other.image, " where preprocess is None", "resize them, or pass a Preprocess"),
         ("targets", one.label, other.label, "", "give every image a target of the same size"),
     ):
-        if ours is not None and theirs is not None and ours.shape != theirs.shape:
+        if isinstance(ours, Tensor) and isinstance(theirs, Tensor) and ours.shape != theirs.shape:
             return ValueError(
                 f"batches: expected {kind} of one size{what}, got {list(ours.shape)} for {task.describe(one.position)} "
                 f"and {list(theirs.shape)} for {task.describe(other.position)}; {advice}."

@@ -85,5 +85,5 @@ def keys(task: Task, probe: Probe, indices: Tensor) -> list[Hashable]:
     """
     if not isinstance(task.source, Files) or probe.preprocess is None:
         return [None] * len(indices)
-    same = (probe.fingerprint, probe.head, probe.dtype, json.dumps(probe.preprocess.to_dict()), task.max_value)
-    return [file_key(task.source.paths[i], *same) for i in indices.tolist()]
+    made = repr((probe.fingerprint, probe.head, probe.dtype, json.dumps(probe.preprocess.to_dict()), task.max_value))
+    return [file_key(task.source.paths[i], made) for i in indices.tolist()]

@@ -33,11 +33,10 @@ def held(cache, numbers):
     """The numbers whose crops the cache holds, each checked."""
     found = []
     for number in numbers:
-        out = torch.zeros(3, 4, 4, dtype=torch.uint8)
         if cache.peak(key(number)) is None:
-            assert not cache.read(key(number), out)
-        elif cache.read(key(number), out):
-            assert torch.equal(out, crop(number))
+            assert cache.get(key(number), (3, 4, 4)) is None
+        elif (got := cache.get(key(number), (3, 4, 4))) is not None:
+            assert torch.equal(got, crop(number))
             assert cache.peak(key(number)) == number
             found.append(number)
     return found
@@ -62,11 +61,9 @@ def test_crops_of_earlier_tasks_are_given_up_the_oldest_first_and_none_of_the_pr
 def test_crops_of_other_sizes_may_take_turns():
     cache = filled(ImageCache(0, 10 * SIZE), range(5))
     cache.begin_task()
-    out = torch.zeros(3, 8, 8, dtype=torch.uint8)
     cache.put(key(20), crop(20, 8), 20)
-    assert cache.read(key(20), out)
-    assert torch.equal(out, crop(20, 8))
-    assert not cache.read(key(4), out)  # of another size
+    assert torch.equal(cache.get(key(20), (3, 8, 8)), crop(20, 8))
+    assert cache.get(key(4), (3, 8, 8)) is None  # of another size
     assert held(cache, range(5)) == [0, 1, 2, 3, 4]
     cache.begin_task()
     cache.put(key(21), crop(21, 8), 21)  # in place of the oldest
