@@ -61,6 +61,18 @@ def test_a_first_embedding_does_not_wait_for_torchs_compiler(folders, tmp_path):
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux lists what is loaded")
+@pytest.mark.parametrize("first", ["torch", "task2vec_ext"])
+def test_one_openmp_runtime_serves_torch_and_the_kernels(first, tmp_path):
+    program = (
+        f"import {first}, torch; from task2vec_ext import distance_matrix; distance_matrix(torch.rand(8, 64)); "
+        "lines = open('/proc/self/maps').read().splitlines(); "
+        "print(*{line.split()[-1] for line in lines if any(omp in line for omp in ('libgomp', 'libomp', 'libiomp'))})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert len(done.stdout.split()) == 1, done.stdout
+
+
 def test_everything_public_has_a_docstring_and_is_importable():
     for name in task2vec_ext.__all__:
         assert getattr(task2vec_ext, name).__doc__, name

@@ -227,12 +227,18 @@ class Embedding:
             ValueError: If there is no such file, it is not an embedding, it is damaged in any byte, or a newer
                 version of this package wrote it.
         """
-        fields = read_record(Path(path).expanduser())
-        fields["layers"] = tuple(Layer(**layer) for layer in fields["layers"])
-        fields["probe"] = ProbeInfo(**fields["probe"])
-        fields["head"] = HeadInfo(**fields["head"])
-        fields["settings"] = EmbedSettings.from_json(fields["settings"])
-        return cls(**fields)
+        try:
+            fields = read_record(Path(path).expanduser())
+            fields["layers"] = tuple(Layer(**layer) for layer in fields["layers"])
+            fields["probe"] = ProbeInfo(**fields["probe"])
+            fields["head"] = HeadInfo(**fields["head"])
+            fields["settings"] = EmbedSettings.from_json(fields["settings"])
+            return cls(**fields)
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(
+                f"Embedding.load: {path} has its checksum, and content that no version of save writes ({why})."
+            ) from error
 
     def _fields(self) -> dict[str, Any]:
         """Everything but the tensors, as plain dictionaries and lists."""

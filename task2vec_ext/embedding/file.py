@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .._util.atomic import atomic_path
@@ -144,7 +145,10 @@ def decoded(what: What, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     blank = raw.replace(written, _BLANK_DIGEST.encode()) if len(written) == len(_BLANK_DIGEST) else b""
     if hashlib.sha256(blank).hexdigest() != digest:
         raise damaged
-    return record, safetensors.torch.load(raw)
+    try:
+        return record, safetensors.torch.load(raw)
+    except SafetensorError:
+        raise damaged from None
 
 
 def _foreign(what: What, path: Path) -> ValueError:

@@ -121,7 +121,9 @@ def _problem(file: Path, start: bytes) -> str | None:
         if not zipfile.is_zipfile(file):
             return "it is a truncated zip archive; download or copy it again"
         with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
+            names, unpacked = archive.namelist(), sum(one.file_size for one in archive.infolist())
+        if unpacked > 4 * file.stat().st_size:  # torch does not compress: this would fill the memory
+            return f"it unpacks to {unpacked:,} bytes, which torch.save never does; save it again with torch.save"
         if any(name.endswith("constants.pkl") for name in names):
             return "it is TorchScript; save its weights: torch.save(torch.jit.load(FILE).state_dict(), OTHER)"
         if not any(name.endswith("data.pkl") for name in names):

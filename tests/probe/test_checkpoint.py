@@ -197,3 +197,14 @@ def test_weights_in_memory_give_a_short_message(probe):
     with pytest.raises((TypeError, ValueError), match="an object of type OrderedDict; to use weights") as caught:
         load_probe(probe, weights=small_resnet().state_dict())
     assert len(str(caught.value)) < 1000
+
+
+def test_a_zip_bomb_is_refused_unread(tmp_path):
+    torch.save({"weight": torch.zeros(1 << 22)}, tmp_path / "plain.pth")
+    bomb = zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, bomb:
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name))
+    assert (tmp_path / "bomb.pth").stat().st_size < 100_000
+    with pytest.raises(ValueError, match=r"bomb\.pth could not be read: it unpacks to 16,\d+,\d+ bytes"):
+        read_checkpoint(tmp_path / "bomb.pth")
