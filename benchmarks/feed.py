@@ -1,6 +1,6 @@
 """Does anybody wait for images? The loader against a bare loop, the cache against a memory copy, `fisher_embed` whole.
 
-    python benchmarks/feed.py [--images DIR] [--only loader waiting cache decodes memory embed] [--before DIR]
+    python benchmarks/feed.py [--images DIR] [--only PART ...] [--before DIR]
 
 `--images DIR` holds real images, which are enlarged (`_photos.write_photos`). `--before DIR` is a checkout of the
 commit to compare `fisher_embed` with, its native module beside its sources.
@@ -9,6 +9,7 @@ commit to compare `fisher_embed` with, its native module beside its sources.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import subprocess
@@ -22,12 +23,16 @@ from typing import Any
 import torch
 from _measure import interleave, parser, peak_memory, print_table, ratio, summary
 from _photos import write_photos
-from _record import read_result, write_record
+from _record import read_result, results_folder, write_record
 
 from task2vec_ext import EmbedSettings, ImageCache, Preprocess, VariationalSettings, as_task, fisher_embed
 from task2vec_ext.data import Loader, load_image
 from task2vec_ext.data import folder as source
 
+IMAGES = 437_513
+"""Of iNaturalist 2018's training split."""
+ON_PAPER = {"tf32": (40.7, 32.8), "bf16": (20.3, 16.9)}
+"""Milliseconds of a plain step and of the Fisher pass, ResNet-34, 256 images, an H100: docs/gpu_on_paper.md."""
 CROPS = Preprocess()
 BATCH = 32
 _EMBED = """
@@ -221,6 +226,25 @@ def embed(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def projection(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """How busy would an H100 be? From the rate of a core here and the times on paper: not measured on a GPU."""
+    path = results_folder() / "feed.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["result"].get("loader", []) if path.exists() else []
+    projected = []
+    for side in (500, 800):
+        rates = [r["bare_images_per_second"] / 2 for r in rows if r["what"] == f"loader ÷ bare loop, {side} px"]
+        for per_core in rates:
+            for cores in (16, 64, 128):
+                for precision, (plain, fisher) in ON_PAPER.items():
+                    features, fisher = plain / 3 / 256e3, fisher / 256e3  # seconds an image
+                    first = max(1 / (cores * per_core), features)
+                    busy, hours = (features + fisher) / (first + fisher), IMAGES * (first + fisher) / 3600
+                    node = f"{side} px, {cores} cores of {per_core:.0f} images/s, {precision}"
+                    limit = "GPU" if first == features else "decoding"
+                    projected.append(row(f"{node}: the GPU works", busy, "", hours=hours, limit=limit))
+    return projected
+
+
 PARTS: dict[str, Callable[[Path, argparse.Namespace], list[dict[str, Any]]]] = {
     "loader": loader,
     "waiting": waiting,
@@ -228,6 +252,7 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], list[dict[str, Any]]]] = {
     "decodes": decodes,
     "memory": memory,
     "embed": embed,
+    "projection": projection,
 }
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ class Reader(Dataset[Unit]):
         else:
             given, label = self._given(index, self.preprocess)
             image = self.preprocess.cropped(given)
-            peak = (given.dtype, float(given.max()))
+            peak = (given.dtype, float(given.numpy().max()))  # torch's maximum of bytes takes as long as decoding
             if image.dtype != torch.uint8:
                 image = self.preprocess.normalised(image)
         label = self.task.target.prepare(label, given, self.preprocess)

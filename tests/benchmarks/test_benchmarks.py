@@ -372,7 +372,32 @@ def test_inaturalist_says_who_waits_for_whom(published, capsys):
     assert result["images"] == 24
     assert 0 < result["waiting_share"] < 1
     inaturalist.report(result)
-    assert "device waits for images" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "device waits for images" in printed
+    assert result["whole_split"]["images"] == 30
+    assert "The split's 30 images would take" in printed
+
+
+def test_feed_counts_decodes_and_bytes(tmp_path):
+    import feed
+
+    options = argparse.Namespace(images=None, count=8, repeats=1, kept=8)
+    assert [row["value"] for row in feed.decodes(tmp_path / "decodes", options)] == [1, 1, 1]
+    *speeds, of_image = feed.cache(tmp_path / "cache", options)
+    assert len(speeds) == 3
+    assert of_image["value"] == 3 * 224 * 224
+    (used,) = feed.memory(tmp_path / "memory", options)
+    assert used["value"] < 200
+
+
+def test_decoders_are_compared_with_pils_pixels(tmp_path):
+    import decoders
+    from _photos import write_photos
+
+    files = [path.read_bytes() for path in write_photos(tmp_path, 64, 2)]
+    rows = {row["decoder"]: row for row in decoders.measure(files, 64, 1)}
+    assert rows["PIL"]["same_pixels"]
+    assert all(row["ms"]["median"] > 0 for row in rows.values())
 
 
 def _record(result, benchmark="fisher_pass"):

@@ -52,6 +52,19 @@ def test_embed_then_distances_then_info(capsys, folders, tmp_path):
     assert float(low) < embeddings[1].norm < float(high)
 
 
+def test_decoded_images_are_kept_where_the_options_say(capsys, folders, tmp_path):
+    kept, norms = tmp_path / "kept", []
+    ways = (["--image-cache", "off"], ["--cache-memory", 0, "--cache-disk", 0.001], ["--image-cache", kept])
+    for number, way in enumerate(ways):
+        assert embed(capsys, folders[:1], tmp_path / f"library{number}", *way)[0] == 0
+        norms += [e.norm for e in load_embeddings(tmp_path / f"library{number}")]
+    assert len(set(norms)) == 1
+    assert {file.suffix for file in kept.iterdir()} == {".crops"}
+    code, _, err = embed(capsys, folders[:1], tmp_path / "drafts", "--decoder", "draught")
+    assert code == 2
+    assert "draft" in err
+
+
 def test_interrupted_work_goes_on_where_it_stopped(capsys, folders, tmp_path):
     assert embed(capsys, folders[:2], tmp_path)[0] == 0
     first = file_of(tmp_path, "task0").stat().st_mtime_ns
