@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .probe import Probe
 
 _MOST_WORKERS = 32
-"""Processes that feed one GPU at most: about 10,000 images a second, which is what it takes."""
+"""Processes that feed one GPU at most: they decode as much as the process that puts batches together can copy."""
 
 
 class ImageFeed:
