@@ -229,7 +229,9 @@ def embed(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
         def run(checkout: Path, name: str = name, side: str = side) -> tuple[float, ...]:
             command = [sys.executable, "-c", _EMBED, str(folder / "all"), str(folder / "few"), name, side]
             environment = {**os.environ, "PYTHONPATH": str(checkout)}
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                command, cwd=checkout, env=environment, capture_output=True, text=True, check=True
+            )  # `python -c` looks in its folder first
             return tuple(map(float, done.stdout.split()[-2:]))
 
         here = Path(__file__).resolve().parent.parent
