@@ -17,6 +17,7 @@ from .options import (
     ImageSize,
     NumSamples,
     ProbeName,
+    Ray,
     Seed,
     SkipUnreadable,
     Specs,
@@ -81,6 +82,7 @@ def embed(
         str | None,
         Option(metavar="K/N", help="Embed part K = 0…N-1 of N parts: N processes with one folder embed all tasks."),
     ] = None,
+    ray: Ray = None,
 ) -> None:
     """Embed tasks into a library, one vector each.
 
@@ -131,6 +133,7 @@ def embed(
             on_error=on_error(skip_unreadable),
             retry_failed=retry_failed,
             part=None if part is None else _part(part),
+            ray=ray,
             progress=True,
         )
     names = set(tasks.names)

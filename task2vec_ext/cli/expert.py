@@ -17,6 +17,7 @@ from .options import (
     NumSamples,
     NumWorkers,
     ProbeName,
+    Ray,
     Seed,
     SkipUnreadable,
     Specs,
@@ -140,6 +141,7 @@ def transfer(
         RecipeName | None, Option(help="Instead fine-tune every expert on every task, with this recipe.")
     ] = None,
     cache: Annotated[Path | None, Option(metavar="DIR", help="Folder in which to cache features.")] = None,
+    ray: Ray = None,
     device: Device = None,
     num_workers: NumWorkers = 0,
     seed: Seed = 0,
@@ -159,7 +161,7 @@ def transfer(
         rows[IMAGENET] = load_probe(probe, weights=weights, image_size=image_size)
     how: dict[str, Any] = {"num_samples": num_samples, "num_test": num_test, "method": method, "seed": seed}
     how |= {"fine_tuning": fine_tuning, "cache": cache, "device": device, "num_workers": num_workers}
-    how |= {"on_error": on_error(skip_unreadable), "progress": True}
+    how |= {"on_error": on_error(skip_unreadable), "progress": True, "ray": ray}
     with kept(f"what is measured is kept in {output}: the same command continues"):
         matrix = transfer_errors(rows, tasks_from(*specs), output, **how)
     best = matrix.errors.min(0)

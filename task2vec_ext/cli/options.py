@@ -44,6 +44,10 @@ NumSamples = Annotated[int | None, Option(min=1, help="At most this many images 
 ImageSize = Annotated[int | None, Option(min=1, help="Crop in pixels; default: what the weights were trained with.")]
 Device = Annotated[str | None, Option(help="cpu, cuda, cuda:1, …; default: CUDA if available.")]
 NumWorkers = Annotated[int, Option(min=0, help="Processes that decode images.")]
+Ray = Annotated[
+    str | None,
+    Option(metavar="ADDRESS", help="Share the work on a Ray cluster; auto: the one that runs here, else this machine."),
+]
 Seed = Annotated[int, Option(min=0, help="Seed of every random choice.")]
 SkipUnreadable = Annotated[
     bool, Option("--skip-unreadable", help="Leave out images that cannot be read, and count them.")

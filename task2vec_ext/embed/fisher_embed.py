@@ -25,9 +25,16 @@ from .steps import Measured, draw_images, fit_task_head, measure_fisher, measure
 from .work import Work
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
     from .._util.progress import Pass
     from ..data import Task, TaskSource
+    from ..fisher.cross_fit import CrossFitHead
+    from ..fisher.head import Head
     from ..losses import Loss
+    from ..probe.layers import Layer
 
 _TWINS = 0.1
 """Share of images in several classes that is worth a warning."""
@@ -205,6 +212,20 @@ def embed_task(task: Task, probe: Probe, settings: EmbedSettings, work: Work) ->
         measured = measure(feed, seen, layers, head, targets, settings)
     if work.image_cache is None:
         cache.close()
+    return embedding_of(task, probe, seen, indices, layers, head, measured, settings)
+
+
+def embedding_of(
+    task: Task,
+    probe: Probe,
+    seen: FirstPass,
+    indices: Tensor,
+    layers: Sequence[Layer],
+    head: Head | CrossFitHead,
+    measured: Measured,
+    settings: EmbedSettings,
+) -> Embedding:
+    """Return the embedding that the steps made, and warn of what is wrong with it; arguments as the steps have them."""
     _check_reached(settings, measured, task.name)
     _warn_of(task, seen, len(indices), measured)
     info = HeadInfo.of(head)
@@ -238,7 +259,7 @@ def _check_reached(settings: EmbedSettings, measured: Measured, name: str) -> No
             f"fisher_embed: expected a relative error of at most {settings.rel_error:g}, {name!r} came to {reached} "
             f"after all {measured.samples} images; raise rel_error, or take more images (num_samples)",
             Task2VecWarning,
-            stacklevel=6,  # the caller of fisher_embed, behind embed_task and torch's two decorators
+            stacklevel=7,  # the caller of fisher_embed, behind embed_task and torch's two decorators
         )
 
 
@@ -250,7 +271,7 @@ def _warn_of(task: Task, seen: FirstPass, images: int, measured: Measured) -> No
             f"fisher_embed: left out {len(skipped)} of {images} images of {task.name!r} that could not be read: "
             f"{names}. Why the first: {skipped[0].reason} (embedding.metadata[{SKIPPED!r}] lists all)",
             Task2VecWarning,
-            stacklevel=6,
+            stacklevel=7,
         )
     features, targets = seen.of_task.features, seen.of_task.targets
     if isinstance(task.target, ClassLabel) and (same := twins(features, targets)) > _TWINS * len(features):
@@ -258,12 +279,12 @@ def _warn_of(task: Task, seen: FirstPass, images: int, measured: Measured) -> No
             f"fisher_embed: expected other images in every class, got {same} of {len(features)} images of "
             f"{task.name!r} that the probe cannot tell from an image of another class; are they in several classes?",
             Task2VecWarning,
-            stacklevel=6,
+            stacklevel=7,
         )
     if not measured.fisher.any():
         warnings.warn(
             f"fisher_embed: expected a task whose classes differ, got an embedding of norm 0 for {task.name!r}, which "
             "has no distance to others; does every class have the same images?",
             Task2VecWarning,
-            stacklevel=6,
+            stacklevel=7,
         )

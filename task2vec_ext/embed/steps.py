@@ -12,7 +12,7 @@ from .._util.warnings import Task2VecWarning
 from ..data import Batch, ClassLabel, check_labels, draw, read_labels
 from ..fisher.cross_fit import CrossFitHead, fit_cross_fit_head
 from ..fisher.head import Head, fit_head
-from ..fisher.per_sample import sum_fisher
+from ..fisher.per_sample import FisherSum, sum_fisher
 from ..fisher.variational import DEFAULT_KAPPA, variational_epochs
 from ..jackknife import FEWEST_GROUPS
 from ..words import Estimator
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..data import Task
     from ..probe.feed import ImageFeed
     from ..probe.layers import Layer
+    from ..probe.probe import Probe
     from ..settings import EmbedSettings
 
 PRIOR_SCALE = 2 * DEFAULT_KAPPA
@@ -136,14 +137,32 @@ def measure_fisher(
         Fisher, prior, and the groups that error bars are computed from.
     """
     feed.warn_if_restless(seen.first)
-    with feed.batches(seen.of_task.indices, "Fisher", targets=targets) as loaded:
+    result = sum_of_images(feed, seen, seen.of_task.indices, layers, head, targets, settings)
+    return measured_by(result, feed.probe, layers)
+
+
+def sum_of_images(
+    feed: ImageFeed,
+    seen: FirstPass,
+    indices: Tensor,
+    layers: Sequence[Layer],
+    head: Head | CrossFitHead,
+    targets: Tensor,
+    settings: EmbedSettings,
+) -> FisherSum:
+    """Return the sums of the per-sample Fisher over some images, with their targets; see `measure_fisher`."""
+    with feed.batches(indices, "Fisher", targets=targets) as loaded:
         estimator = cast("Estimator", settings.estimator)
-        result = sum_fisher(seen.probe, layers, head, loaded, estimator, settings.seed, settings.rel_error)
+        return sum_fisher(seen.probe, layers, head, loaded, estimator, settings.seed, settings.rel_error)
+
+
+def measured_by(result: FisherSum, probe: Probe, layers: Sequence[Layer]) -> Measured:
+    """Return what the sums over all images give an embedding."""
     groups = result.groups
     enough = len(groups.sizes) >= FEWEST_GROUPS
     return Measured(
         result.mean,
-        feed.probe.prior(layers, PRIOR_SCALE),
+        probe.prior(layers, PRIOR_SCALE),
         result.samples,
         PRIOR_SCALE,
         groups.relative_error() if enough else math.inf,

@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._util.atomic import atomic_path
+from .._util.pool import Pool
 from .._util.words import check_word
 from ..data import Preprocess, Task, TaskSource, as_task, check_labels, draw, hold_out, read_labels, subset
 from ..fisher.head import ADAM_L2, HeadSettings, fit_head
@@ -24,7 +26,7 @@ from .expert import AnyExpert, Expert, as_probe
 from .features import ExpertFeatures, Extractor
 from .finetune import fine_tune
 from .network import RunOptions
-from .recipe import AnyRecipe, as_recipe
+from .recipe import AnyRecipe, Recipe, as_recipe
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -82,6 +84,7 @@ def transfer_errors(
     seed: int = 0,
     batch_size: int = 64,
     cache: str | os.PathLike[str] | None = None,
+    ray: str | bool | None = None,
     **options: Unpack[RunOptions],
 ) -> ErrorMatrix:
     """Return the test errors of these experts on these tasks, after measuring those that are not in the file.
@@ -102,6 +105,8 @@ def transfer_errors(
         seed: Seed of every random choice.
         batch_size: Images at a time.
         cache: Folder that keeps features (`Extractor`).
+        ray: Address of a Ray cluster whose workers measure, as for `build_library`; experts' folders must be visible
+            to them. This process alone writes the file.
         **options: Device, precision and the like; see `RunOptions`.
 
     Raises:
@@ -135,20 +140,20 @@ def transfer_errors(
     networks = {name: _network(expert) for name, expert in experts.items()}
     images = {name: [_images(part) for part in pair] for name, pair in pairs.items()}
     table = _Table(Path(file).expanduser(), how, networks, images)
-    extractor = Extractor(experts, batch_size=batch_size, cache=cache, **options)
+    calls: list[tuple[Any, ...]] = []
     for name, (train, test) in pairs.items():
         todo = [expert for expert in experts if (expert, name) not in table.errors]
-        if todo and recipe is None:
-            fitted, tested = extractor.features(train, todo), extractor.features(test, todo)
-            for expert in todo:
-                error = classifier_error(fitted[expert], tested[expert], method=method, l2=l2, seed=seed)
-                table.put(expert, name, error)
-        elif recipe is not None:
-            for expert in todo:
-                fit, rest = hold_out(train, 0.8, seed=seed)
-                tuned = fine_tune(as_probe(experts[expert]), fit, rest, recipe, seed=seed, **options).probe
-                result = Extractor({expert: tuned}, batch_size=batch_size, **options).features(test)[expert]
-                table.put(expert, name, float((result.probabilities.argmax(1) != result.labels).double().mean()))
+        # Images are read once for all experts, but fine-tuning is long.
+        shares = [todo] if recipe is None else [[one] for one in todo]
+        calls += [("all", train, test, some) for some in shares if some]
+    make = partial(_Meter, dict(experts), recipe, {"method": method, "l2": l2, "seed": seed}, batch_size, cache)
+    if ray:
+        _measure_on_cluster(ray, make, calls, table, options)
+    else:
+        meter = make(options)
+        for _, train, test, some in calls:
+            for expert, error in meter.each(train, test, some):
+                table.put(train.name, {expert: error})
     return table.matrix().select(experts=list(experts), tasks=list(pairs))
 
 
@@ -175,6 +180,59 @@ def transfer_gain(errors: ErrorMatrix, reference: str | None = IMAGENET) -> Tens
         for t, task in enumerate(errors.tasks):
             base[t] = errors.row(task)[t] if task in errors.experts else torch.nan
     return (errors.errors - base) / base
+
+
+class _Meter:
+    """What measures errors, here or in a worker."""
+
+    def __init__(
+        self,
+        experts: dict[str, AnyExpert],
+        recipe: Recipe | None,
+        how: dict[str, Any],
+        batch_size: int,
+        cache: str | os.PathLike[str] | None,
+        options: RunOptions,
+    ) -> None:
+        self._experts, self._recipe, self._how, self._options = experts, recipe, how, options
+        self._run: dict[str, Any] = {"batch_size": batch_size, **options}
+        self._extractor = Extractor(experts, cache=cache, **self._run)
+
+    def all(self, train: Task, test: Task, experts: Sequence[str]) -> dict[str, float]:
+        """Return the errors of some experts on a task."""
+        return dict(self.each(train, test, experts))
+
+    def each(self, train: Task, test: Task, experts: Sequence[str]) -> Iterator[tuple[str, float]]:
+        """Yield expert and error."""
+        if self._recipe is None:
+            fitted, tested = self._extractor.features(train, experts), self._extractor.features(test, experts)
+            for expert in experts:
+                yield expert, classifier_error(fitted[expert], tested[expert], **self._how)
+            return
+        for expert in experts:
+            fit, rest = hold_out(train, 0.8, seed=self._how["seed"])
+            probe = as_probe(self._experts[expert])
+            tuned = fine_tune(probe, fit, rest, self._recipe, seed=self._how["seed"], **self._options).probe
+            result = Extractor({expert: tuned}, **self._run).features(test)[expert]
+            yield expert, float((result.probabilities.argmax(1) != result.labels).double().mean())
+
+
+def _measure_on_cluster(
+    address: str | bool,
+    make: Callable[[RunOptions], _Meter],
+    calls: list[tuple[Any, ...]],
+    table: _Table,
+    options: RunOptions,
+) -> None:
+    gpus = options.get("device") is None or str(options["device"]).startswith("cuda")
+    workers = options.get("num_workers") or 0
+    there = partial(make, options | {"progress": False, "num_workers": workers})
+    calls.sort(key=lambda call: len(call[1]) * len(call[3]), reverse=True)
+    with Pool(address, there, gpus=gpus, cpus=1 + workers) as pool:
+        for answer in pool.run(calls):
+            if answer.error is not None:
+                raise answer.error
+            table.put(calls[answer.number][1].name, answer.value)
 
 
 class _Table:
@@ -211,9 +269,9 @@ class _Table:
         with atomic_path(beside) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n")
 
-    def put(self, expert: str, task: str, error: float) -> None:
-        """Keep an error, and write the file."""
-        self.errors[expert, task] = error
+    def put(self, task: str, errors: Mapping[str, float]) -> None:
+        """Keep errors by expert, and write the file."""
+        self.errors |= {(expert, task): error for expert, error in errors.items()}
         self.matrix().write_csv(self.file)
 
     def matrix(self) -> ErrorMatrix:

@@ -8,17 +8,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from .._util.atomic import check_writable, remove_leftovers
 from .._util.numbers import whole
-from .._util.progress import library_progress
+from .._util.progress import LibraryProgress, library_progress
 from .._util.warnings import Task2VecWarning
 from ..data import ImageCache, Task, TaskSource, as_task
-from ..data.identity import digest_of_record, same_digest
 from ..embed import FeatureCache, Work, embed_like, embed_task
 from ..embedding import Embedding
 from ..probe.feed import choose_device
@@ -27,8 +26,10 @@ from ..probe.precision import check_dtype
 from ..probe.probe import Probe
 from ..settings import EmbedSettings
 from ..words import Decoder, OnError
+from .cluster import build_on_cluster
 from .folder import Folder
 from .library import Library
+from .publish import Publisher
 from .rehearsal import rehearse
 from .settings import LibrarySettings
 
@@ -50,6 +51,7 @@ def build_library(
     feature_cache: FeatureCache | None = None,
     retry_failed: bool = False,
     part: tuple[int, int] | None = None,
+    ray: str | bool | None = None,
     progress: bool | None = None,
 ) -> Library:
     """Return a library with the embeddings of all tasks, after embedding those that are not in it yet.
@@ -75,6 +77,10 @@ def build_library(
         retry_failed: Try again the tasks that failed before.
         part: ``(k, n)``: embed one of n parts of the tasks, k = 0…n − 1. Processes that build the parts into one
             folder, on any machines that see it, make the whole library.
+        ray: Address of a Ray cluster whose workers embed (extra ``ray``), one on each GPU, or one for ``1 +
+            num_workers`` CPUs (default: 0); True or ``"auto"``: the one that runs here, else this machine. This process
+            alone writes into the folder. Workers that are lost are replaced. Of a task of more than 16,384 images they
+            share the images: the same bits for any number of workers, within 1e-6 of one process.
         progress: Show progress: bars where standard error is a terminal, else (only if True) a line per task.
 
     Returns:
@@ -86,6 +92,8 @@ def build_library(
             the tasks. Raised before any task is embedded, unless two processes begin one library with two settings.
         TypeError: If `tasks` is one path, not a list.
         OSError: If an embedding could not be written.
+        RuntimeError: If there is no cluster at the address, or its workers have not this version of the package.
+        ImportError: If Ray is not installed.
 
     Note:
         Tasks whose images are not files (`Task.digest` is None) are identified by their name alone.
@@ -116,10 +124,24 @@ def build_library(
     remove_leftovers(files.embeddings)
     total = sum(len(task) for task in todo)
     with library_progress(len(mine), total, progress, len(mine) - len(todo)) as told:
-        builder = _Builder(files, made_with, net, replace(work, progress=told.of_pass), retry_failed)
-        for task in todo:
-            told.ended(task.name, len(task), builder.add(task))
+        publisher = Publisher(files, made_with, retry_failed)
+        if ray:
+            build_on_cluster(ray, net, replace(work, device=device), isinstance(probe, str), todo, publisher, told)
+        else:
+            _build_here(net, replace(work, progress=told.of_pass), todo, publisher, told)
     return library
+
+
+def _build_here(probe: Probe, work: Work, tasks: Sequence[Task], publisher: Publisher, told: LibraryProgress) -> None:
+    for task in tasks:
+        if (outcome := publisher.settled(task)) is None:
+            try:
+                record, embedding = task.record(), embed_task(task, probe, publisher.made_with.settings, work)
+            except Exception as error:  # whatever one task does, the others go on
+                outcome = publisher.fail(task, error)
+            else:
+                outcome = publisher.publish(task, record, embedding)
+        told.ended(task.name, len(task), outcome.error)
 
 
 def embed_for(
@@ -200,42 +222,3 @@ def _todo(library: Library, files: Folder, tasks: Sequence[Task], retry_failed: 
             files.keep_record(task.name, task.record())
     failed = set() if retry_failed else {entry.name for entry in known.values() if entry.state == "failed"}
     return [task for task in tasks if task.name not in done | failed]
-
-
-class _Builder(NamedTuple):
-    """What embeds the tasks of one build."""
-
-    files: Folder
-    made_with: LibrarySettings
-    probe: Probe
-    work: Work
-    retry_failed: bool
-
-    def add(self, task: Task) -> str | None:
-        """Embed a task, unless another process did so by now; return why it failed, or None."""
-        if not self.retry_failed and (failure := self.files.failure(task.name)) is not None:
-            return failure.error
-        try:
-            record = task.record()
-            if self._is_there(task, record):
-                return None
-            embedding = embed_task(task, self.probe, self.made_with.settings, self.work)
-        except Exception as error:  # whatever one task does, the others go on
-            why = f"{type(error).__name__}: {error}"
-            self.files.fail(task.name, len(task), why)
-            return why
-        self.files.check(self.made_with)
-        if not self._is_there(task, record):  # two processes may have taken it
-            embedding.save(self.files.embedding_of(task.name))
-        self.files.forget_failure(task.name)
-        self.files.keep_record(task.name, record)
-        return None
-
-    def _is_there(self, task: Task, record: str | None) -> bool:
-        """Whether the embedding of these images is in the library, sound."""
-        try:
-            embedding = Embedding.load(self.files.embedding_of(task.name))
-        except ValueError:  # nothing there, or damaged
-            return False
-        same = embedding.name == task.name and same_digest(embedding.task_digest, digest_of_record(record))
-        return same and not self.made_with.changes(embedding)
