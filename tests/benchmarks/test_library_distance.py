@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from layouts import image
+from synthetic import embedding
 
 from task2vec_ext import as_task
 
@@ -76,6 +77,23 @@ def test_the_cosine_of_twice_centred_rows_is_the_weighted_correlation_of_differe
     np.testing.assert_allclose(
         cosine(twice_centred(rows, weights)), 1 - covariance / np.outer(scale, scale), atol=1e-12
     )
+
+
+def test_a_distance_without_the_two_compared_is_relative_to_all_others(tasks):
+    from _library import Embedded
+    from _references import without_both
+
+    rows = [embedding(row, task.name) for row, task in zip(_fishers(5), tasks, strict=True)]
+    found = without_both(Embedded(tasks, rows, torch.zeros(5, 1)))
+    logs = np.log(_fishers(5).numpy() / _fishers(5).numpy().mean(1, keepdims=True) + 1e-3)
+    for a, b in [(0, 1), (3, 2)]:
+        mean = np.delete(logs, [a, b], 0).mean(0)
+        assert found[a, b] == pytest.approx(1 - np.corrcoef(logs[a] - mean, logs[b] - mean)[0, 1], abs=1e-12)
+    assert found.diagonal().abs().max() == 0
+
+
+def _fishers(count):
+    return torch.rand(count, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def test_an_interval_over_domains_is_wider_where_the_tasks_of_a_domain_agree():
