@@ -113,11 +113,11 @@ def test_a_fit_that_stops_early_warns(monkeypatch):
     from task2vec_ext import Task2VecWarning
     from task2vec_ext.fisher import head
 
-    class Short(torch.optim.LBFGS):
+    class Short(head._LBFGS):
         def __init__(self, parameters, **options):
             super().__init__(parameters, **{**options, "max_iter": 3})
 
-    monkeypatch.setattr(head.torch.optim, "LBFGS", Short)
+    monkeypatch.setattr(head, "_LBFGS", Short)
     with pytest.warns(Task2VecWarning, match="short of its optimum"):
         fit_head(*data(), 4)
 
