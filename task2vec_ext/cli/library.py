@@ -1,4 +1,4 @@
-"""`task2vec library status | ls | rm | reference | verify`: inspect, check and change a library."""
+"""`task2vec library status | ls | export | rm | reference | verify`: inspect, check and change a library."""
 
 from __future__ import annotations
 
@@ -47,6 +47,21 @@ def ls(
     for entry in entries:
         if failed and entry.state != "done":
             print(printable(f"{entry.name}: {entry.error}"))
+
+
+@library.command()
+def export(
+    folder: _Folder, output: Annotated[Path, Option("--output", "-o", help="The file: .csv, or .parquet (extra).")]
+) -> None:
+    """Write a table with a row for every task.
+
+    Name, images, outputs, scores of the head, norm and its standard error, digest of the images; classes and metadata
+    as JSON.
+    """
+    from ..library import Library
+
+    (opened := Library(folder)).export(output)
+    print(f"{sum(opened.status().values()):,} rows: {output}")
 
 
 @library.command()

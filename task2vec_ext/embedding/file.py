@@ -70,7 +70,7 @@ def encoded(what: What, fields: dict[str, Any], tensors: Mapping[str, Tensor | N
     return with_digest(digest), digest
 
 
-def to_json(value: dict[str, Any]) -> str:
+def to_json(value: dict[str, Any] | list[Any]) -> str:
     """Return JSON in ASCII, always the same for one value; a name from a file system that is no UTF-8 survives."""
     try:
         return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))

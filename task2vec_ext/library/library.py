@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from .cache import Cache, Segment
 from .entry import Entry
 from .folder import Folder
 from .nearest import EXACT_UP_TO, candidates, nearest
+from .table import check_table_file, row_of, write_rows
 
 _BLOCK_BYTES = 32 << 20
 """Of one float64 block of rows: large enough that its set-up costs nothing, small beside anything else in memory."""
@@ -101,6 +102,38 @@ class Library:
         """Return how many tasks are ``"done"`` and ``"failed"``, and how many files are ``"damaged"``."""
         counts = Counter(entry.state for entry in self.entries())
         return {state: counts[state] for state in ("done", "failed", "damaged")}
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return a row for every task, sorted by name: ``pandas.DataFrame(library.table())``.
+
+        Returns:
+            Dictionaries with the fields ``name``, ``state``, ``images``, ``num_samples``, ``num_skipped``,
+            ``num_outputs``, ``digest`` and ``error`` of `Entry`; ``metric``, ``score`` (in-sample) and
+            ``held_out_score`` of the head; ``norm`` and its standard error ``norm_error``, nats² per weight²;
+            ``classes`` and ``metadata``. What is unknown, and most of a task that failed, is None.
+
+        Note:
+            Reads every embedding.
+        """
+        rows = []
+        for entry in self.entries():
+            embedding = Embedding.load(self.file(entry)) if entry.state == "done" else None
+            rows.append(row_of(entry, embedding))
+        return rows
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write `table` as a file, atomically.
+
+        Args:
+            path: A ``.csv`` or (extra ``parquet``) ``.parquet`` file. `classes` and `metadata` are JSON in it.
+
+        Raises:
+            ValueError: If the file has another ending.
+            ImportError: If pyarrow is not installed.
+            OSError: If it could not be written.
+        """
+        check_table_file(file := Path(path).expanduser())
+        write_rows(file, self.table())
 
     def file(self, entry: Entry) -> Path:
         """Return the file of an entry."""

@@ -90,3 +90,13 @@ def test_a_folder_whose_name_is_no_utf_8_is_listed(capsys, folders, tmp_path):
     code, out, error = run(capsys, "nearest", "task1", "--library", tmp_path / "library")
     assert code == 0, error
     assert "odd\\udcff" in out
+
+
+def test_export(capsys, folders, tmp_path):
+    build(capsys, folders[:2], tmp_path / "library")
+    code, out, _ = run(capsys, "library", "export", tmp_path / "library", "-o", tmp_path / "table.csv")
+    assert (code, out) == (0, f"2 rows: {tmp_path / 'table.csv'}\n")
+    header, *rows = (tmp_path / "table.csv").read_text("utf-8").splitlines()
+    assert header.startswith("name,state,images")
+    assert [row.split(",")[0] for row in rows] == ["task0", "task1"]
+    assert run(capsys, "library", "export", tmp_path / "library", "-o", tmp_path / "table.xls")[0] == 1
