@@ -1,54 +1,25 @@
-import math
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from cases import assert_near
-from PIL import Image
-from small import Blobs, assert_untouched, small_probe, small_resnet, state_of
+from small import Blobs, assert_untouched, embed, small_probe, small_resnet, state_of
 from torch import nn
 
 from task2vec_ext import (
     Embedding,
-    EmbedSettings,
-    HeadSettings,
-    ImageCache,
     Task,
     Task2VecWarning,
-    VariationalSettings,
     as_task,
     distance_matrix,
     fisher_embed,
     load_probe,
 )
 from task2vec_ext.data import Batch
-from task2vec_ext.data import folder as source
 from task2vec_ext.embed.steps import PRIOR_SCALE
 from task2vec_ext.fisher.head import fit_head
 from task2vec_ext.fisher.per_sample import per_sample_fisher
 
 TINY = load_probe("tiny")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Two classes of eight noisy images."""
-    root = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
-    for name, colour in (("cats", (200, 60, 40)), ("dogs", (60, 90, 190))):
-        (root / name).mkdir()
-        for i in range(8):
-            pixels = np.clip(random.normal(colour, 40, (50 + i, 60, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{i}.png")
-    return root
-
-
-def embed(task=None, probe=None, *, layers=None, include_batchnorm=False, head=None, **options) -> Embedding:
-    settings = EmbedSettings(layers=layers, include_batchnorm=include_batchnorm, head=HeadSettings(**(head or {})))
-    return fisher_embed(task or Blobs(), probe or small_probe(), settings=settings, progress=False, **options)
 
 
 def test_the_embedding_is_the_mean_of_the_per_sample_fisher():
@@ -145,37 +116,6 @@ def test_options_reach_the_settings_and_keep_apart_what_cannot_be_compared(tmp_p
     assert Embedding.load(tmp_path / "other.safetensors").settings == same.settings
 
 
-def test_grey_rgba_palette_cmyk_16_bit_and_rotated_images_of_the_same_scene_agree(folder, tmp_path):
-    originals = [
-        (Image.open(path).convert("L").convert("RGB"), int(path.parent.name == "dogs"))
-        for path in sorted(folder.rglob("*.png"))
-    ]
-    base = embed(originals, TINY)
-
-    def converted(how):
-        return embed([(how(image), label) for image, label in originals], TINY)
-
-    def rotated(image):
-        path = tmp_path / f"{id(image)}.png"
-        exif = Image.Exif()
-        exif[0x0112] = 6  # to be shown rotated by 90° clockwise
-        image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
-        return Image.open(path)
-
-    ways = {
-        "grey": lambda image: image.convert("L"),
-        "RGBA": lambda image: image.convert("RGBA"),
-        "palette": lambda image: image.convert("L").convert("P"),
-        "16 bit": lambda image: np.asarray(image.convert("L")).astype(np.uint16) * 257,
-        "EXIF": rotated,
-    }
-    for name, how in ways.items():
-        assert_near(
-            converted(how).fisher, base.fisher, 6e-2 if name == "16 bit" else 1e-6
-        )  # 8-bit rounding after the resize
-    assert_near(converted(lambda image: image.convert("CMYK")).fisher, base.fisher, 6e-2)  # lossy by a few levels
-
-
 def test_a_module_of_ones_own_comes_back_untouched():
     probe = small_probe()
     probe.module.layer1.requires_grad_(False)
@@ -246,30 +186,6 @@ def test_a_bad_task_is_refused_before_any_forward_pass(task, error, message):
     probe.module.register_forward_hook(lambda *_: pytest.fail("work was done"))
     with pytest.raises(error, match=message):
         fisher_embed(task, probe, progress=False)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_pixels_that_are_not_finite_are_named(value):
-    blobs = Blobs()
-    blobs.images[7, 0, 3, 3] = value
-    with pytest.raises(ValueError, match="image 7"):
-        embed(blobs)
-    with pytest.warns(Task2VecWarning, match="left out 1 of 24 images of 'Blobs' that could not be read: image 7. Why"):
-        result = embed(blobs, on_error="skip")
-    assert (result.num_samples, result.num_skipped) == (23, 1)
-
-
-def test_an_unreadable_image_is_named_or_skipped_and_counted(folder, tmp_path):
-    import shutil
-
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / "cats" / "3.png").write_bytes((folder / "cats" / "3.png").read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"cats/3\.png"):
-        embed(copy, TINY)
-    with pytest.warns(Task2VecWarning, match=r"image 3 \(cats/3.png\)"):
-        result = embed(copy, TINY, on_error="skip")
-    assert (result.num_samples, result.num_skipped) == (15, 1)
-    assert result.metadata["skipped"] == ["image 3 (cats/3.png)"]
 
 
 @pytest.mark.parametrize(
@@ -410,16 +326,6 @@ def test_a_float64_network_gives_the_same_embedding():
     assert_near(wide.fisher, narrow.fisher, 1e-4)
 
 
-def test_images_that_change_between_the_passes_are_told_of():
-    class Restless(Blobs):
-        def __getitem__(self, index):
-            image, label = super().__getitem__(index)
-            return image + 0.1 * torch.randn(image.shape), label
-
-    with pytest.warns(Task2VecWarning, match="another image each time it is read"):
-        embed(Restless())
-
-
 def test_adam_is_seeded_and_its_penalty_arrives():
     fits = [
         embed(head={"method": "adam", "l2": l2}, estimator="exact", seed=seed).fisher
@@ -427,58 +333,6 @@ def test_adam_is_seeded_and_its_penalty_arrives():
     ]
     assert not torch.equal(fits[0], fits[1])
     assert not torch.equal(fits[0], fits[2])
-
-
-@pytest.mark.parametrize(
-    ("bad", "shown"), [([3, 10], "image 3; image 10. Why"), (range(12), "image 9; and 2 more. Why")]
-)
-def test_skipped_images_are_counted_and_listed(bad, shown):
-    blobs = Blobs(n=36)
-    blobs.images[list(bad)] = math.nan
-    with pytest.warns(Task2VecWarning, match=f"left out {len(bad)} of 36 .*{shown} the first: .*finite pixels"):
-        result = embed(blobs, on_error="skip")
-    assert result.num_skipped == len(bad)
-    assert result.metadata == {"skipped": [f"image {i}" for i in bad]}
-
-
-@pytest.mark.parametrize("listed", [True, False])
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [(1, "every class of 'x', got none of class '?b?\\w?'? .*images cannot be read"), (None, "got none of 24")],
-)
-def test_a_class_that_cannot_be_read_is_named(bad, message, listed):
-    blobs = Blobs()
-    blobs.images[(blobs.targets == bad) if bad is not None else slice(None)] = math.nan
-    if not listed:
-        blobs.labels_apart, blobs.__class__ = blobs.targets, Unlisted
-        del blobs.targets
-    elif bad is not None:
-        blobs.classes, message = (
-            ("a", "bees", "c"),
-            r"got none of class 'bees' \(8 images cannot be read, such as image 1: ",
-        )
-    with pytest.raises(ValueError, match=message):
-        embed(as_task(blobs, name="x"), on_error="skip")
-
-
-class Unlisted(Blobs):
-    def __getitem__(self, index):
-        return self.images[index], int(self.labels_apart[index])
-
-
-def test_images_whose_features_are_all_the_same_are_refused():
-    grey = [(Image.new("RGB", (40, 40), "grey"), i % 2) for i in range(9)]
-    with pytest.raises(ValueError, match="the probe tells apart, got the same features for all 9 images of 'grey'"):
-        embed(grey, TINY, name="grey", batch_size=4)
-
-
-@pytest.mark.parametrize("n", [12, 40])
-def test_images_that_are_in_several_classes_are_warned_of(n):
-    blobs = Blobs(n=n)
-    blobs.images = torch.cat([blobs.images, blobs.images])
-    blobs.targets = torch.arange(2).repeat_interleave(n)
-    with pytest.warns(Task2VecWarning, match=f"got {2 * n} of {2 * n} images of 'x' that .*; are they in several"):
-        embed(blobs, name="x", batch_size=7)
 
 
 def test_an_embedding_of_norm_0_is_warned_of_and_named_when_compared():
@@ -490,24 +344,6 @@ def test_an_embedding_of_norm_0_is_warned_of_and_named_when_compared():
     assert "got an embedding of norm 0 for 'same'" in str(caught[-1].message)
     with pytest.raises(ValueError, match=r"'same' has entries from 0 to 0 \(norm 0: the probe saw no difference"):
         distance_matrix([embed(Blobs(), head={"cross_fit": None}), same])
-
-
-def test_labels_that_are_text_in_the_items_alone_are_numbered():
-    named = Blobs()
-    names = [("zebra", "ant", "cow")[label] for label in named.targets]
-    del named.targets
-    named.__class__ = type("Named", (Blobs,), {"__getitem__": lambda self, i: (self.images[i], names[i])})
-    numbered = Blobs()
-    numbered.targets = torch.tensor([2, 0, 1])[numbered.targets]
-    result = embed(named)
-    assert result.classes == ("ant", "cow", "zebra")
-    assert torch.equal(result.fisher, embed(numbered).fisher)
-
-
-def test_class_names_that_do_not_fit_the_labels_are_left_out():
-    blobs = Blobs(classes=2)
-    blobs.classes = ["a", "b", "c"]
-    assert embed(blobs).classes is None
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -544,60 +380,3 @@ def test_the_digest_of_a_task_sees_names_sizes_and_labels(folder, tmp_path):
         != as_task([(path, int(not dog)) for path, dog in pairs]).digest()
     )
     assert as_task(Blobs()).digest() is None
-
-
-@pytest.mark.parametrize("estimator", ["signed", "exact", "empirical", "variational"])
-@pytest.mark.parametrize("cache", ["default", "temporary file", "folder", "off"])
-def test_every_image_is_decoded_once_and_the_cache_changes_no_bit(folder, tmp_path, monkeypatch, estimator, cache):
-    decoded, load = [], source.load_image
-
-    def counted(path, **how):
-        decoded.append(path)
-        return load(path, **how)
-
-    variational = VariationalSettings(epochs=3, epoch_samples=20) if estimator == "variational" else None
-    how = {"settings": EmbedSettings(estimator=estimator, variational=variational), "progress": False, "batch_size": 5}
-    expected = fisher_embed(folder, TINY, image_cache=ImageCache(0, 0), **how)
-    monkeypatch.setattr(source, "load_image", counted)
-    caches = {
-        "default": None,
-        "temporary file": ImageCache(0, 10**6),
-        "folder": ImageCache(0, 10**6, tmp_path),
-        "off": ImageCache(0, 0),
-    }
-    embedding = fisher_embed(folder, TINY, image_cache=caches[cache], **how)
-    assert torch.equal(embedding.fisher, expected.fisher)
-    passes = {"variational": 16 + 3 * 20}.get(estimator, 2 * 16)
-    assert len(decoded) == (passes if cache == "off" else 16)
-    if cache == "folder":
-        decoded.clear()
-        fisher_embed(folder, TINY, image_cache=ImageCache(0, 10**6, tmp_path), **how)
-        assert decoded == []
-
-
-def test_two_processes_share_a_folder_of_crops(folder, tmp_path):
-    script = (
-        "import sys; from task2vec_ext import ImageCache, fisher_embed; "
-        "cache = ImageCache(0, 10**6, sys.argv[2]); "
-        "print(fisher_embed(sys.argv[1], 'tiny', image_cache=cache, progress=False).fisher.sum().item())"
-    )
-    command = [sys.executable, "-c", script, str(folder), str(tmp_path)]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    found = {float(process.communicate()[0]) for process in started}
-    assert found == {float(fisher_embed(folder, "tiny", progress=False).fisher.sum())}
-
-
-def test_drafts_are_other_embeddings_and_say_so(tmp_path):
-    for i in range(8):
-        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
-        Image.effect_noise((200, 220), 60 + 20 * i).convert("RGB").save(tmp_path / "ab"[i % 2] / f"{i}.jpg")
-    exact, draft = (fisher_embed(tmp_path, "tiny", decoder=decoder, progress=False) for decoder in ("exact", "draft"))
-    assert "decoder" not in exact.probe.preprocess
-    assert draft.probe.preprocess["decoder"] == "draft"
-    assert not torch.equal(exact.fisher, draft.fisher)
-    with pytest.raises(ValueError, match=r"preprocess decoder: None against draft"):
-        distance_matrix([exact, draft])
-    draft.save(tmp_path / "draft.safetensors")
-    assert Embedding.load(tmp_path / "draft.safetensors").probe == draft.probe
-    with pytest.raises(NotImplementedError, match="expected image files without masks"):
-        fisher_embed([(Image.new("RGB", (40, 40)), i % 2) for i in range(4)], "tiny", decoder="draft", progress=False)

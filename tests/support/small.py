@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from task2vec_ext import Probe
+from task2vec_ext import Embedding, EmbedSettings, HeadSettings, Probe, fisher_embed
 from task2vec_ext.experts.recipe import Recipe
 from task2vec_ext.probe.tiny import TinyResNet
 
@@ -70,3 +70,9 @@ def assert_untouched(module: nn.Module, before: dict) -> None:
 # channels writes past its buffer (torch 2.14's oneDNN, one thread). Multiples of 8 are safe.
 TRAINABLE = (8, 8, 8, 16)
 QUICK = Recipe("lbfgs", 4, 1e-2, "cosine", batch_size=8)
+
+
+def embed(task=None, probe=None, *, layers=None, include_batchnorm=False, head=None, **options) -> Embedding:
+    """The embedding of a task, by default of `Blobs` and a small probe."""
+    settings = EmbedSettings(layers=layers, include_batchnorm=include_batchnorm, head=HeadSettings(**(head or {})))
+    return fisher_embed(task or Blobs(), probe or small_probe(), settings=settings, progress=False, **options)
