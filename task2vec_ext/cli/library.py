@@ -1,4 +1,4 @@
-"""`task2vec library status | ls | export | rm | reference | verify`: inspect, check and change a library."""
+"""`task2vec library status | ls | export | merge | rm | reference | verify`: inspect, check and change a library."""
 
 from __future__ import annotations
 
@@ -62,6 +62,17 @@ def export(
 
     (opened := Library(folder)).export(output)
     print(f"{sum(opened.status().values()):,} rows: {output}")
+
+
+@library.command()
+def merge(
+    folders: Annotated[list[Path], Argument(metavar="DIR...", help="The libraries' folders, which stay as they are.")],
+    output: Annotated[Path, Option("--output", "-o", help="The new library's folder, or one to extend.")],
+) -> None:
+    """Make one library of several with the same probe and settings."""
+    from ..library import merge_libraries
+
+    print(f"{merge_libraries(folders, output).status()['done']:,} tasks: {output}")
 
 
 @library.command()

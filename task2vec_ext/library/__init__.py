@@ -16,5 +16,15 @@ from .build import build_library, embed_for
 from .embeddings import EmbeddingFiles, load_embeddings
 from .entry import Entry
 from .library import Library, Neighbour
+from .merge import merge_libraries
 
-__all__ = ["EmbeddingFiles", "Entry", "Library", "Neighbour", "build_library", "embed_for", "load_embeddings"]
+__all__ = [
+    "EmbeddingFiles",
+    "Entry",
+    "Library",
+    "Neighbour",
+    "build_library",
+    "embed_for",
+    "load_embeddings",
+    "merge_libraries",
+]

@@ -100,3 +100,11 @@ def test_export(capsys, folders, tmp_path):
     assert header.startswith("name,state,images")
     assert [row.split(",")[0] for row in rows] == ["task0", "task1"]
     assert run(capsys, "library", "export", tmp_path / "library", "-o", tmp_path / "table.xls")[0] == 1
+
+
+def test_merge(capsys, folders, tmp_path):
+    for part in (0, 1):
+        build(capsys, folders[:2], tmp_path / f"part{part}", "--part", f"{part}/2")
+    merge = ["library", "merge", tmp_path / "part0", tmp_path / "part1", "-o", tmp_path / "all"]
+    assert run(capsys, *merge)[:2] == (0, f"2 tasks: {tmp_path / 'all'}\n")
+    assert Library(tmp_path / "all").names() == ["task0", "task1"]
