@@ -1,4 +1,4 @@
-"""`task2vec library status | ls | export | merge | rm | reference | verify`: inspect, check and change a library."""
+"""`task2vec library status | ls | export | merge | pull | push | rm | reference | verify`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from .embed import print_entries
 from .options import Folder
 
 library = typer.Typer(help="Inspect, check and change a library.", no_args_is_help=True)
+
+_MOST_ON_A_MAP = 2000  # tasks: more points hide each other
 
 _Folder = Annotated[Path, Argument(metavar="DIR", help="The library's folder.")]
 
@@ -73,6 +75,54 @@ def merge(
     from ..library import merge_libraries
 
     print(f"{merge_libraries(folders, output).status()['done']:,} tasks: {output}")
+
+
+@library.command()
+def pull(
+    repo: Annotated[str, Argument(metavar="REPO", help="A data set on the hub, user/name, or a folder, ./name.")],
+    output: Annotated[Path, Option("--output", "-o", help="The library's folder, or one to extend.")],
+    revision: Annotated[str | None, Option(help="Branch, tag or commit; default: the newest.")] = None,
+) -> None:
+    """Download a library from the Hugging Face hub (extra hub), and check every file."""
+    from ..library import pull_library
+
+    print(f"{pull_library(repo, output, revision=revision).status()['done']:,} tasks: {output}")
+
+
+@library.command()
+def push(
+    folder: _Folder,
+    repo: Annotated[str, Argument(metavar="REPO", help="A data set on the hub, user/name; made where there is none.")],
+    license: Annotated[str, Option(help="The hub's name of a licence, such as cc-by-4.0.")] = "unknown",
+    private: Annotated[bool | None, Option(help="Whether a new data set is private; default: as the account.")] = None,
+) -> None:
+    """Upload a library to the Hugging Face hub (extra hub), with a card.
+
+    The card has a map where the extra plot is installed and the library has at most 2,000 tasks.
+    """
+    from ..library import push_library
+
+    print(push_library(folder, repo, license=license, figure=_map_of(folder), private=private))
+
+
+def _map_of(folder: Path) -> bytes | None:
+    """Return a map of a library's tasks as PNG, None where it cannot be drawn."""
+    import tempfile
+
+    from .. import plot
+    from ..distance import distance_matrix
+    from ..library import load_embeddings
+
+    try:
+        plot.check_installed()
+    except ImportError:
+        return None
+    if not 2 <= len(files := load_embeddings(folder)) <= _MOST_ON_A_MAP:
+        return None
+    ax = plot.plot_map(distance_matrix(files.without_groups()), files.names(), distance="d_sym")
+    with tempfile.TemporaryDirectory() as made:
+        plot.save_figure(ax, drawn := Path(made) / "map.png")
+        return drawn.read_bytes()
 
 
 @library.command()

@@ -15,6 +15,7 @@ there, embeds the rest, and can be killed at any time.
 from .build import build_library, embed_for
 from .embeddings import EmbeddingFiles, load_embeddings
 from .entry import Entry
+from .hub import pull_library, push_library
 from .library import Library, Neighbour
 from .merge import merge_libraries
 
@@ -27,4 +28,6 @@ __all__ = [
     "embed_for",
     "load_embeddings",
     "merge_libraries",
+    "pull_library",
+    "push_library",
 ]

@@ -55,6 +55,18 @@ class Library:
         self._cache = Cache(self._files, made_with)
         self._rows = max(1, _BLOCK_BYTES // (8 * made_with.filters))
 
+    @classmethod
+    def from_hub(cls, repo: str, *, revision: str | None = None) -> Library:
+        """Return a library of the Hugging Face hub, downloaded into its cache: `pull_library` without a folder.
+
+        Args:
+            repo: A data set, ``"user/name"``.
+            revision: Branch, tag or commit; default: the newest.
+        """
+        from .hub import pull_library
+
+        return pull_library(repo, revision=revision)
+
     @property
     def settings(self) -> EmbedSettings:
         """The settings of all its embeddings."""

@@ -108,3 +108,26 @@ def test_merge(capsys, folders, tmp_path):
     merge = ["library", "merge", tmp_path / "part0", tmp_path / "part1", "-o", tmp_path / "all"]
     assert run(capsys, *merge)[:2] == (0, f"2 tasks: {tmp_path / 'all'}\n")
     assert Library(tmp_path / "all").names() == ["task0", "task1"]
+
+
+def test_pull_and_push(capsys, folders, tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub", reason="needs the extra hub")
+    build(capsys, folders[:2], tmp_path / "library")
+    code, out, _ = run(capsys, "library", "pull", f"{tmp_path}/library", "-o", tmp_path / "copy")
+    assert (code, out) == (0, f"2 tasks: {tmp_path / 'copy'}\n")
+    code, out, error = run(capsys, "library", "pull", tmp_path, "-o", tmp_path / "none")
+    assert (code, error.count("\n")) == (1, 1)
+    assert "expected a library in" in error
+
+    sent = {}
+    monkeypatch.setattr(hub.HfApi, "create_repo", lambda self, repo, **how: None)
+    monkeypatch.setattr(
+        hub.HfApi,
+        "upload_folder",
+        lambda self, *, folder_path, **how: sent.update({f.name: f.read_bytes() for f in folder_path.glob("*.*")}),
+    )
+    code, out, _ = run(capsys, "library", "push", tmp_path / "copy", "user/name", "--license", "mit")
+    assert (code, out) == (0, "https://huggingface.co/datasets/user/name\n")
+    assert set(sent) == {"library.json", "README.md", "map.png"}
+    assert sent["map.png"].startswith(b"\x89PNG")
+    assert b"license: mit" in sent["README.md"]
