@@ -83,10 +83,10 @@ def push_library(
     figure: bytes | None = None,
     private: bool | None = None,
 ) -> str:
-    """Upload a library to the Hugging Face hub in one commit, and return its address.
+    """Upload a library to the Hugging Face hub, and return its address.
 
     What is sent: ``library.json``, the embeddings, and a card that is written from them. Embeddings on the hub that the
-    library has not are deleted there.
+    library has not are deleted there. After an interruption the same call continues.
 
     Args:
         folder: The library's folder.

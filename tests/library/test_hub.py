@@ -245,6 +245,7 @@ def test_what_is_pushed_is_a_library_again(library, sent, tmp_path):
     assert address == "https://huggingface.co/datasets/user/lib"
     assert sent.calls[0] == {"repo": "user/lib", "repo_type": "dataset", "private": True, "exist_ok": True}
     assert (sent.calls[1]["repo_id"], sent.calls[1]["repo_type"]) == ("user/lib", "dataset")
+    assert sent.calls[1]["delete_patterns"] == "embeddings/*.safetensors"
     assert {file.name for file in sent.folder.iterdir()} == {"library.json", "README.md", "map.png", "embeddings"}
     assert sums(sent.folder) == sums(library.folder)
     assert sums(pull_library(sent.folder, tmp_path / "mine").folder) == sums(library.folder)
