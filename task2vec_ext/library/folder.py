@@ -44,16 +44,22 @@ class Folder:
             old = _Index(self.root)
             return None if old.settings is None else LibrarySettings.from_json(old.settings)
         except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"library: expected the settings of a library in {self.root / 'library.json'}, got another file; "
-                "delete it, and build again: embeddings are kept."
-            ) from None
+            raise self._foreign() from None
         if version != FORMAT_VERSION:
             raise ValueError(
                 f"library: expected format {FORMAT_VERSION} or older, {self.root} has format {version}; upgrade "
                 "task2vec_ext."
             )
-        return LibrarySettings.from_json(settings)
+        try:
+            return LibrarySettings.from_json(settings)
+        except (KeyError, TypeError, AttributeError):
+            raise self._foreign() from None
+
+    def _foreign(self) -> ValueError:
+        return ValueError(
+            f"library: expected the settings of a library in {self.root / 'library.json'}, got another file; "
+            "delete it, and build again: embeddings are kept."
+        )
 
     def create(self, made_with: LibrarySettings) -> None:
         """Make a library, also of one of version 0.1 or 0.2; embeddings that are there are kept."""

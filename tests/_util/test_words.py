@@ -15,7 +15,7 @@ import task2vec_ext
 from task2vec_ext import EmbedSettings, HeadSettings, Preprocess, VariationalSettings, build_library, fisher_embed
 from task2vec_ext._util.words import check_word
 from task2vec_ext.atlas import write_atlas
-from task2vec_ext.data import as_task, batches
+from task2vec_ext.data import Loader, as_task, batches
 from task2vec_ext.distance import cross_distances, distance_matrix, neighbour_ranks
 from task2vec_ext.embed import Work, cross_diversity, diversity
 from task2vec_ext.experts import ExpertFeatures, Recipe, classifier_error, transfer_errors
@@ -45,6 +45,7 @@ CALLS = {
     "build_library.on_error": lambda word: build_library([TASK], "/nowhere", "tiny", on_error=word),
     "Work.on_error": lambda word: Work(on_error=word),
     "batches.on_error": lambda word: batches(TASK, [0], None, batch_size=1, on_error=word),
+    "Loader.batches.on_error": lambda word: Loader(TASK, None, batch_size=1).batches([0], on_error=word),
     "HeadSettings.method": lambda word: HeadSettings(word),
     "fit_head.method": lambda word: fit_head(torch.rand(4, 3), torch.tensor([0, 1, 0, 1]), 2, method=word),
     "classifier_error.method": lambda word: classifier_error(FEATURES, FEATURES, method=word),
