@@ -52,7 +52,7 @@ def test_a_library_of_a_newer_format_is_refused(built, tmp_path):
         Library(built.folder)
     with pytest.raises(ValueError, match="format 4"):
         build_library(tasks_of(6), built.folder, small_probe())
-    for damaged in ("", "[]", '{"format": 3}', "\0"):
+    for damaged in ("", "[]", '{"format": 3}', '{"format": 3, "library": {}}', "\0"):
         file.write_text(damaged)
         with pytest.raises(ValueError, match="expected the settings of a library in"):
             Library(built.folder)
