@@ -82,7 +82,7 @@ def opened(browser):
 
     def open_page(path, **how):
         page = browser.new_page(viewport={"width": 1200, "height": 760}, **how)
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)  # milliseconds, where others need the cores, too
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on(
