@@ -228,7 +228,8 @@ def _worker_class() -> type:
                 raise RuntimeError(f"task2vec_ext {version} here, {found} on node {node}; install the same on all.")
             if os.path.isdir(folder):
                 os.chdir(folder)  # paths of images may be relative
-            sys.path += [path for path in paths if path not in sys.path]  # modules of the user's own data sets
+            # Modules come from where the driver has them: Ray puts its folder first, which may be our source tree.
+            sys.path[:] = [*paths, *(path for path in sys.path if path not in paths)]
             self._inner = pickle.loads(packed)()
 
         def call(self, method: str, *arguments: Any) -> Any:

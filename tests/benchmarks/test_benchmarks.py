@@ -390,6 +390,7 @@ def test_feed_counts_decodes_and_bytes(tmp_path):
     assert used["value"] < 200
 
 
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision:DeprecationWarning")
 def test_decoders_are_compared_with_pils_pixels(tmp_path):
     import decoders
     from _photos import write_photos

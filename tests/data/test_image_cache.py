@@ -185,6 +185,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_nothing_wrong(tmp_path,
     script = f"""
         import os, signal, torch
         from task2vec_ext.data import ImageCache, crop_folder
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
         save = crop_folder.save_file
         def killed(tensors, file):
             file.write_bytes(b"half")
@@ -197,7 +198,8 @@ def test_a_process_that_is_killed_while_it_writes_leaves_nothing_wrong(tmp_path,
         cache.flush()
         print("not reached")
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == -number
     assert "not reached" not in done.stdout
     left = [path.name for path in tmp_path.iterdir() if path.suffix != ".crops"]

@@ -4,12 +4,12 @@ import gc
 import multiprocessing
 import os
 import signal
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from spy import Spy
 from torch.utils.data import Dataset
 
 from task2vec_ext.data import Failure, ImageCache, Loader, Preprocess, as_task, batches
@@ -419,17 +419,6 @@ def test_processes_that_read_never_touch_cuda():
     finally:
         multiprocessing.set_start_method(method, force=True)
     assert batch.labels.tolist() == [0, 0]
-
-
-class Spy(Dataset):
-    """Its labels are 1 in a process that has imported CUDA kernels or initialised CUDA."""
-
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, index):
-        touched = torch.cuda.is_initialized() or "task2vec_ext.kernels.cuda" in sys.modules
-        return Image.new("RGB", (12, 12), (200, 0, 255)), int(touched)
 
 
 def test_a_file_that_changes_between_two_passes_is_named(folder):

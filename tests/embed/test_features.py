@@ -196,7 +196,7 @@ def test_two_processes_share_a_folder_of_crops(folder, tmp_path):
         "print(fisher_embed(sys.argv[1], 'tiny', image_cache=cache, progress=False).fisher.sum().item())"
     )
     command = [sys.executable, "-c", script, str(folder), str(tmp_path)]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) for _ in range(2)]
     found = {float(process.communicate()[0]) for process in started}
     assert found == {float(fisher_embed(folder, "tiny", progress=False).fisher.sum())}
 

@@ -177,7 +177,7 @@ def test_a_cluster_that_is_lost_costs_no_embedding(tmp_path):
     program += "print(ray._private.worker._global_node.all_processes['raylet'][0].process.pid, flush=True)\n"
     program += DRIVER.format(support=SUPPORT, folder=str(tmp_path), address="auto")
     embeddings = tmp_path / "embeddings"
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as driver:
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as driver:
         raylet = int(driver.stdout.readline())
         while not list(embeddings.glob("task*")) and driver.poll() is None:
             time.sleep(0.01)
