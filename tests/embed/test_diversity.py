@@ -60,7 +60,7 @@ def test_embed_batches_are_disjoint_random_and_seeded():
     task, probe = Watched(n=60, classes=4), small_probe()
     batches = embed_batches(task, probe, num_batches=4, images=12, progress=False)
     assert [batch.num_samples for batch in batches] == [12] * 4
-    per_batch = [set(taken[i * 13 : (i + 1) * 13]) for i in range(4)]  # each image once, and one again
+    per_batch = [set(taken[i * 25 : (i + 1) * 25]) for i in range(4)]  # two passes each, one image again
     assert all(len(one) == 12 for one in per_batch)
     assert len(set().union(*per_batch)) == 48
     again, other = (embed_batches(task, probe, num_batches=4, images=12, seed=s, progress=False) for s in (0, 1))
