@@ -89,7 +89,7 @@ class CropFolder:
         try:
             file = _opened(row.place)
             file.seek(row.offset)
-            whole = file.readinto(out) == row.size  # type: ignore[attr-defined]
+            whole = file.readinto(out) == row.size  # type: ignore[attr-defined]  # unbuffered
         except OSError:
             whole = False
         if whole and (key in self._checked or zlib.crc32(out.data) == row.sum):

@@ -178,7 +178,7 @@ class _Memory:
         return crop.clone()
 
     def read(self, row: _Row, shape: tuple[int, ...]) -> Tensor | None:
-        return row.place.view(shape)  # type: ignore[union-attr]
+        return row.place.view(shape)  # type: ignore[union-attr]  # a tensor in memory
 
     def clear(self) -> None:
         self.rows.clear()
@@ -196,7 +196,7 @@ class _File(_Memory):
 
     def drop(self, key: Hashable) -> _Row:
         row = super().drop(key)
-        self.free[row.size].append(row.place)  # type: ignore[arg-type]
+        self.free[row.size].append(row.place)  # type: ignore[arg-type]  # a number in a file
         return row
 
     def write(self, crop: Tensor) -> int | None:
@@ -205,7 +205,7 @@ class _File(_Memory):
             if self.file is None:
                 folder = _folder_for_large_files()
                 self.most = min(self.most, shutil.disk_usage(folder).free // 2)
-                self.file = tempfile.TemporaryFile(prefix="task2vec-", dir=folder, buffering=0)  # noqa: SIM115
+                self.file = tempfile.TemporaryFile(prefix="task2vec-", dir=folder, buffering=0)  # noqa: SIM115  # until clear()
             if self.free[size]:
                 place = self.free[size].pop()
             elif self.end + size <= self.most:
@@ -230,8 +230,8 @@ class _File(_Memory):
         assert self.file is not None
         crop = torch.empty(shape, dtype=torch.uint8)
         with suppress(OSError):
-            self.file.seek(row.place)  # type: ignore[arg-type]
-            if self.file.readinto(crop.numpy().reshape(-1)) == row.size:  # type: ignore[attr-defined]
+            self.file.seek(row.place)  # type: ignore[arg-type]  # a number in a file
+            if self.file.readinto(crop.numpy().reshape(-1)) == row.size:  # type: ignore[attr-defined]  # unbuffered
                 return crop
         return None
 

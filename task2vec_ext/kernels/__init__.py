@@ -5,7 +5,7 @@ from pathlib import Path
 import torch  # noqa: F401  # before the native module, which takes its OpenMP runtime from torch
 
 try:
-    from .. import _C  # noqa: F401
+    from .. import _C  # noqa: F401  # is it here?
 except ImportError as error:
     raise ImportError(
         f"task2vec_ext: the native module is missing from {Path(__file__).parents[1]} ({error}); if this is the source "

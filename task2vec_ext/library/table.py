@@ -51,7 +51,7 @@ def check_table_file(path: Path) -> None:
         raise ValueError(f"export: expected a file that ends in {' or '.join(SUFFIXES)}, got {path}; rename it.")
     if path.suffix.lower() == ".parquet":
         try:
-            import pyarrow.parquet  # noqa: F401
+            import pyarrow.parquet  # noqa: F401  # is it here?
         except ImportError:
             raise ImportError(
                 "export: expected pyarrow for a Parquet table, found none; pip install 'task2vec_ext[parquet]', or "
