@@ -1,7 +1,5 @@
 """Distances that look at the library: the measures by hand, the formulas by NumPy."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -9,13 +7,6 @@ from layouts import image
 from synthetic import embedding
 
 from task2vec_ext import as_task
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
 
 @pytest.fixture

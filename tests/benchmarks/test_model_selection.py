@@ -11,13 +11,6 @@ from task2vec_ext import as_task
 from task2vec_ext.data import read_labels, tasks_from
 from task2vec_ext.experts import recipe
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-
 
 @pytest.fixture
 def roots(tmp_path):

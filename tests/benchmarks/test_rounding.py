@@ -1,7 +1,5 @@
 """The limits of benchmarks/_rounding.py hold for what rounds as a GPU does, and not for what is wrong."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -11,7 +9,6 @@ from task2vec_ext.kernels.geometry import conv_geometry
 from task2vec_ext.kernels.native import Runtime
 from task2vec_ext.kernels.routes import CUDA_ROUTES, available_routes
 
-ROOT = Path(__file__).parents[2]
 # Shapes of a ResNet whose sums are long: a stem, early, middle and last layers.
 SHAPES = {
     "stem": (3, 16, 56, 7, 2, 3),
@@ -21,11 +18,6 @@ SHAPES = {
     "last": (256, 64, 7, 3, 1, 1),
     "pointwise": (256, 64, 14, 1, 1, 0),
 }
-
-
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
 
 @pytest.fixture(params=SHAPES.values(), ids=SHAPES)
