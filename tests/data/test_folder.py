@@ -1,7 +1,13 @@
+"""Tasks from folders of images: what is a class, what is left out, what is refused."""
+
+import os
 import unicodedata
+from pathlib import Path
 
 import pytest
+import torch
 from layouts import image
+from torch.utils.data import Subset
 
 from task2vec_ext import Task2VecWarning, as_task
 from task2vec_ext.data import Unlabelled, one_vs_rest, remap, tasks_from, union
@@ -12,6 +18,88 @@ def pets(root, classes=("cats", "dogs"), images=2):
         for i in range(images):
             image(root / name / f"{i}.png", 100 * shade + i)
     return root
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_as_task_reads_a_folder_in_sorted_order(nested, kind):
+    task = as_task(kind(nested))
+    assert task.name == "pets"
+    assert task.classes == ("cats", "dogs")
+    assert task.labels.dtype == torch.int64
+    assert task.labels.tolist() == [0, 0, 1, 1]
+    assert len(task) == 4
+    assert [(int(image[0, 0, 0]), label) for image, label in map(task.__getitem__, range(4))] == [
+        (30, 0),
+        (40, 0),
+        (10, 1),
+        (20, 1),
+    ]
+    assert task[0][0].shape == (3, 3, 4)
+    assert task.describe(0) == "image 0 (cats/deep/er/c.bmp)"
+    assert repr(task) == "Task('pets', 4 images, 2 classes)"
+
+
+def test_as_task_survives_links_in_circles(nested):
+    (nested / "cats" / "me").symlink_to(nested / "cats")
+    (nested / "cats" / "deep" / "up").symlink_to(nested)
+    (nested / "cats" / "twice").symlink_to(nested / "cats" / "deep")
+    (nested / "loop").symlink_to(nested)
+    (nested / "dogs" / "c").symlink_to("c")
+    assert len(as_task(nested)) == 4
+
+
+def test_as_task_follows_a_link_to_a_class_folder(nested, tmp_path):
+    image(tmp_path / "elsewhere" / "e.png", 1)
+    (nested / "eels").symlink_to(tmp_path / "elsewhere")
+    task = as_task(nested)
+    assert task.classes == ("cats", "dogs", "eels")
+    assert task.describe(4) == "image 4 (eels/e.png)"
+
+
+def test_as_task_stays_readable_after_a_change_of_directory(nested, tmp_path, monkeypatch):
+    monkeypatch.chdir(nested.parent)
+    tasks = [as_task("pets"), as_task([("pets/dogs/b.png", 1), ("pets/cats/z.gif", 0)])]
+    monkeypatch.chdir("/")
+    assert tasks[0][3][0][0, 0, 0] == tasks[1][0][0][0, 0, 0] == 20
+    assert tasks[1].describe(0) == "image 0 (pets/dogs/b.png)"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["a.png", "b.jpg"], r"got 2 images and no folders; .*flat/cats/1.jpg"),
+        ([], r"got no folders; .*flat/cats/1.jpg"),
+    ],
+    ids=["images", "empty"],
+)
+def test_as_task_shows_the_layout_it_expects(tmp_path, files, message):
+    root = tmp_path / "flat"
+    root.mkdir()
+    for file in files:
+        (root / file).touch()
+    with pytest.raises(ValueError, match=f"expected a folder for each class in {root}, {message}"):
+        as_task(root)
+
+
+def test_as_task_refuses_a_path_that_is_no_folder(nested):
+    with pytest.raises(ValueError, match="missing, got nothing there"):
+        as_task(nested / "missing")
+    with pytest.raises(ValueError, match=r"stray.png, got a file"):
+        as_task(nested.parent / "stray.png")
+
+
+def test_as_task_agrees_with_torchvisions_image_folder(nested):
+    from torchvision.datasets import ImageFolder
+
+    images = ImageFolder(
+        nested,
+        is_valid_file=lambda path: not os.path.basename(path).startswith((".", "notes")),
+        allow_empty=True,
+    )
+    wrapped = as_task(Subset(images, [i for i, c in enumerate(images.targets) if images.classes[c][0] != "."]))
+    task = as_task(nested)
+    assert wrapped.name == "ImageFolder"
+    assert sorted(int(wrapped[i][0][0, 0, 0]) for i in range(4)) == sorted(int(task[i][0][0, 0, 0]) for i in range(4))
 
 
 @pytest.mark.parametrize(
