@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from task2vec_ext import Probe, load_probe
 from task2vec_ext.data import Batch
 from task2vec_ext.fisher import CrossFitHead, Head, cotangents, per_sample_fisher
+from task2vec_ext.fisher.network_pass import Replays
 from task2vec_ext.kernels import filter_grad_sq
 from task2vec_ext.kernels.geometry import conv_geometry
 from task2vec_ext.kernels.reference import per_sample_grad_sq
@@ -114,6 +115,16 @@ class Step:
         """Return the whole Fisher pass, ``[B, K]``; ``"empirical"`` squares the gradients of `loss`."""
         with self.context:
             return per_sample_fisher(self.faster, self.layers, self.head, self.batch, estimator)
+
+    @cached_property
+    def graphs(self) -> Replays:
+        """What `replayed` replays, from its third call on."""
+        return Replays(repeat=False)
+
+    def replayed(self) -> Tensor:
+        """Return `fisher`, the network's part from CUDA graphs."""
+        with self.context:
+            return per_sample_fisher(self.faster, self.layers, self.head, self.batch, network=self.graphs)
 
     def input_gradients(self, each: Callable[[LayerTensors], None] | None = None) -> None:
         """Run forward and backward without any weight gradient; `each` is given the tensors of every layer."""

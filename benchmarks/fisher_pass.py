@@ -6,7 +6,8 @@ A row is timed only if the operator is right up to rounding on the tensors of ev
 is reported beside it.
 
 A plain step is one forward and backward of the summed loss with every weight's gradient, in eval mode. Both are timed
-with contiguous and with channels-last images and weights; the faster layout of each counts.
+with contiguous and with channels-last images and weights; the faster layout of each counts. On a GPU the pass is also
+timed as it is replayed from CUDA graphs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from _measure import interleave, parser, peak_memory, print_table, ratio, say, seconds_of, stop_if, summary
 from _record import read_result, write_record
 from _rounding import PRECISIONS
-from _step import LayerTensors, Setup, Step
+from _step import LayerTensors, Setup, Step, relative_error
 
 from task2vec_ext.kernels import filter_grad_sq
 from task2vec_ext.kernels.routes import Route
@@ -54,7 +55,7 @@ def main() -> None:
     stop_if(failed)
 
 
-def measure(setup: Setup, repeats: int, *, memory: bool = True) -> dict[str, Any]:
+def measure(setup: Setup, repeats: int, *, memory: bool = True, graphs: bool | None = None) -> dict[str, Any]:
     """Return time and memory of both ways in both layouts, their ratios, and the breakdown of ours."""
     row: dict[str, Any] = {"arch": setup.arch, "precision": setup.precision, "errors": {}}
     steps = {layout: replace(setup, channels_last=last).build() for layout, last in LAYOUTS.items()}
@@ -69,6 +70,15 @@ def measure(setup: Setup, repeats: int, *, memory: bool = True) -> dict[str, Any
         ways[f"plain {layout}"], ways[f"fisher {layout}"] = step.plain, step.fisher
     for way in ways.values():
         way()
+    if setup.device.startswith("cuda") if graphs is None else graphs:
+        step = steps["channels-last"]
+        for _ in range(2):  # the second one records
+            step.replayed()
+        row["graphs"] = {
+            "recorded": step.graphs.recorded,
+            "relative_error": relative_error(step.replayed(), step.fisher()),
+        }
+        ways["graphs"] = step.replayed
     seconds = interleave(ways, repeats, setup.device)
     plain, fisher = (fastest(seconds, kind) for kind in ("plain", "fisher"))
     row |= {
@@ -80,6 +90,8 @@ def measure(setup: Setup, repeats: int, *, memory: bool = True) -> dict[str, Any
         "breakdown": breakdown(steps[fisher.split()[1]], repeats, setup.device),
     }
     row["breakdown"]["whole pass"] = summary(seconds[fisher])["median"]
+    if "graphs" in row:
+        row["graphs"]["time_ratio"] = ratio(seconds["graphs"], seconds[plain])
     del steps, ways, step
     if memory:
         row["peak_bytes"] = {name: peak_memory(build, setup, name, device=setup.device) for name in (plain, fisher)}
@@ -142,6 +154,9 @@ def report(row: dict[str, Any]) -> None:
         ("  forward", parts["forward"], parts["forward"] / plain, None),
         ("  input gradients", parts["input gradients"], parts["input gradients"] / plain, None),
     ]
+    if "graphs" in row:
+        name = "replayed from CUDA graphs" if row["graphs"]["recorded"] else "CUDA graphs not recorded"
+        lines.insert(2, (name, row["seconds"]["graphs"]["median"], row["graphs"]["time_ratio"]["median"], None))
     for route, seconds in parts["operator"].items():
         lines.append((f"  {route}, {parts['layers_by_route'][route]} layers", seconds, seconds / plain, None))
     share = max(errors["operator"]["error_to_limit"] for errors in row["errors"].values())

@@ -103,7 +103,7 @@ benchmark() { # NAME ESTIMATE LIMIT SCRIPT OPTION…; of an option given twice t
 # Outside the package's sources: for pytest they would hide what was built.
 mkdir "$work/run"
 ln -s "$root"/{benchmarks,tests,pyproject.toml} "$work/run"
-tests=("$python" -m pytest -q --tb=short -p no:cacheprovider tests/kernels/test_cuda.py)
+tests=("$python" -m pytest -q --tb=short -p no:cacheprovider tests/{kernels,embed}/test_cuda.py)
 sanitizer=(compute-sanitizer --tool racecheck --kernel-name kns=task2vec --error-exitcode 99) # our own kernels alone
 eight=()
 if has xdist; then eight=(-n 8); fi
@@ -123,7 +123,7 @@ steps() {
       "$python" -m pip install "$root" --no-build-isolation --no-deps --no-index --quiet --target "$work/site"
     cd "$work/run" || exit
   fi
-  step "CUDA tests" 50 90 "${tests[@]}" "${eight[@]}"
+  step "CUDA tests" 60 90 "${tests[@]}" "${eight[@]}"
   if $dry || command -v compute-sanitizer >/dev/null; then
     step racecheck 50 75 "${sanitizer[@]}" "${tests[@]}" -m sanitizer
   elif [ "$mode" = run ]; then

@@ -208,8 +208,11 @@ def embed_task(task: Task, probe: Probe, settings: EmbedSettings, work: Work) ->
         seen = read_features(feed, loss, layers, indices, work)
         check_read(task, indices, seen)
         head, targets = fit_task_head(seen, settings, device)
-        measure = measure_fisher if settings.variational is None else measure_robust_fisher
-        measured = measure(feed, seen, layers, head, targets, settings)
+        steps = feed, seen, layers, head, targets, settings
+        if settings.variational is None:
+            measured = measure_fisher(*steps, cuda_graphs=work.cuda_graphs)
+        else:
+            measured = measure_robust_fisher(*steps)
     if work.image_cache is None:
         cache.close()
     return embedding_of(task, probe, seen, indices, layers, head, measured, settings)

@@ -82,7 +82,8 @@ class Embedder:
         with self._at_work(), self._feed(task) as feed:
             seen = FirstPass(Features(targets, targets, indices), None, self._probe, ())
             fitted = head.to(self._device)
-            return sum_of_images(feed, seen, indices, self._layers, fitted, targets, self._settings)
+            steps = feed, seen, indices, self._layers, fitted, targets, self._settings
+            return sum_of_images(*steps, cuda_graphs=self._work.cuda_graphs)
 
     def _feed(self, task: Task) -> ImageFeed:
         work = self._work

@@ -122,6 +122,8 @@ def measure_fisher(
     head: Head | CrossFitHead,
     targets: Tensor,
     settings: EmbedSettings,
+    *,
+    cuda_graphs: bool = False,
 ) -> Measured:
     """Return the per-sample Fisher of a task: one pass over its images.
 
@@ -132,12 +134,13 @@ def measure_fisher(
         head: What `fit_task_head` returned, with the next one.
         targets: ``[N, …]``.
         settings: Estimator, seed and ``rel_error``.
+        cuda_graphs: See `Work`.
 
     Returns:
         Fisher, prior, and the groups that error bars are computed from.
     """
     feed.warn_if_restless(seen.first)
-    result = sum_of_images(feed, seen, seen.of_task.indices, layers, head, targets, settings)
+    result = sum_of_images(feed, seen, seen.of_task.indices, layers, head, targets, settings, cuda_graphs=cuda_graphs)
     return measured_by(result, feed.probe, layers)
 
 
@@ -149,11 +152,15 @@ def sum_of_images(
     head: Head | CrossFitHead,
     targets: Tensor,
     settings: EmbedSettings,
+    *,
+    cuda_graphs: bool = False,
 ) -> FisherSum:
     """Return the sums of the per-sample Fisher over some images, with their targets; see `measure_fisher`."""
     with feed.batches(indices, "Fisher", targets=targets) as loaded:
         estimator = cast("Estimator", settings.estimator)
-        return sum_fisher(seen.probe, layers, head, loaded, estimator, settings.seed, settings.rel_error)
+        graphs = cuda_graphs and feed.device.type == "cuda"
+        options = settings.seed, settings.rel_error
+        return sum_fisher(seen.probe, layers, head, loaded, estimator, *options, cuda_graphs=graphs)
 
 
 def measured_by(result: FisherSum, probe: Probe, layers: Sequence[Layer]) -> Measured:

@@ -30,6 +30,9 @@ class Work:
         image_cache: Keeps decoded images for later passes and tasks; default: one of 1 GiB and a temporary file, for
             this task alone. ``ImageCache(0, 0)`` decodes in every pass.
         feature_cache: Features of an earlier task; images whose files it knows are not passed through the probe again.
+        cuda_graphs: On a GPU, record the Fisher pass of a full batch once and replay it: for GPUs that wait for the
+            processor between small kernels. It takes the memory of a second batch. Not for ``"variational"``, and not
+            where a network cannot be replayed, with a warning.
 
     Raises:
         TypeError: If a number is not whole.
@@ -43,6 +46,7 @@ class Work:
     progress: bool | Pass | None = None
     image_cache: ImageCache | None = None
     feature_cache: FeatureCache | None = None
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         """Check numbers and words."""

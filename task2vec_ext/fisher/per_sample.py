@@ -13,9 +13,9 @@ from ..jackknife import GROUPS, Groups, group_sizes, num_groups
 from ..losses import CrossEntropy, Loss, signs_per_image
 from ..probe.folding import FoldedProbe, fold
 from ..probe.probe import frozen
-from ..probe.usable import check_eval
 from ..words import AnyEstimator, Estimator
 from .capture import capture
+from .network_pass import Replays, backward, network_pass
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..probe.probe import Probe
     from .cross_fit import CrossFitHead
     from .head import Head
+    from .network_pass import NetworkPass
 
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 ANY_ESTIMATORS: tuple[AnyEstimator, ...] = get_args(AnyEstimator)
@@ -87,11 +88,6 @@ def cotangents(
     yield loss.residual(logits, targets).to(logits.dtype)
 
 
-def _backward(output: Tensor, gradient: Tensor, *, keep: bool = False) -> None:
-    """Run the backward pass of `output` from a gradient; given to torch, that would import sympy, for half a second."""
-    (output * gradient).sum().backward(retain_graph=keep)
-
-
 def check_per_sample(probe: Probe, layers: Sequence[Layer], images: Tensor) -> None:
     """Raise NotImplementedError unless every layer has a gradient for each image, before the work begins.
 
@@ -102,7 +98,7 @@ def check_per_sample(probe: Probe, layers: Sequence[Layer], images: Tensor) -> N
         features = probe.features(images[:1].repeat(2, 1, 1, 1))
         # Any direction will do but the special ones: LayerNorm has no gradient along the vector of ones.
         direction = torch.randn(features.shape[1:], generator=torch.Generator().manual_seed(0)).to(features)
-        _backward(features, torch.stack([direction, torch.zeros_like(direction)]))
+        backward(features, torch.stack([direction, torch.zeros_like(direction)]))
         other = captured.take()[1]
     mixed = [layer.name for layer in layers if (other[layer.start : layer.stop] > 0).any()]
     if mixed:
@@ -120,6 +116,7 @@ def per_sample_fisher(
     batch: Batch,
     estimator: Estimator = "signed",
     seed: int = 0,
+    network: NetworkPass = network_pass,
 ) -> Tensor:
     """Return the contribution of every image to the Fisher, ``Σ_v ‖∂(v·logits_n)/∂w_o‖² / P``.
 
@@ -131,6 +128,7 @@ def per_sample_fisher(
             (`index`) on the CPU.
         estimator: See `cotangents`.
         seed: See `cotangents`.
+        network: How the network runs.
 
     Returns:
         ``[B, K]`` float64, nats² per weight², on the probe's device. Its mean over a task is the embedding.
@@ -139,22 +137,17 @@ def per_sample_fisher(
         ValueError: If the probe is in train mode or its output is not finite.
         NotImplementedError: If the per-sample gradient of a layer is unknown; see `check_per_sample`.
     """
-    check_eval(probe.module)
     device = batch.images.device
-    with torch.enable_grad(), frozen(probe.module), capture(probe.module, layers, len(batch.images)) as captured:
-        features = probe.features(batch.images)
-        with torch.autocast(device.type, enabled=False):  # of the caller's: it is the network's
-            own = head.of(batch.index)
-            logits = own.logits(features.detach())
-            finite = later(torch.isfinite(logits).all())
-            total: Tensor | None = None
-            passes = logits[0].numel() if estimator == "exact" else 1
-            for number, v in enumerate(cotangents(estimator, logits, batch.labels, batch.index, seed, head.loss)):
-                # The head is linear: its own backward is one product, outside autograd.
-                to_features = own.pull(v).to(features.dtype)
-                _backward(features, to_features, keep=number < passes - 1)
-                row = captured.take().double()
-                total = row if total is None else total.add_(row)
+    total: Tensor | None = None
+    with network(probe, layers, batch.images) as (features, rows), torch.autocast(device.type, enabled=False):
+        own = head.of(batch.index)
+        logits = own.logits(features)
+        finite = later(torch.isfinite(logits).all())
+        passes = logits[0].numel() if estimator == "exact" else 1
+        for number, v in enumerate(cotangents(estimator, logits, batch.labels, batch.index, seed, head.loss)):
+            # The head is linear: its own backward is one product, outside autograd.
+            row = rows(own.pull(v), number < passes - 1)
+            total = row if total is None else total.add_(row)
     assert total is not None
     if not finite():  # asked once the backward pass is queued: a GPU never waits for the answer
         raise ValueError(
@@ -215,6 +208,8 @@ def sum_fisher(
     estimator: Estimator = "signed",
     seed: int = 0,
     rel_error: float | None = None,
+    *,
+    cuda_graphs: bool = False,
 ) -> FisherSum:
     """Return the sums of `per_sample_fisher` over all batches, accumulated in float64.
 
@@ -226,6 +221,7 @@ def sum_fisher(
         estimator: See `cotangents`.
         seed: See `cotangents`.
         rel_error: Stop when the relative standard error of the mean is at most this; None: take all images.
+        cuda_graphs: Replay the network's pass from CUDA graphs; on a GPU.
 
     Returns:
         The sums, and the number of images.
@@ -237,6 +233,7 @@ def sum_fisher(
         The sums stay on the probe's device until the end. With `rel_error` they are fetched for each check. Where it
         stops does not depend on the batches: it checks whenever all groups have equally many images.
     """
+    network = Replays(repeat=estimator == "exact") if cuda_graphs else network_pass
     totals, samples, done = torch.zeros(GROUPS, layers[-1].stop, dtype=torch.float64), 0, False
 
     def enough() -> bool:
@@ -247,7 +244,7 @@ def sum_fisher(
     for batch in batches:
         if samples == 0:
             probe, totals = fold(probe, layers, batch.images[:1]), totals.to(batch.images.device)
-        rows = per_sample_fisher(probe, layers, head, batch, estimator, seed)
+        rows = per_sample_fisher(probe, layers, head, batch, estimator, seed, network)
         while len(rows) and not done:
             first = samples % GROUPS
             part, rows = rows[: GROUPS - first], rows[GROUPS - first :]

@@ -2,6 +2,7 @@
 
 import sys
 
+import graphs
 import pytest
 
 
@@ -57,14 +58,20 @@ def test_fisher_pass_appends_to_rows_of_the_same_commit(monkeypatch, tmp_path):
     assert rows("resnet18") == ["resnet18"]
 
 
-def test_fisher_pass_breaks_the_time_down_by_layer(setup, capsys):
+def test_fisher_pass_breaks_the_time_down_by_layer_and_times_replays(setup, capsys, monkeypatch):
     import fisher_pass
 
-    row = fisher_pass.measure(setup, repeats=1, memory=False)
+    made = graphs.install(monkeypatch)
+    row = fisher_pass.measure(setup, repeats=1, memory=False, graphs=True)
+    assert len(made) == 2
+    assert row["graphs"]["relative_error"] == 0
+    assert row["graphs"]["time_ratio"]["n"] == 1
     assert len(row["breakdown"]["layers"]) == sum(row["breakdown"]["layers_by_route"].values()) == 12
     assert row["time_ratio"]["n"] == 1
     fisher_pass.report(row)
-    assert "input gradients" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "input gradients" in printed
+    assert "replayed from CUDA graphs" in printed
 
 
 def test_input_gradients_are_those_of_the_pass_and_leave_no_weight_gradient(setup):

@@ -6,9 +6,17 @@ import pytest
 import torch
 from PIL import Image
 
-from task2vec_ext import EmbedSettings, ImageCache, as_task, fisher_embed, load_probe
+from task2vec_ext import EmbedSettings, ImageCache, Task2VecWarning, as_task, fisher_embed, load_probe
 from task2vec_ext.data import Preprocess
-from task2vec_ext.embed import Work, draw_images, fit_task_head, measure_fisher, measure_robust_fisher, read_features
+from task2vec_ext.embed import (
+    Work,
+    draw_images,
+    embed_task,
+    fit_task_head,
+    measure_fisher,
+    measure_robust_fisher,
+    read_features,
+)
 from task2vec_ext.fisher import VariationalSettings
 from task2vec_ext.probe.feed import ImageFeed, default_workers, on_device
 
@@ -84,3 +92,30 @@ def test_processes_are_the_gpus_share_of_the_cores_and_any_number_gives_the_same
     task = images(24)
     one, many = (fisher_embed(task, probe, device="cuda", num_workers=n, progress=False).fisher for n in (0, None))
     assert torch.equal(one, many)
+
+
+@pytest.mark.parametrize("estimator", ["signed", "sampled", "exact"])
+def test_cuda_graphs_give_the_same_embedding(probe, estimator):
+    task, settings = images(40), EmbedSettings(estimator=estimator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Task2VecWarning)  # they are recorded
+        plain, replayed = (
+            embed_task(task, probe, settings, Work("cuda", 8, 0, progress=False, cuda_graphs=on)).fisher
+            for on in (False, True)
+        )
+    torch.testing.assert_close(replayed, plain, rtol=1e-5, atol=1e-5 * float(plain.max()))
+
+
+class Reads(torch.nn.Module):
+    def forward(self, x):
+        return x / x.detach().abs().max().item()
+
+
+def test_a_network_that_waits_for_the_gpu_runs_without_graphs():
+    layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), Reads(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    net = torch.nn.Sequential(*layers, torch.nn.Linear(8, 2)).eval()
+    probe = load_probe(net, head="5", preprocess=Preprocess())
+    with pytest.warns(Task2VecWarning, match="could not be recorded"):
+        replayed = embed_task(images(40), probe, EmbedSettings(), Work("cuda", 8, 0, progress=False, cuda_graphs=True))
+    plain = embed_task(images(40), probe, EmbedSettings(), Work("cuda", 8, 0, progress=False))
+    torch.testing.assert_close(replayed.fisher, plain.fisher, rtol=1e-5, atol=1e-5 * float(plain.fisher.max()))

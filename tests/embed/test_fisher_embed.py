@@ -7,6 +7,7 @@ from torch import nn
 
 from task2vec_ext import (
     Embedding,
+    EmbedSettings,
     Task,
     Task2VecWarning,
     as_task,
@@ -15,6 +16,7 @@ from task2vec_ext import (
     load_probe,
 )
 from task2vec_ext.data import Batch
+from task2vec_ext.embed import Work, embed_task
 from task2vec_ext.embed.steps import PRIOR_SCALE
 from task2vec_ext.fisher.head import fit_head
 from task2vec_ext.fisher.per_sample import per_sample_fisher
@@ -380,3 +382,9 @@ def test_the_digest_of_a_task_sees_names_sizes_and_labels(folder, tmp_path):
         != as_task([(path, int(not dog)) for path, dog in pairs]).digest()
     )
     assert as_task(Blobs()).digest() is None
+
+
+def test_cuda_graphs_are_for_gpus_alone(folder):
+    settings, task = EmbedSettings(), as_task(folder)
+    plain, asked = (embed_task(task, TINY, settings, Work("cpu", 4, cuda_graphs=on)) for on in (False, True))
+    assert torch.equal(plain.fisher, asked.fisher)
