@@ -25,12 +25,22 @@ _PATIENCE = 120.0
 """Seconds without any node that can work: a cluster may be starting, or coming back."""
 
 
+class ClusterError(RuntimeError):
+    """The cluster cannot work, whatever the call."""
+
+
 class Answer(NamedTuple):
     """What came of a call."""
 
     number: int
     value: Any
     error: Exception | None
+
+    def result(self) -> Any:
+        """Return the value, or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return self.value
 
 
 class Pool:
@@ -45,7 +55,7 @@ class Pool:
 
     Raises:
         ImportError: If Ray is not installed.
-        RuntimeError: If there is no cluster at the address.
+        ClusterError: If there is no cluster at the address.
     """
 
     def __init__(self, address: str | bool, make: Callable[[], Any], *, gpus: bool, cpus: int) -> None:
@@ -64,7 +74,7 @@ class Pool:
                     _check_answers(where)  # Ray itself asks for minutes
                 ray.init(where, log_to_driver=False, logging_level="ERROR")
             except (OSError, RuntimeError, ValueError) as error:
-                raise RuntimeError(
+                raise ClusterError(
                     f"ray: expected a Ray cluster at {address!r}, got: {error}; see to HOST:PORT (ray status), or "
                     "leave the address to 'auto'."
                 ) from error
@@ -95,9 +105,7 @@ class Pool:
         """Return what each call returns, in their order, or raise the first error; `ended` is told each number."""
         values: dict[int, Any] = {}
         for answer in self.run(calls):
-            if answer.error is not None:
-                raise answer.error
-            values[answer.number] = answer.value
+            values[answer.number] = answer.result()
             ended(answer.number)
         return [values[number] for number in range(len(calls))]
 
@@ -109,7 +117,7 @@ class Pool:
             wanted: Whether a call is still to be done, asked right before it begins; those that are not yield nothing.
 
         Raises:
-            RuntimeError: If workers cannot start, or no node is left.
+            ClusterError: If workers cannot start, or no node is left.
         """
         waiting, self._lost = deque(range(len(calls))), Counter()
         self._alone_since = time.monotonic()
@@ -142,7 +150,7 @@ class Pool:
         if places or self._busy:
             self._alone_since = time.monotonic()
         elif time.monotonic() - self._alone_since > _PATIENCE:
-            raise RuntimeError(
+            raise ClusterError(
                 f"ray: expected a node with {self._cpus} free CPUs{' and a GPU' * take_gpu}, the cluster has none "
                 "(any more); the same call continues once it has."
             )
@@ -163,7 +171,7 @@ class Pool:
         except self._ray.exceptions.RayActorError as error:
             self._failed_starts += 1
             if error.actor_init_failed or self._failed_starts > _ATTEMPTS:
-                raise RuntimeError(f"ray: expected workers that start, got: {_last_line(error)}") from error
+                raise ClusterError(f"ray: expected workers that start, got: {_last_line(error)}") from error
         else:
             self._failed_starts = 0
             self._free.append(actor)

@@ -87,7 +87,7 @@ class Embedder:
 
     def _feed(self, task: Task) -> ImageFeed:
         work = self._work
-        return ImageFeed(task, self._probe, self._device, work.batch_size, work.num_workers, False)
+        return ImageFeed(task, self._probe, self._device, work.batch_size, work.num_workers, False, work.image_cache)
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:

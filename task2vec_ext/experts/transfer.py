@@ -230,9 +230,7 @@ def _measure_on_cluster(
     calls.sort(key=lambda call: len(call[1]) * len(call[3]), reverse=True)
     with Pool(address, there, gpus=gpus, cpus=1 + workers) as pool:
         for answer in pool.run(calls):
-            if answer.error is not None:
-                raise answer.error
-            table.put(calls[answer.number][1].name, answer.value)
+            table.put(calls[answer.number][1].name, answer.result())
 
 
 class _Table:

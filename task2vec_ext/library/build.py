@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,13 @@ from torch import nn
 
 from .._util.atomic import check_writable, remove_leftovers
 from .._util.numbers import whole
-from .._util.progress import LibraryProgress, library_progress
+from .._util.progress import library_progress
 from .._util.warnings import Task2VecWarning
 from ..data import ImageCache, Task, TaskSource, as_task
-from ..embed import FeatureCache, Work, embed_like, embed_task
+from ..embed import FeatureCache, Work, draw_images, embed_like
+from ..embed.spread import Embedder
 from ..embedding import Embedding
-from ..probe.feed import choose_device
 from ..probe.load import load_probe
-from ..probe.precision import check_dtype
 from ..probe.probe import Probe
 from ..settings import EmbedSettings
 from ..words import Decoder, OnError
@@ -30,8 +30,10 @@ from .cluster import build_on_cluster
 from .folder import Folder
 from .library import Library
 from .publish import Publisher
-from .rehearsal import rehearse
 from .settings import LibrarySettings
+
+_REHEARSED = 4
+"""Images."""
 
 
 def build_library(
@@ -110,13 +112,14 @@ def build_library(
     _check_names(named)
     net = load_probe(probe, weights=weights, image_size=image_size, decoder=decoder)
     made_with = LibrarySettings.of(net, settings)
-    place = choose_device(net.module, device, owned=isinstance(probe, str))
-    check_dtype(settings.dtype, net.module, place)  # or every task would fail of it
-    images = image_cache or ImageCache()
-    work = Work(place, batch_size, num_workers, on_error, None, images, feature_cache or FeatureCache())
+    owned = isinstance(probe, str)
+    images, features = image_cache or ImageCache(), feature_cache or FeatureCache()
+    work = Work(device, batch_size, num_workers, on_error, None, images, features)
+    embedder = partial(Embedder, net, settings, owned=owned)
+    embedder(work)  # or every task would fail of what it checks
     files = Folder(Path(folder).expanduser())
     if not files.stamps():
-        rehearse(named, net, settings, work)
+        _rehearse(named, settings, embedder(replace(work, num_workers=0, on_error="skip", feature_cache=None)))
     check_writable("build_library", files.root)
     library = _opened(files, made_with)
     mine = named if part is None else _dealt(named, *part)
@@ -124,24 +127,36 @@ def build_library(
     remove_leftovers(files.embeddings)
     total = sum(len(task) for task in todo)
     with library_progress(len(mine), total, progress, len(mine) - len(todo)) as told:
-        publisher = Publisher(files, made_with, retry_failed)
+        publisher = Publisher(files, made_with, retry_failed, told)
         if ray:
-            build_on_cluster(ray, net, replace(work, device=device), isinstance(probe, str), todo, publisher, told)
+            build_on_cluster(ray, net, work, owned, todo, publisher)
         else:
-            _build_here(net, replace(work, progress=told.of_pass), todo, publisher, told)
+            here = embedder(replace(work, progress=told.of_pass))
+            for task in todo:
+                if not publisher.settled(task):
+                    publisher.take(task, partial(here.embed, task))
     return library
 
 
-def _build_here(probe: Probe, work: Work, tasks: Sequence[Task], publisher: Publisher, told: LibraryProgress) -> None:
+def _rehearse(tasks: Sequence[Task], settings: EmbedSettings, embedder: Embedder) -> None:
+    """Raise ValueError if the options fit none of the tasks, which would all fail, one by one.
+
+    A few images of the first task pass through the probe; only if that fails, those of the next. An image that cannot
+    be read says nothing of the options, and is left out.
+    """
+    errors: list[tuple[str, Exception]] = []
     for task in tasks:
-        if (outcome := publisher.settled(task)) is None:
-            try:
-                record, embedding = task.record(), embed_task(task, probe, publisher.made_with.settings, work)
-            except Exception as error:  # whatever one task does, the others go on
-                outcome = publisher.fail(task, error)
-            else:
-                outcome = publisher.publish(task, record, embedding)
-        told.ended(task.name, len(task), outcome.error)
+        try:
+            embedder.features(task, draw_images(task, settings)[:_REHEARSED])
+            return
+        except Exception as error:
+            errors.append((task.name, error))
+    if errors:
+        name, first = errors[0]
+        raise ValueError(
+            f"build_library: expected options that fit a task, they fit none of {len(errors)}; {name!r}: "
+            f"{type(first).__name__}: {first}"
+        ) from first
 
 
 def embed_for(

@@ -1,52 +1,70 @@
-"""What becomes of a task: an embedding in the folder, or a record of why it failed."""
+"""What becomes of the tasks of a build: embeddings in the folder, and records of why some failed."""
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, NamedTuple
 
+from .._util.pool import ClusterError
 from ..data.identity import digest_of_record, same_digest
 from ..embedding import Embedding
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .._util.progress import LibraryProgress
     from ..data import Task
     from .folder import Folder
     from .settings import LibrarySettings
 
 
-class Outcome(NamedTuple):
-    """What became of a task."""
-
-    error: str | None = None  # None: it is embedded
-
-
 class Publisher(NamedTuple):
-    """What writes the tasks of one build, beside any number of other builds."""
+    """What writes the tasks of one build, beside any number of other builds, and counts them."""
 
     files: Folder
     made_with: LibrarySettings
     retry_failed: bool
+    told: LibraryProgress
 
-    def settled(self, task: Task) -> Outcome | None:
-        """Return what became of a task since this build began, by another process; None if it is still to be done."""
-        if not self.retry_failed and (failure := self.files.failure(task.name)) is not None:
-            return Outcome(failure.error)
+    def settled(self, task: Task) -> bool:
+        """Return whether another process embedded a task since this build began, or failed to."""
+        failure = None if self.retry_failed else self.files.failure(task.name)
         there = self.files.embedding_of(task.name).exists() and self._is_there(task, task.record())
-        return Outcome() if there else None
+        if failure is None and not there:
+            return False
+        self.told.ended(task.name, len(task), None if failure is None else failure.error)
+        return True
 
-    def publish(self, task: Task, record: str | None, embedding: Embedding) -> Outcome:
-        """Put an embedding into the folder, unless another process did; `record` is of the images, taken before."""
+    def take(self, task: Task, embed: Callable[[], tuple[str | None, Embedding]]) -> None:
+        """Publish what `embed` returns: a record of the images, taken before, and the embedding."""
+        try:
+            record, embedding = embed()
+        except Exception as error:  # whatever one task does, the others go on
+            self.fail(task, error)
+        else:
+            self.publish(task, record, embedding)
+
+    def publish(self, task: Task, record: str | None, embedding: Embedding) -> None:
+        """Put an embedding into the folder, unless another process did."""
         self.files.check(self.made_with)
         if not self._is_there(task, record):
             embedding.save(self.files.embedding_of(task.name))
         self.files.forget_failure(task.name)
         self.files.keep_record(task.name, record)
-        return Outcome()
+        self.told.ended(task.name, len(task), None)
 
-    def fail(self, task: Task, error: Exception) -> Outcome:
-        """Write down why a task has no embedding."""
+    def fail(self, task: Task, error: Exception) -> None:
+        """Write down why a task has no embedding; raise where that is no fault of the task."""
+        if isinstance(error, ClusterError):
+            raise error
+        if _disk_is_full(error):
+            raise OSError(
+                f"build_library: expected room on the disks, {task.name!r} found none ({error}); free some: the same "
+                "call continues."
+            ) from error
         why = f"{type(error).__name__}: {error}"
         self.files.fail(task.name, len(task), why)
-        return Outcome(why)
+        self.told.ended(task.name, len(task), why)
 
     def _is_there(self, task: Task, record: str | None) -> bool:
         """Whether the embedding of these images is in the library, sound."""
@@ -56,3 +74,11 @@ class Publisher(NamedTuple):
             return False
         same = embedding.name == task.name and same_digest(embedding.task_digest, digest_of_record(record))
         return same and not self.made_with.changes(embedding)
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False

@@ -14,7 +14,7 @@ from small import Blobs, small_probe
 
 from task2vec_ext import Embedding, EmbedSettings, HeadSettings, Library, as_task, build_library, load_probe
 from task2vec_ext._util import atomic as _atomic
-from task2vec_ext.embed import fisher_embed
+from task2vec_ext.embed import fisher_embed, spread
 from task2vec_ext.library import build as library_build
 from task2vec_ext.library import cache as _cache
 from task2vec_ext.library import folder as _folder
@@ -62,8 +62,8 @@ class Killable:
             fisher = template.fisher * (1 + len(task.source.paths[0]) + int(task.name[-1]))
             return dataclasses.replace(template, name=task.name, task_digest=task.digest(), fisher=fisher)
 
-        monkeypatch.setattr(library_build, "embed_task", logged)
-        monkeypatch.setattr(library_build, "rehearse", lambda *_: None)  # the probe cannot read folders
+        monkeypatch.setattr(spread, "embed_task", logged)
+        monkeypatch.setattr(library_build, "_rehearse", lambda *_: None)  # the probe cannot read folders
 
     def build(self) -> Library:
         library = build_library(self.tasks, self.folder, small_probe())
@@ -151,16 +151,16 @@ def test_processes_build_one_folder_at_once_and_do_each_task_once(folders, tmp_p
 
 def test_a_task_that_another_process_did_meanwhile_is_not_done_again(built, monkeypatch):
     others = [name for name, _ in zip(("task5", "task6"), range(2), strict=True)]
-    embed_one = library_build.embed_task
+    embed_one = spread.embed_task
 
     def first_the_others(task, *arguments, **options):
         if task.name == "task5":
-            monkeypatch.setattr(library_build, "embed_task", embed_one)
+            monkeypatch.setattr(spread, "embed_task", embed_one)
             build_library(tasks_of(7), built.folder, small_probe())
         return embed_one(task, *arguments, **options)
 
     embedded = watch(monkeypatch)
-    monkeypatch.setattr(library_build, "embed_task", first_the_others)
+    monkeypatch.setattr(spread, "embed_task", first_the_others)
     stamps = {}
     publish = Embedding.save
     monkeypatch.setattr(Embedding, "save", lambda self, path: (stamps.setdefault(path, 0), publish(self, path)))
@@ -259,14 +259,14 @@ def test_options_that_fit_no_task_stop_the_build(folders, tmp_path, probe, setti
 
 
 def test_of_two_builds_that_begin_one_folder_with_two_settings_one_ends_with_an_error(tmp_path, monkeypatch):
-    embed_one = library_build.embed_task
+    embed_one = spread.embed_task
 
     def first_the_other(task, *arguments, **options):
-        monkeypatch.setattr(library_build, "embed_task", embed_one)
+        monkeypatch.setattr(spread, "embed_task", embed_one)
         build_library(tasks_of(1), tmp_path / "library", small_probe(), settings=EmbedSettings(seed=1))
         return embed_one(task, *arguments, **options)
 
-    monkeypatch.setattr(library_build, "embed_task", first_the_other)
+    monkeypatch.setattr(spread, "embed_task", first_the_other)
     with pytest.raises(ValueError, match=r"others \(there against here\): seed: 1 against 0"):
         build_library(tasks_of(2), tmp_path / "library", small_probe())
     assert states(Library(tmp_path / "library")) == {"task0": "done"}

@@ -23,9 +23,8 @@ from task2vec_ext import (
     fisher_embed,
     load_embeddings,
 )
-from task2vec_ext.embed import embed_task
+from task2vec_ext.embed import embed_task, spread
 from task2vec_ext.embedding import ProbeInfo
-from task2vec_ext.library import build as library_build
 from task2vec_ext.library import library as _library
 from task2vec_ext.library import nearest as _nearest
 
@@ -154,7 +153,7 @@ def test_an_embedding_of_zeros_is_near_to_nothing(built, monkeypatch):
         result = embed_task(*arguments, **options)
         return Embedding(**{**vars(result), "fisher": torch.zeros_like(result.fisher), "group_means": None})
 
-    monkeypatch.setattr(library_build, "embed_task", zeros)
+    monkeypatch.setattr(spread, "embed_task", zeros)
     build_library(tasks_of(6), built.folder, small_probe())
     assert "task5" not in [name for name, _ in built.nearest("task0")]
     with pytest.raises(ValueError, match="all zero"):

@@ -5,8 +5,7 @@ import hashlib
 from small import Blobs
 
 from task2vec_ext import Library, as_task
-from task2vec_ext.embed import embed_task
-from task2vec_ext.library import build as library_build
+from task2vec_ext.embed import embed_task, spread
 
 
 def tasks_of(count: int, n: int = 12) -> list:
@@ -33,5 +32,5 @@ def watch(monkeypatch) -> list[str]:
         embedded.append(task.name)
         return result
 
-    monkeypatch.setattr(library_build, "embed_task", watched)
+    monkeypatch.setattr(spread, "embed_task", watched)
     return embedded
