@@ -228,6 +228,8 @@ class EmbedSettings:
 
     def changes(self, other: EmbedSettings) -> list[str]:
         """Return every option in which these settings differ from others, in the words of `differences`."""
+        if self == other:
+            return []
         mine, theirs = self.to_json(), other.to_json()
         return [text for option in mine for text in value_differences(option, mine[option], theirs[option])]
 

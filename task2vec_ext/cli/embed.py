@@ -139,7 +139,7 @@ def embed(
     names = set(tasks.names)
     entries = [entry for entry in library.entries() if entry.name in names]
     now = Folder(output).stamps()
-    unchanged = {e.name for e in entries if (file := Path(e.file).name) in earlier and earlier[file] == now.get(file)}
+    unchanged = {entry.name for entry in entries if entry.file in now and earlier.get(entry.file) == now[entry.file]}
     if len(entries) <= _TABLE_ROWS:
         print_entries(entries, unchanged)
     done, failed = (sum(entry.state == state for entry in entries) for state in ("done", "failed"))

@@ -91,7 +91,8 @@ class Embedding:
                 raise ValueError(f"Embedding: expected a name for each of the {wanted} classes, got {got}.")
         object.__setattr__(self, "epoch_nll", tuple(self.epoch_nll))
         # Found out now, not when hours of work are to be saved; the metadata become what a file gives back.
-        object.__setattr__(self, "metadata", json.loads(to_json(self._fields()))["metadata"])
+        to_json(self._fields())
+        object.__setattr__(self, "metadata", json.loads(to_json(self.metadata)))
 
     @property
     def norm(self) -> float:
@@ -244,9 +245,9 @@ class Embedding:
         """Everything but the tensors, as plain dictionaries and lists."""
         names = [field.name for field in dataclasses.fields(self) if field.name not in TENSORS]
         fields = {name: getattr(self, name) for name in names}
-        fields["layers"] = [dataclasses.asdict(layer) for layer in self.layers]
-        fields["probe"] = dataclasses.asdict(self.probe)
-        fields["head"] = dataclasses.asdict(self.head)
+        # Not `asdict`, which copies every value and takes as long as all else that loading a file does.
+        fields["layers"] = [{**vars(layer)} for layer in self.layers]
+        fields |= {"probe": {**vars(self.probe)}, "head": {**vars(self.head)}}
         fields["settings"] = self.settings.to_json()
         return fields
 
@@ -261,8 +262,9 @@ def _checked_vector(field: str, value: Tensor) -> Tensor:
             f"Embedding: expected {field} of shape [K] with K >= 1 on the CPU, "
             f"got shape {list(value.shape)} on {value.device}."
         )
-    bad = ~(torch.isfinite(value) & (value >= 0))
-    if bad.any():
+    least, most = value.aminmax()  # NaN where there is one
+    if not 0 <= least <= most < math.inf:
+        bad = ~(torch.isfinite(value) & (value >= 0))
         index = int(bad.nonzero()[0])
         raise ValueError(
             f"Embedding: expected {field} to be finite and not negative, got {float(value[index])} at index "
@@ -273,10 +275,10 @@ def _checked_vector(field: str, value: Tensor) -> Tensor:
 
 def _check_layers(layers: tuple[Layer, ...], size: int) -> None:
     """Refuse layers that leave a gap, overlap, share a name or end elsewhere than at K."""
-    expected = 0
+    expected, kinds = 0, get_args(LayerKind)
     for layer in layers:
-        if layer.kind not in get_args(LayerKind):
-            raise ValueError(f"Embedding: expected a layer kind in {get_args(LayerKind)}, got {layer}.")
+        if layer.kind not in kinds:
+            raise ValueError(f"Embedding: expected a layer kind in {kinds}, got {layer}.")
         if layer.start != expected or layer.stop <= layer.start or layer.fan_in < 1:
             raise ValueError(
                 f"Embedding: expected a layer that starts at {expected} with stop > start and fan_in >= 1, got {layer}."

@@ -8,7 +8,7 @@ import json
 import os
 import sqlite3
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from .._util.atomic import atomic_path
 from .._util.names import safe_name
@@ -20,11 +20,15 @@ FORMAT_VERSION = 3
 """Of the folder's layout; embeddings have their own. Formats 1 and 2 had an index in SQLite (`_Index`)."""
 
 
-class Stamp(NamedTuple):
-    """What tells, without reading a file, whether it is the one that was read before; times are never compared."""
+Stamp = tuple[int, int]
+"""Size and time of a file: whether it is the one that was read before, without reading it. No time is older or newer
+than another."""
 
-    size: int
-    time: int
+
+def stamp_of(file: Path | os.DirEntry[str]) -> Stamp:
+    """Return a file's stamp."""
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 class Folder:
@@ -85,14 +89,15 @@ class Folder:
         return not (self.root / "library.json").exists()
 
     def stamps(self) -> dict[str, Stamp]:
-        """Return a stamp of every embedding's file, by its name."""
+        """Return a stamp of every embedding's file, by its place in the folder."""
         found = {}
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.embeddings) as files:
             for file in files:
                 if file.name.endswith(".safetensors"):
-                    with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                        stat = file.stat()
-                        found[file.name] = Stamp(stat.st_size, stat.st_mtime_ns)
+                    try:
+                        found[f"embeddings/{file.name}"] = stamp_of(file)
+                    except FileNotFoundError:  # removed meanwhile
+                        continue
         return found
 
     def embedding_of(self, name: str) -> Path:

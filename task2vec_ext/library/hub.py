@@ -16,7 +16,7 @@ from ..embedding import Embedding
 from .card import card_of
 from .folder import Folder
 from .library import Library
-from .merge import Source, source_of, take
+from .merge import Source, same_file, source_of, take
 from .settings import LibrarySettings
 
 _HEAD = ["library.json", "README.md"]
@@ -34,8 +34,9 @@ def pull_library(
 ) -> Library:
     """Return a library downloaded from the Hugging Face hub.
 
-    Every embedding is read and checked before it is put into the folder. It can be killed at any time: the next call
-    continues. With ``HF_HUB_OFFLINE=1`` only what was downloaded before is used.
+    Every embedding is read and checked before it is put into the folder; what is there from an earlier call and has not
+    changed is not read again. It can be killed at any time: the next call continues. With ``HF_HUB_OFFLINE=1`` only
+    what was downloaded before is used.
 
     Args:
         repo: A data set, ``"user/name"``, or a folder that somebody else made: ``"./name"``, ``"/…"`` or a `Path`.
@@ -172,22 +173,21 @@ def _settings(place: Path, root: Path) -> LibrarySettings:
 
 
 def _publish(place: Path, root: Path, made_with: LibrarySettings, folder: Path) -> Library:
-    """Put the embeddings of a place into a library's folder, once all are known to be sound."""
+    """Put the embeddings of a place that are new into a library's folder, once all of these are known to be sound."""
     files: dict[str, Path] = {}
+    there, known = Folder(folder).embeddings, 0
     for file in sorted((place / "embeddings").glob("*.safetensors")):
         _check_inside(file, root)
         _check_file(file.name, file.stat().st_size, made_with)
+        if same_file(file, there / file.name):  # taken, and checked, by an earlier call
+            known += 1
+            continue
         embedding = Embedding.load(file)
         if changes := made_with.changes(embedding):
             raise ValueError(f"pull: expected embeddings made as library.json says, {file} was not: {changes[0]}.")
-        if len(embedding) != made_with.filters:
-            raise ValueError(
-                f"pull: expected embeddings with the {made_with.filters:,} filters of library.json, {file} has "
-                f"{len(embedding):,}."
-            )
         if files.setdefault(embedding.name, file) is not file:
             raise ValueError(f"pull: expected a file a task, got {files[embedding.name]} and {file}.")
-    if not files:
+    if not files and not known:
         raise ValueError(f"pull: expected a library with embeddings in {place}, found none.")
     library = take("pull", [Source(str(place), made_with, files)], folder)
     card = place / "README.md"

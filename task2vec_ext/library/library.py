@@ -291,22 +291,22 @@ class Library:
 
     def _look(self) -> _Look:
         """Return what is in the folder now."""
-        segments, live, others = self._cache.look()
+        live, others = self._cache.look()
         found: dict[str, tuple[Entry, int, int]] = {}
-        for number, (segment, rows) in enumerate(zip(segments, live, strict=True)):
+        for number, (segment, rows) in enumerate(live.items()):
             for row in rows:
                 entry = segment.entries[row]
-                if (other := found.setdefault(entry.name, (entry, number, row)))[0] is not entry:
-                    own = f"embeddings/{self._files.embedding_of(entry.name).name}"
-                    if entry.file == own:  # a copy under another name is not the task's file
-                        found[entry.name], entry = (entry, number, row), other[0]
+                if (other := found.get(entry.name)) is None or self.file(entry) == self._files.embedding_of(entry.name):
+                    found[entry.name] = entry, number, row
+                if other is not None:  # a copy under another name is not the task's file
+                    copy = other[0] if found[entry.name][0] is entry else entry
                     why = f"another file has task {entry.name!r}, too"
-                    others.append(Entry(Path(entry.file).name, entry.file, "damaged", error=why))
-        failed = {entry.name: entry for entry in self._files.failed() if entry.name not in found}
-        places = [*found.values(), *((entry, -1, -1) for entry in (*failed.values(), *others))]
+                    others.append(Entry(Path(copy.file).name, copy.file, "damaged", error=why))
+        others += [entry for entry in self._files.failed() if entry.name not in found]
+        places = [*found.values(), *((entry, -1, -1) for entry in others)]
         places.sort(key=lambda place: place[0].name)
-        entries = [entry for entry, _, _ in places]
-        return _Look(entries, segments, torch.tensor([place[1:] for place in places]).reshape(-1, 2), self._rows)
+        at = torch.tensor([[place[1] for place in places], [place[2] for place in places]], dtype=torch.int64)
+        return _Look([place[0] for place in places], list(live), at, self._rows)
 
 
 class _Look(NamedTuple):
@@ -314,13 +314,13 @@ class _Look(NamedTuple):
 
     entries: list[Entry]
     segments: list[Segment]
-    places: Tensor  # [N, 2]: segment and row of each entry that is done
+    places: Tensor  # [2, N]: segment and row of each entry that is done
     rows: int  # at most, in a block
 
     def blocks(self, what: str, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield numbers ``[b]`` of entries and their rows ``[b, …]``, of those that are `wanted` ``[N]`` bool."""
         numbers = wanted.nonzero()[:, 0]
-        segments, rows = self.places[numbers].unbind(1)
+        segments, rows = self.places[:, numbers]
         for segment in segments.unique().tolist():
             chosen = segments == segment
             for some, at in zip(numbers[chosen].split(self.rows), rows[chosen].split(self.rows), strict=True):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from .._util.atomic import atomic_path, check_writable, remove_leftovers
 from ..embedding import Embedding
-from .folder import Folder
+from .folder import Folder, stamp_of
 from .library import Library
 from .settings import LibrarySettings
 
@@ -61,7 +61,7 @@ def take(who: str, sources: Sequence[Source], output: str | os.PathLike[str]) ->
     for source in sources:
         for name, path in source.files.items():
             other = chosen.setdefault(name, path)
-            if other is not path and not _same(other, path):
+            if other is not path and not same_file(other, path):
                 clashes.append(f"{name!r} ({other} against {path})")
     if clashes:
         raise ValueError(
@@ -80,7 +80,9 @@ def take(who: str, sources: Sequence[Source], output: str | os.PathLike[str]) ->
 def _copy(who: str, name: str, path: Path, files: Folder, made_with: LibrarySettings) -> None:
     """Copy an embedding into a library, once every byte of what will be there is known to be sound."""
     with atomic_path(files.embedding_of(name)) as new:
+        time = stamp_of(path)[1]
         shutil.copyfile(path, new)
+        os.utime(new, ns=(time, time))  # so that the next call need not read it
         try:
             embedding = Embedding.load(new)
         except ValueError:
@@ -119,5 +121,10 @@ def _check_settings(who: str, sources: Sequence[Source]) -> None:
             )
 
 
-def _same(one: Path, other: Path) -> bool:
-    return one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes()
+def same_file(one: Path, other: Path) -> bool:
+    """Return whether both have the same bytes; those of one size and time, as `take` leaves a copy, are not read."""
+    try:
+        a, b = stamp_of(one), stamp_of(other)
+    except FileNotFoundError:
+        return False
+    return a == b or (a[0] == b[0] and one.read_bytes() == other.read_bytes())

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..embedding import Embedding, ProbeInfo
 from ..probe.probe import Probe
-from ..settings import JSON, EmbedSettings, settings_of_format_2
+from ..settings import JSON, EmbedSettings, settings_of_format_2, value_differences
 
 
 @dataclass(frozen=True)
@@ -39,4 +39,6 @@ class LibrarySettings:
 
     def changes(self, other: LibrarySettings | Embedding) -> list[str]:
         """Return in what another library, or an embedding, was made differently, in words."""
-        return self.probe.differences(other.probe) + self.settings.changes(other.settings)
+        changes = self.probe.differences(other.probe) + self.settings.changes(other.settings)
+        filters = len(other) if isinstance(other, Embedding) else other.filters
+        return changes + value_differences("filters", self.filters, filters)

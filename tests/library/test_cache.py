@@ -36,7 +36,7 @@ def test_only_what_changed_is_read_again(built, monkeypatch):
     changed = built.file(built.entries()[0])
     changed.touch()
     assert built.nearest("task1") == expected
-    assert files == [changed.name]
+    assert files == [f"embeddings/{changed.name}"]
     built.entries()
     assert len(files) == 1
 
@@ -91,6 +91,14 @@ def test_a_damaged_or_foreign_file_of_the_cache_is_not_used(built, damage):
     again = Library(built.folder)
     assert again.entries() == entries
     assert again.nearest("task1") == expected
+
+
+def test_embeddings_of_other_lengths_than_the_library_says_are_damaged(built):
+    (settings,) = built.folder.glob("library.json")
+    settings.write_text(settings.read_text().replace('"filters": 28', '"filters": 27'))
+    again = Library(built.folder)
+    assert again.status() == {"done": 0, "failed": 0, "damaged": 5}
+    assert "filters: 27 against 28" in again.entries()[0].error
 
 
 def test_verify_compares_the_cache_with_the_embeddings(built):

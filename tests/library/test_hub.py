@@ -81,6 +81,22 @@ def test_a_library_of_the_hubs_cache_is_pulled_bit_for_bit_without_the_network(l
     assert not (cached / "cache").exists()
 
 
+def test_what_was_pulled_and_has_not_changed_is_not_read_again(cached, theirs, tmp_path, monkeypatch):
+    read, load = [], hub.Embedding.load
+    monkeypatch.setattr(hub.Embedding, "load", lambda file: read.append(Path(file)) or load(file))
+    for place, folder in ((theirs, tmp_path / "mine"), ("user/lib", None)):
+        first = pull_library(place, folder)
+        expected = first.entries(), sums(first.folder)
+        read.clear()
+        again = pull_library(place, folder)
+        assert (again.entries(), sums(again.folder)) == expected
+        assert read == []
+    changed = theirs / again.entries()[1].file
+    replace(load(changed), num_skipped=1).save(changed)
+    with pytest.raises(ValueError, match="different ones for 'task1'"):
+        pull_library(theirs, tmp_path / "mine")
+
+
 def test_only_what_makes_a_library_is_downloaded(library, cached, tmp_path, monkeypatch):
     asked, real = [], hf.snapshot_download
 
@@ -176,7 +192,7 @@ def break_by(change: str, theirs: Path, library: Library) -> None:
         ("no JSON", "expected the settings of a library"),
         ("empty settings", "expected the settings of a library"),
         ("many filters", "1000000000000000 filters"),
-        ("other filters", r"with the \d+ filters of library.json, .* has \d+"),
+        ("other filters", r"made as library.json says, .* was not: filters: \d+ against \d+"),
         ("other settings", "seed: 7 against 0"),
         ("large settings", "at most 1,048,576 bytes"),
         ("half an embedding", "damaged|truncated"),
