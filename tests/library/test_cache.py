@@ -94,11 +94,11 @@ def test_a_damaged_or_foreign_file_of_the_cache_is_not_used(built, damage):
 
 
 def test_embeddings_of_other_lengths_than_the_library_says_are_damaged(built):
-    (settings,) = built.folder.glob("library.json")
-    settings.write_text(settings.read_text().replace('"filters": 28', '"filters": 27'))
+    settings, filters = built.folder / "library.json", built.made_with.filters
+    settings.write_text(settings.read_text().replace(f'"filters": {filters}', f'"filters": {filters + 1}'))
     again = Library(built.folder)
     assert again.status() == {"done": 0, "failed": 0, "damaged": 5}
-    assert "filters: 27 against 28" in again.entries()[0].error
+    assert f"filters: {filters + 1} against {filters}" in again.entries()[0].error
 
 
 def test_verify_compares_the_cache_with_the_embeddings(built):
