@@ -43,6 +43,7 @@ def test_every_command_runs_on_the_cpu(tmp_path):
     records = {path.stem: json.loads(path.read_text()) for path in files if path.suffix == ".json"}
     assert set(records) == {"fisher_pass", "filter_grad_sq", "distances", "variational", "end_to_end", "inaturalist"}
     assert {record["commit"] for record in records.values()} == {"abc"}
+    assert all(f"\n{path}\n" in log for path in files if path.suffix == ".json")
     assert all(record["command"].startswith(f"python benchmarks/{stem}.py --") for stem, record in records.items())
     of_all, of_racecheck = map(int, re.findall(r"(\d+)(?:/\d+)? tests collected", log))
     assert 20 <= of_racecheck <= 40 < of_all

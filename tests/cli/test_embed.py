@@ -217,18 +217,6 @@ def test_help_and_version(capsys):
     assert run(capsys, "--version")[1].startswith("task2vec_ext ")
 
 
-def test_the_module_runs_as_a_program(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "task2vec_ext", "info", "missing"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,  # not the source tree, which may be without its native module
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith("task2vec: error: ")
-
-
 def test_ctrl_c_exits_with_130_and_leaves_no_file_behind(folders, tmp_path):
     program = (
         "import sys, task2vec_ext.fisher.per_sample as f\n"

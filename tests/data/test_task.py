@@ -1,6 +1,5 @@
 """Tasks from lists, labels of every kind, and what an item may be."""
 
-import multiprocessing
 import pickle
 
 import numpy as np
@@ -216,10 +215,3 @@ def test_task_can_be_pickled(nested):
         assert isinstance(copy, Task)
         assert copy.labels.tolist() == task.labels.tolist()
         assert copy.describe(0) == task.describe(0)
-
-
-def test_task_reaches_a_spawned_worker(nested):
-    task = as_task(nested)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        image, label = pool.apply(task.__getitem__, (3,))
-    assert (int(image[0, 0, 0]), label) == (20, 1)

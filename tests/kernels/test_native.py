@@ -1,6 +1,7 @@
 import os
 from types import SimpleNamespace
 
+import emulation
 import pytest
 import torch
 
@@ -58,8 +59,13 @@ def test_a_gpu_the_build_covers_needs_no_compiler(monkeypatch):
 def test_the_fallback_compiles_the_kernels_for_a_gpu_the_build_does_not_cover(monkeypatch, tmp_path):
     from torch.utils import cpp_extension
 
-    if cpp_extension.CUDA_HOME is None:
-        pytest.skip("nvcc: not found, so there is nothing to compile with")
+    tools = {
+        "nvcc": cpp_extension.CUDA_HOME,
+        "ninja": cpp_extension.is_ninja_available(),
+        "C++": not emulation.missing(),
+    }
+    if missing := [tool for tool, found in tools.items() if not found]:
+        pytest.skip(f"to compile with: no {' and no '.join(missing)}")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("MAX_JOBS", "2")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))

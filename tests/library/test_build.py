@@ -50,11 +50,10 @@ def kill_at(line: int) -> None:
 class Killable:
     """Builds in processes of their own, which leave a line in a log whenever they begin to embed a task."""
 
-    def __init__(self, folders, root: Path, monkeypatch) -> None:
+    def __init__(self, folders, root: Path, template: Embedding, monkeypatch) -> None:
         self.tasks = [as_task(folder) for folder in folders]
         self.folder, self.log = root / "library", root / "log"
         self.log.touch()
-        template = dataclasses.replace(fisher_embed(Blobs(), small_probe(), progress=False), group_means=None)
 
         def logged(task, *_, **__):
             with self.log.open("a") as file:
@@ -93,12 +92,23 @@ class Killable:
         return self.log.read_text().split()
 
 
+@pytest.fixture(scope="module")
+def template() -> Embedding:
+    return dataclasses.replace(fisher_embed(Blobs(), small_probe(), progress=False), group_means=None)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folders, template, tmp_path_factory) -> dict[str, str]:
+    """Checksums of what a build gives that nobody kills."""
+    with pytest.MonkeyPatch.context() as patch:
+        return sums(Killable(folders, tmp_path_factory.mktemp("undisturbed"), template, patch).build())
+
+
 @pytest.mark.parametrize("seed", range(12))
-def test_builds_killed_anywhere_lose_nothing_and_do_nothing_twice(folders, tmp_path, monkeypatch, seed):
-    (tmp_path / "whole").mkdir()
-    whole = Killable(folders, tmp_path / "whole", monkeypatch)
-    expected = sums(whole.build())
-    killable = Killable(folders, tmp_path, monkeypatch)
+def test_builds_killed_anywhere_lose_nothing_and_do_nothing_twice(
+    folders, template, undisturbed, tmp_path, monkeypatch, seed
+):
+    killable = Killable(folders, tmp_path, template, monkeypatch)
     lines, kills = random.Random(seed), 0
     for _ in range(6):
         saved, begun = killable.saved(), len(killable.begun())
@@ -111,7 +121,7 @@ def test_builds_killed_anywhere_lose_nothing_and_do_nothing_twice(folders, tmp_p
     assert len(killable.begun()) <= len(folders) + kills  # at most the task in flight, each time
     assert result.status() == {"done": 4, "failed": 0, "damaged": 0}
     assert result.verify() == []  # and nothing half-written is left
-    assert sums(result) == expected
+    assert sums(result) == undisturbed
 
 
 def test_a_real_build_is_killed_from_outside_and_goes_on(folders, tmp_path):
@@ -131,8 +141,8 @@ def test_a_real_build_is_killed_from_outside_and_goes_on(folders, tmp_path):
     assert sums(Library(tmp_path / "killed")) == sums(whole)
 
 
-def test_processes_build_one_folder_at_once_and_do_each_task_once(folders, tmp_path, monkeypatch):
-    killable = Killable(folders, tmp_path, monkeypatch)
+def test_processes_build_one_folder_at_once_and_do_each_task_once(folders, template, tmp_path, monkeypatch):
+    killable = Killable(folders, tmp_path, template, monkeypatch)
     children = []
     for _ in range(3):
         if (child := os.fork()) == 0:

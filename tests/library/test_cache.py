@@ -11,13 +11,6 @@ from task2vec_ext import Library, as_task, build_library
 from task2vec_ext.library import cache as _cache
 
 
-@pytest.fixture
-def built(tmp_path) -> Library:
-    """Five embedded tasks in memory."""
-    tasks = [as_task(Blobs(n=12, noise=0.5 + t, seed=t), name=f"task{t}") for t in range(5)]
-    return build_library(tasks, tmp_path / "library", small_probe())
-
-
 def segments(library: Library) -> list[Path]:
     return sorted((library.folder / "cache").glob("rows-*.safetensors"))
 
@@ -116,14 +109,16 @@ def test_verify_compares_the_cache_with_the_embeddings(built):
 def test_many_small_files_are_joined(tmp_path, monkeypatch):
     monkeypatch.setattr(_cache, "_BYTES", 12 * 4 * 28)  # of twelve embeddings
     tasks = [as_task(Blobs(n=6, seed=t), name=f"task{t:02}") for t in range(15)]
-    for count in range(1, 16):
-        library = build_library(tasks[:count], tmp_path, small_probe())
+    whole = build_library(tasks, tmp_path / "whole", small_probe())
+    grows = shutil.copytree(whole.folder, tmp_path / "grows", ignore=shutil.ignore_patterns("cache", "task*"))
+    for count, entry in enumerate(whole.entries(), 1):
+        shutil.copy(whole.file(entry), grows / entry.file)
+        library = Library(grows)
         assert library.names() == [task.name for task in tasks[:count]]
         assert len(segments(library)) <= _cache._MOST_SMALL + 2
-    whole = build_library(tasks, tmp_path / "whole", small_probe())
     assert library.nearest("task03") == whole.nearest("task03")
     library.remove([task.name for task in tasks[:-1]])
-    assert library.names() == Library(tmp_path).names() == ["task14"]
+    assert library.names() == Library(grows).names() == ["task14"]
 
 
 def test_a_library_that_joins_its_files_while_another_searches_gives_the_same(built, monkeypatch):

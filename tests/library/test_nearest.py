@@ -1,10 +1,9 @@
 import dataclasses
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from command import run
+from libraries import tasks_of
 from PIL import Image
 from small import Blobs, small_probe, small_resnet
 
@@ -15,7 +14,6 @@ from task2vec_ext import (
     Library,
     Reference,
     Task2VecWarning,
-    as_task,
     build_library,
     cross_distances,
     distance_matrix,
@@ -27,17 +25,6 @@ from task2vec_ext.embed import embed_task, spread
 from task2vec_ext.embedding import ProbeInfo
 from task2vec_ext.library import library as _library
 from task2vec_ext.library import nearest as _nearest
-
-
-def tasks_of(count: int, n: int = 12) -> list:
-    """So many tasks in memory that differ."""
-    return [as_task(Blobs(n=n, noise=0.5 + t, seed=t), name=f"task{t}") for t in range(count)]
-
-
-@pytest.fixture
-def built(tmp_path) -> Library:
-    """Five embedded tasks in memory."""
-    return build_library(tasks_of(5), tmp_path / "library", small_probe())
 
 
 @pytest.mark.parametrize("distance", ["sym", "sym_scaled"])
@@ -192,7 +179,7 @@ def test_a_folder_of_embeddings_has_the_neighbours_of_its_library(built, tmp_pat
         load_embeddings(tmp_path)
 
 
-def test_the_nearest_to_a_folder_of_images(tmp_path):
+def test_the_nearest_to_a_folder_of_images(tmp_path, monkeypatch, capsys):
     for t in range(3):
         for c in range(2):
             (tmp_path / f"task{t}" / f"class{c}").mkdir(parents=True)
@@ -200,14 +187,12 @@ def test_the_nearest_to_a_folder_of_images(tmp_path):
                 file = tmp_path / f"task{t}" / f"class{c}" / f"{i}.png"
                 Image.effect_noise((50, 50), 20 + 40 * t + 20 * c).convert("RGB").save(file)
     library = build_library([tmp_path / f"task{t}" for t in range(2)], tmp_path / "library", "tiny", image_size=32)
-    command = [sys.executable, "-m", "task2vec_ext", "nearest", "task2", "--library", "library"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ})
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    code, out, error = run(capsys, "nearest", "task2", "--library", "library")
+    assert code == 0, error
     query = fisher_embed(tmp_path / "task2", "tiny", image_size=32, progress=False)
-    order = [line.split()[1] for line in done.stdout.splitlines() if line.strip()[:1].isdigit()]
+    order = [line.split()[1] for line in out.splitlines() if line.strip()[:1].isdigit()]
     assert order == [name for name, _ in library.nearest(query)]
-    missing = subprocess.run(
-        [*command[:4], "nowhere", *command[5:]], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert (missing.returncode, missing.stdout) == (1, "")
-    assert "expected a task of library, got 'nowhere'" in missing.stderr
+    code, out, error = run(capsys, "nearest", "nowhere", "--library", "library")
+    assert (code, out) == (1, "")
+    assert "expected a task of library, got 'nowhere'" in error
