@@ -1,6 +1,6 @@
 """What do we expect of an H100? The Fisher pass, d_sym and local_noise on paper: nothing here was measured on a GPU.
 
-    python benchmarks/gpu_model.py [--arch resnet34 resnet50] [--precision tf32 bf16] [--host-ms 6 2] [--layers]
+    python benchmarks/gpu_model.py [--arch resnet34 resnet50] [--precision tf32 bf16] [--host-ms 6 2 0.3] [--layers]
 
 For every convolution of a network and a batch of 256 the time of each route follows from FLOP, bytes, waves of blocks
 and the instruction counts of our machine code (sm_90, nvcc 13.0: `cuobjdump -sass`), before and after a change of the
@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import argparse
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from _measure import print_table
+from _step import random_probe
 from filter_grad_sq import convolutions, describe
 
 from task2vec_ext.kernels.geometry import ConvGeometry
 from task2vec_ext.kernels.routes import choose_route
+from task2vec_ext.probe.folding import fold
 
 BATCH = 256
 MULTIPROCESSORS, SCHEDULERS, CLOCK = 132, 4, 1.755e9
@@ -164,8 +167,30 @@ class Pass(NamedTuple):
     """Seconds of a batch, without the host's work."""
 
     plain: float
-    own: float  # all but the operator
+    own: float  # all but the operator, without `bias_relu`
     operator: float
+    fused: float  # what `bias_relu` saves
+
+
+def fused_numbers(arch: str) -> int:
+    """Return how many numbers of one image `bias_relu` spares: torch reads and writes them for the bias, and for a sum.
+
+    It takes one pass over a convolution's output in place of two, and one more over what is added; torch takes three
+    for the sum.
+    """
+    probe, images, found = random_probe(arch), torch.randn(1, 3, 224, 224), 0
+
+    def count(module: Any, args: tuple[Any, ...], output: Any) -> None:
+        nonlocal found
+        found += 2 * len(args) * output.numel()
+
+    faster = fold(probe, probe.layers(), images, fuse=True)
+    for module in faster.module.modules():
+        if type(module).__name__ == "_BiasReLU":
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        faster.features(images)
+    return found
 
 
 def whole_pass(arch: str, precision: str, when: str, *, layers: bool = False) -> Pass:
@@ -193,7 +218,8 @@ def whole_pass(arch: str, precision: str, when: str, *, layers: bool = False) ->
         names = ["layer × uses", "direct µs", "gram µs", "shifted µs", "chosen", "direct TFLOP/s"]
         print_table(f"{arch}, {precision}, {when}", names, rows)
     plain = forward + backward + weights + (FORWARD_PASSES + PLAIN_PASSES) * activations
-    return Pass(plain, forward + backward + (FORWARD_PASSES + OWN_PASSES) * activations, operator)
+    own = forward + backward + (FORWARD_PASSES + OWN_PASSES) * activations
+    return Pass(plain, own, operator, fused_numbers(arch) * BATCH * BYTES[precision] / BANDWIDTH)
 
 
 ROUTES_BEFORE = {
@@ -246,22 +272,33 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=sorted(BYTES), default=["tf32", "bf16"])
     parser.add_argument(
         "--host-ms",
-        nargs=2,
+        nargs=3,
         type=float,
-        default=[6.0, 2.0],
-        metavar=("BEFORE", "AFTER"),
-        help="milliseconds a batch in which the GPU waits for the host; default 6 2",
+        default=[6.0, 2.0, 0.3],
+        metavar=("BEFORE", "AFTER", "GRAPHS"),
+        help="milliseconds a batch in which the GPU waits for the host, assumed; default 6 2 0.3",
     )
     parser.add_argument("--layers", action="store_true", help="also every layer")
     options = parser.parse_args()
+    host_before, host, host_graphs = options.host_ms
     rows = []
     for arch in options.arch:
         for precision in options.precision:
-            for when, host in zip(("before", "after"), options.host_ms, strict=True):
-                plain, own, operator = (1e3 * t for t in whole_pass(arch, precision, when, layers=options.layers))
-                ratios = (own + operator) / plain, (own + operator + host) / plain
-                rows.append((f"{arch} {precision} {when}", plain, own, operator, *ratios))
-    names = ["", "plain step ms", "ours but the operator", "operator", "ours ÷ plain", "with the host"]
+            before, after = (
+                Pass(*(1e3 * t for t in whole_pass(arch, precision, when, layers=options.layers)))
+                for when in ("before", "after")
+            )
+            ways = {
+                "before": (before, 0.0, host_before),
+                "kernels": (after, 0.0, host),
+                "with bias_relu": (after, after.fused, host),
+                "with CUDA graphs": (after, after.fused, host_graphs),
+            }
+            for name, (of, fused, waiting) in ways.items():
+                ours = of.own - fused + of.operator
+                times = of.plain, of.own - fused, of.operator, ours
+                rows.append((f"{arch} {precision} {name}", *times, ours / of.plain, (ours + waiting) / of.plain))
+    names = ["", "plain step ms", "ours but the operator", "operator", "ours", "ours ÷ plain", "with the host"]
     print_table(f"Not measured on a GPU: a batch of {BATCH} on an H100", names, rows)
     print_table("d_sym of 1,460 tasks, ms", ["", "before", "after"], [(name, *ms) for name, ms in distances().items()])
     shares = [(p, noise("before", p), noise("after", p)) for p in options.precision]

@@ -121,6 +121,17 @@ void filter_grad_sq_gram(const float* a,              // [N, groups, row_positio
                          float* out,         // [N, groups·group_filters]
                          Place at);
 
+// ---- bias_relu: output[q,o] = max(output[q,o] + bias[o] + other[q,o], 0), q over the locations of all samples
+// ----------
+
+void bias_relu(void* output,       // [rows, filters], rounded after each sum; 16-byte aligned, as other
+               Scalar scalar,      // of output and other
+               const float* bias,  // [filters]
+               const void* other,  // [rows, filters]; null: 0
+               int64_t rows,
+               int filters,  // a multiple of the numbers in 16 bytes
+               Place at);
+
 // ---- noise: ε is standard normal and drawn again wherever it is needed (philox.h) ----------------------------------
 
 struct NoiseKey {

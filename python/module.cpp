@@ -216,6 +216,15 @@ void def_cuda(py::module_ m) {
       nogil());
 
   m.def(
+      "bias_relu",
+      [](uintptr_t output, int scalar, uintptr_t bias, uintptr_t other, int64_t rows, int filters, int device,
+         uintptr_t stream) {
+        bias_relu(ptr<void>(output), Scalar{scalar}, ptr<const float>(bias), ptr<const void>(other), rows, filters,
+                  {device, ptr<void>(stream)});
+      },
+      nogil());
+
+  m.def(
       "local_noise",
       [](uintptr_t output, int scalar, uintptr_t norm, uintptr_t sigma, ShapeFields shape, KeyFields key, uintptr_t out,
          int device, uintptr_t stream) {

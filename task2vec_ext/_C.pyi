@@ -133,6 +133,10 @@ class cuda:
         stream: int,
     ) -> None: ...
     @staticmethod
+    def bias_relu(
+        output: int, scalar: int, bias: int, other: int, rows: int, filters: int, device: int, stream: int
+    ) -> None: ...
+    @staticmethod
     def local_noise(
         output: int, scalar: int, norm: int, sigma: int, shape: _Shape, key: _Key, out: int, device: int, stream: int
     ) -> None: ...

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from task2vec_ext import filter_grad_sq
 from task2vec_ext.kernels import pairwise, reference
+from task2vec_ext.kernels.bias_relu import bias_relu
 from task2vec_ext.kernels.noise import local_noise, weight_noise
 from task2vec_ext.kernels.pairwise import sym_distances
 from task2vec_ext.kernels.routes import CUDA_ROUTES
@@ -316,3 +317,17 @@ def test_distances_of_many_tasks_equal_the_cpus_and_have_the_same_bits_twice(pro
     assert torch.equal(first, second)
     some = slice(0, 700, 100)
     torch.testing.assert_close(first[some].cpu(), loop(values[some], values), rtol=0, atol=promised)
+
+
+@pytest.mark.parametrize("with_other", [False, True], ids=["bias", "bias-and-sum"])
+@pytest.mark.parametrize("dtype", NOISE_DTYPES.values(), ids=NOISE_DTYPES)
+def test_bias_relu_gives_torchs_bits(dtype, with_other):
+    output, other = (
+        torch.randn(32, 72, 29, 31, device="cuda").to(dtype, memory_format=torch.channels_last) for _ in "xy"
+    )
+    bias = torch.randn(72, device="cuda")
+    total = output + bias.to(dtype)[:, None, None]
+    expected = torch.relu(total + other if with_other else total)
+    actual = bias_relu(output, bias, other if with_other else None)
+    assert torch.equal(actual, expected)
+    assert actual.data_ptr() == output.data_ptr()

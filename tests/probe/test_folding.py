@@ -11,6 +11,9 @@ from task2vec_ext import load_probe
 from task2vec_ext.data import Batch
 from task2vec_ext.fisher.head import Head
 from task2vec_ext.fisher.per_sample import per_sample_fisher, sum_fisher
+from task2vec_ext.kernels.bias_relu import bias_relu
+from task2vec_ext.kernels.native import Runtime
+from task2vec_ext.probe import folding
 from task2vec_ext.probe.folding import FoldedProbe, fold
 
 
@@ -194,3 +197,100 @@ def test_sums_over_a_task_use_the_folded_probe(monkeypatch):
         monkeypatch.setattr(norm, "forward", lambda x, f=norm.forward: (norms.append(len(x)), f(x))[1])
     sum_fisher(probe, layers, head, [Batch(torch.arange(3), images, torch.zeros(3, dtype=torch.long))])
     assert set(norms) <= {1}  # the one image both networks are compared on
+
+
+# ---- bias, sum and ReLU in one module -------------------------------------------------------------------------------
+
+
+def fused(module):
+    """How often `bias_relu` runs in the folded, fused network, whose Fisher is that of the folded one."""
+    probe = probe_of(module)
+    layers, images = probe.layers(), images_of()
+    results = []
+    for fuse in (False, True):
+        faster = fold(probe, layers, images[:1], fuse=fuse)
+        assert isinstance(faster, FoldedProbe)
+        weight = torch.ones(2, probe.feature_size, dtype=torch.float64).cumsum(1)
+        head = Head(weight, torch.zeros(2, dtype=torch.float64), 0.0, 0.0)
+        batch = Batch(torch.arange(3), images, torch.zeros(3, dtype=torch.long))
+        results.append(per_sample_fisher(faster, layers, head, batch))
+    assert_near(results[1], results[0], 1e-10)
+    return sum(type(child).__name__ == "_BiasReLU" for child in faster.module.modules())
+
+
+class Shortcut(nn.Module):
+    """Two convolutions and a sum, written in one of the ways that there are."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+        self.relu, self.add = nn.ReLU(inplace=True), nn.Identity()
+        self.first, self.second = (nn.Conv2d(4, 4, 3, padding=1, bias=bias) for bias in (True, False))
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        y = self.norm(self.second(self.relu(self.first(x))))
+        return self.way(self, x, y)
+
+
+def in_place(net, x, y):
+    y += x
+    return net.relu(y)
+
+
+@pytest.mark.parametrize(
+    ("way", "count"),
+    [
+        (in_place, 2),
+        (lambda net, x, y: torch.relu(x + y), 2),
+        (lambda net, x, y: torch.add(y, x).relu_(), 2),
+        (lambda net, x, y: nn.functional.relu(y.add_(x), inplace=True), 2),
+        (lambda net, x, y: torch.add(y, x, alpha=2).relu(), 1),
+        (lambda net, x, y: (y + 1).relu(), 1),
+        (lambda net, x, y: (y + y).relu(), 1),
+        (lambda net, x, y: net.add(y).relu(), 1),  # a module's name, no sum
+        (lambda net, x, y: net.relu(y) + y, 1),  # seen twice
+        (lambda net, x, y: (z := y + x) + z.relu(), 1),
+        (lambda net, x, y: y.tanh(), 1),
+    ],
+    ids=["iadd", "sum", "torch.add", "add_", "alpha", "number", "itself", "module", "twice", "sum-twice", "tanh"],
+)
+def test_what_follows_a_convolution_is_fused_where_nothing_else_sees_it(way, count):
+    assert fused(Net(Shortcut(way))) == count
+
+
+def test_a_convolution_that_runs_twice_keeps_its_bias():
+    probe = probe_of(Net(Shortcut(lambda net, x, y: net.relu(net.first(y)))))
+    images = images_of()
+    faster = fold(probe, probe.layers(["conv"]), images[:1], fuse=True)
+    assert isinstance(faster, FoldedProbe)
+    assert_near(faster.features(images), probe.features(images), 1e-12)
+
+
+def test_a_residual_network_is_fused_but_for_its_shortcuts_and_its_layers_stay():
+    module = small_resnet()
+    convolutions = sum(isinstance(child, nn.Conv2d) for child in module.modules())
+    shortcuts = sum("downsample" in name and isinstance(child, nn.Conv2d) for name, child in module.named_modules())
+    assert fused(module) == convolutions - shortcuts
+
+
+@pytest.mark.simt
+def test_the_fisher_of_a_network_fused_by_the_kernel_is_the_same(simt, monkeypatch):
+    module = small_resnet(widths=(4, 8, 8, 12))
+    probe, images = load_probe(module, preprocess=None), images_of(torch.float32)
+    head = Head(torch.ones(2, 12, dtype=torch.float64).cumsum(1), torch.zeros(2, dtype=torch.float64), 0.0, 0.0)
+    batch, layers = Batch(torch.arange(3), images, torch.zeros(3, dtype=torch.long)), probe.layers()
+    expected = per_sample_fisher(probe, layers, head, batch)
+    taken = []
+
+    def by_the_kernel(output, bias, other):
+        result = bias_relu(output, bias, other, Runtime(simt, 0, 0, 1, True))
+        taken.append(result.data_ptr() == output.data_ptr())
+        return result
+
+    monkeypatch.setattr(folding, "bias_relu", by_the_kernel)
+    faster = fold(probe, layers, images[:1], fuse=True)
+    taken.clear()
+    assert_near(per_sample_fisher(faster, layers, head, batch), expected, 1e-5)
+    assert len(taken) == 9
+    assert all(taken)

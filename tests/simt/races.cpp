@@ -1,8 +1,8 @@
 // All CUDA kernels on small arrays, each result compared with plain loops; the kernels are compiled for
 // ThreadSanitizer, which reports what no barrier orders. No Python and no torch: nothing but the kernels is watched.
 //
-//   races [convolution] [noise] [pairwise] [threads]   some parts, or all; exit status 1 for a wrong result
-//   races NAME                                         a kernel of racy.cpp
+//   races [convolution] [bias] [noise] [pairwise] [threads]   some parts, or all; exit status 1 for a wrong result
+//   races NAME                                                a kernel of racy.cpp
 //
 // This file knows nothing of the emulation and is not instrumented: its loops are fast, and would report nothing.
 #include <atomic>
@@ -247,6 +247,26 @@ void threads() {
   first.join(), second.join();
 }
 
+// ---- bias_relu -------------------------------------------------------------------------------------------
+
+// More rows than one turn of the threads; eighths, and their sums, are exact in every type.
+void bias(Scalar scalar, bool with_other, int rows, int filters) {
+  const size_t size = size_t(rows) * filters;
+  const auto x = eighths(size, 1), y = eighths(size, 2), b = eighths(filters, 3);
+  Bytes output(scalar, x), other(scalar, y);
+  std::vector<double> expected(size);
+  for (size_t i = 0; i < size; ++i)
+    expected[i] = std::max(0., double{x[i]} + b[i % filters] + (with_other ? y[i] : 0.f));
+  bias_relu(output.data(), scalar, b.data(), with_other ? other.data() : nullptr, rows, filters, kHere);
+  compare(std::string("bias_relu, ") + name_of(scalar) + (with_other ? ", with a sum" : ""), output.values(), expected,
+          0);
+}
+
+void biases() {
+  for (const Scalar scalar : kScalars)
+    for (const bool with_other : {false, true}) bias(scalar, with_other, 700, 24);
+}
+
 // ---- noise -----------------------------------------------------------------------------------------------
 
 const NoiseKey kKey{7, 1, 2};
@@ -372,10 +392,12 @@ void pairwise() {
 
 int main(int count, char** arguments) try {
   std::vector<std::string> parts(arguments + 1, arguments + count);
-  if (parts.empty()) parts = {"convolution", "noise", "pairwise", "threads"};
+  if (parts.empty()) parts = {"convolution", "bias", "noise", "pairwise", "threads"};
   for (const std::string& part : parts) {
     if (part == "convolution")
       convolutions();
+    else if (part == "bias")
+      biases();
     else if (part == "noise")
       noise();
     else if (part == "pairwise")

@@ -27,7 +27,7 @@ def watch():
     return run
 
 
-@pytest.mark.parametrize("part", ["convolution", "noise", "pairwise", "threads"])
+@pytest.mark.parametrize("part", ["convolution", "bias", "noise", "pairwise", "threads"])
 def test_kernels_are_right_and_free_of_races(part, watch):
     status, output = watch(part)
     told = [line for line in output.splitlines() if ": error " not in line or "WRONG" in line]
