@@ -45,6 +45,7 @@ def _missing(marker: str) -> str | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    torch.manual_seed(0)  # a test draws the same numbers whatever ran before it in its worker
     for marker in ("cuda", "simt", "real_data", "browser"):
         if item.get_closest_marker(marker) and (reason := _missing(marker)):
             if os.environ.get(f"TASK2VEC_REQUIRE_{marker.upper()}") == "1":

@@ -26,7 +26,7 @@ def probe():
     from pathlib import Path
 
     folder = Path(os.environ.get("TASK2VEC_REAL_DATA", "missing"))
-    return load_probe("resnet18", weights=folder / "weights" / "resnet18.safetensors", image_size=96)
+    return load_probe("resnet18", weights=folder / "weights" / "resnet18.safetensors", image_size=64)
 
 
 def test_signed_is_close_to_exact_and_sampled_is_not(real_data, probe):
@@ -39,8 +39,8 @@ def test_signed_is_close_to_exact_and_sampled_is_not(real_data, probe):
         other = fisher_embed(task, probe, settings=one_head, estimator=estimator, seed=seed, progress=False).fisher
         return float((other - exact.fisher).norm() / exact.fisher.norm())
 
-    assert statistics.median(error("signed", seed) for seed in range(5)) < 0.2
-    assert statistics.median(error("sampled", seed) for seed in range(5)) > 0.4
+    assert statistics.median(error("signed", seed) for seed in range(3)) < 0.2
+    assert statistics.median(error("sampled", seed) for seed in range(3)) > 0.4
 
 
 def test_tasks_of_one_domain_are_neighbours(real_data, probe):
@@ -50,7 +50,7 @@ def test_tasks_of_one_domain_are_neighbours(real_data, probe):
         "grocery": ("grocery_fruit_apple", "grocery_fruit_melon"),
     }
     names = [name for pair in domains.values() for name in pair]
-    embeddings = [fisher_embed(task, probe, progress=False) for task in tasks_of(real_data, names, per_class=20)]
+    embeddings = [fisher_embed(task, probe, progress=False) for task in tasks_of(real_data, names, per_class=10)]
     assert {len(embedding) for embedding in embeddings} == {4800}
     partners = [names[i] for i, _ in nearest(distance_matrix(embeddings, "sym_scaled"))]
     assert partners == [name for pair in domains.values() for name in reversed(pair)]

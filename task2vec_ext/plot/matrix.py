@@ -63,11 +63,11 @@ def plot_matrix(
     ax = ax or _new_figure(len(matrix)).add_subplot()
     between = matrix[~np.eye(len(matrix), dtype=bool)] if len(matrix) > 1 else matrix
     low, high = float(between.min()), float(between.max())
-    # Black below the range, so that the diagonal does not look like the nearest pair. interpolation="auto" draws cells
-    # of less than three pixels smoothly instead of leaving some out.
+    # Black below the range, so that the diagonal does not look like the nearest pair. "antialiased" (from
+    # matplotlib 3.10 on also called "auto") draws cells of less than three pixels smoothly instead of leaving some out.
     colours = colormaps["viridis"].with_extremes(under="black")
     cells = matrix[np.ix_(order, order)]
-    image = ax.imshow(cells, cmap=colours, vmin=low, vmax=high, interpolation="auto")
+    image = ax.imshow(cells, cmap=colours, vmin=low, vmax=high, interpolation="antialiased")
     above = _GAP_INCHES  # inches above the matrix that are used
     if groups is not None:
         _draw_groups(ax, [groups[index] for index in order])

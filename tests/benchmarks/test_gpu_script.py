@@ -16,7 +16,7 @@ SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 
 def rehearse(tmp_path, *options, **variables):
     environment = {**os.environ, "TASK2VEC_RESULTS": str(tmp_path), "PYTHON": sys.executable, **variables}
-    return subprocess.run(["bash", SCRIPT, *options], env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(["bash", SCRIPT, *options], env=environment, capture_output=True, text=True, timeout=3600)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Container
 from pathlib import Path
 
 import pytest
@@ -31,18 +32,17 @@ def cluster():
 
 
 class Fatal(Blobs):
-    """Kills the process that reads one of its images for the so many-th time, once."""
+    """Kills the process that reads one of its images for the first, second, … time, by default for the first."""
 
-    def __init__(self, folder: Path, reading: int, times: int = 1, **how) -> None:
+    def __init__(self, log: Path, readings: Container[int] = (1,), **how) -> None:
         super().__init__(**how)
-        self.folder, self.reading, self.times = folder, reading, times
+        self.log, self.readings = log, readings
 
     def __getitem__(self, index: int):
         if index == 7:
-            log = self.folder / "readings"
-            with log.open("a") as file:
+            with self.log.open("a") as file:
                 file.write(".")
-            if self.reading <= len(log.read_text()) < self.reading + self.times:
+            if len(self.log.read_text()) in self.readings:
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(index)
 
@@ -77,29 +77,23 @@ def test_workers_embed_what_one_process_does(cluster, tmp_path):
     assert shared.verify() == []
 
 
-def test_a_worker_that_is_killed_costs_nothing(cluster, tmp_path):
-    tasks = [*tasks_of(2), as_task(Fatal(tmp_path, 1, n=12), name="fatal")]
-    library = build_library(tasks, tmp_path / "library", small_probe(), ray=True)
-    expected = fisher_embed(Blobs(n=12), small_probe(), progress=False)
-    assert library.status() == {"done": 3, "failed": 0, "damaged": 0}
-    assert torch.equal(library.embedding("fatal").fisher, expected.fisher)
-
-
-def test_a_task_that_kills_every_worker_fails_and_the_others_go_on(cluster, tmp_path, monkeypatch):
+def test_a_worker_that_is_killed_costs_nothing_and_a_task_that_kills_every_one_fails(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(_pool, "_ATTEMPTS", 2)
-    tasks = [*tasks_of(2), as_task(Fatal(tmp_path, 1, 1000, n=30), name="fatal")]
-    library = build_library(tasks, tmp_path / "library", small_probe(), ray=True)
-    assert library.status() == {"done": 2, "failed": 1, "damaged": 0}
+    once = as_task(Fatal(tmp_path / "once", n=12), name="once")
+    always = as_task(Fatal(tmp_path / "always", range(99), n=30), name="always")
+    library = build_library([*tasks_of(2), once, always], tmp_path / "library", small_probe(), ray=True)
+    expected = fisher_embed(Blobs(n=12), small_probe(), progress=False)
+    assert torch.equal(library.embedding("once").fisher, expected.fisher)
+    assert library.status() == {"done": 3, "failed": 1, "damaged": 0}
     assert "lost 2 workers in a row" in library.entries()[0].error
 
 
-@pytest.mark.parametrize("reading", [1, 2], ids=["features", "Fisher"])
-def test_a_large_task_is_shared_and_a_worker_is_killed_in_either_pass(cluster, tmp_path, monkeypatch, reading):
+def test_a_large_task_is_shared_and_a_worker_is_killed_in_both_passes(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(spread, "RANGE", 64)
     monkeypatch.setattr(spread, "LARGE", 100)
-    task = as_task(Fatal(tmp_path, reading, n=200), name="large")
+    task = as_task(Fatal(tmp_path / "readings", (1, 3), n=200), name="large")  # features, again, Fisher, again
     library = build_library([task, *tasks_of(1)], tmp_path / "library", small_probe(), ray=True)
-    assert len((tmp_path / "readings").read_text()) == 3
+    assert len((tmp_path / "readings").read_text()) == 4
     found, expected = library.embedding("large"), fisher_embed(Blobs(n=200), small_probe(), progress=False)
     assert float((found.fisher - expected.fisher).norm() / expected.fisher.norm()) < 1e-6
     torch.testing.assert_close(found.group_means, expected.group_means, rtol=1e-5, atol=1e-9)
