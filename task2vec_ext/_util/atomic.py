@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import secrets
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .lock import locked
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _OLD = 24 * 3600  # seconds: no file takes a day to write
 
@@ -72,13 +75,12 @@ def _place_beside(final: Path) -> Iterator[Path]:
 def remove_leftovers(folder: Path) -> None:
     """Remove what processes that were killed while they wrote files left in a folder, and nothing of a living one."""
     for found in folder.glob(".task2vec-*"):
-        if found.is_dir():
-            with contextlib.suppress(RuntimeError), locked(found, "remove_leftovers", "being written"):
-                shutil.rmtree(found, ignore_errors=True)
-        else:  # of version 0.2, which had no lock
-            with contextlib.suppress(OSError):
-                if time.time() - found.stat().st_mtime > _OLD:
-                    found.unlink()
+        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: in use, or a file system without locks
+            if time.time() - found.stat().st_mtime > _OLD:
+                shutil.rmtree(found) if found.is_dir() else found.unlink()  # version 0.2 had files
+            elif found.is_dir():
+                with locked(found, "remove_leftovers", "being written"):
+                    shutil.rmtree(found)
 
 
 _remove_leftovers_once = functools.cache(remove_leftovers)  # a large folder takes long to list

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+_WAIT = 0.2  # seconds: to remove a leftover takes less; on NFS without locks, each file that is written waits for it
+
 
 class BusyError(RuntimeError):
     """Another process holds the lock."""
@@ -21,7 +23,7 @@ def locked(folder: Path, who: str, busy: str) -> Iterator[None]:
     """
     with ExitStack() as ending:
         try:
-            db = ending.enter_context(closing(sqlite3.connect(folder / "lock", timeout=1, isolation_level=None)))
+            db = ending.enter_context(closing(sqlite3.connect(folder / "lock", timeout=_WAIT, isolation_level=None)))
             db.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
             if "locked" not in str(error):

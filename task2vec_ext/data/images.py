@@ -15,6 +15,8 @@ import torch
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .._util.atomic import DISK_FULL
+
 _FLOAT_SLACK = 0.1  # a bicubic resize overshoots [0, 1] by less than this; a normalised image by far more
 _MAX_16BIT = 65535
 
@@ -100,11 +102,11 @@ def load_image(path: str | os.PathLike[str], *, max_value: float | None = None, 
 
 
 def is_machines_fault(error: BaseException | None) -> bool:
-    """Return whether memory or file handles ran out, here or in a cause of the error: no fault of the image."""
+    """Return whether memory, file handles or a disk ran out, here or in a cause of the error: no fault of the image."""
     while error is not None:
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
             return True
-        if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+        if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE, *DISK_FULL):
             return True
         error = error.__cause__
     return False

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .._util.atomic import DISK_FULL
 from .folder import Files
 from .identity import file_key
 from .images import is_machines_fault
@@ -145,9 +146,10 @@ class Reader(Dataset[Unit]):
 
 
 def _machines_fault(where: str, error: Exception) -> Exception:
-    """The error where memory or file handles run out."""
+    """The error where memory, file handles or a disk run out."""
     if isinstance(error, OSError):
-        return OSError(error.errno, f"batches: could not read {where} ({error.strerror}); raise the limit (ulimit -n)")
+        advice = "free some space" if error.errno in DISK_FULL else "raise the limit (ulimit -n)"
+        return OSError(error.errno, f"batches: could not read {where} ({error.strerror}); {advice}")
     return MemoryError(
         f"batches: expected memory for {where}, got none ({type(error).__name__}: {error}); close other programs, or "
         "take smaller images (image_size) or batches."

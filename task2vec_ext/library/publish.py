@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING, NamedTuple
 
+from .._util.atomic import DISK_FULL
 from .._util.pool import ClusterError
 from ..data.identity import digest_of_record, same_digest
 from ..embedding import Embedding
@@ -57,11 +57,9 @@ class Publisher(NamedTuple):
         """Write down why a task has no embedding; raise where that is no fault of the task."""
         if isinstance(error, ClusterError):
             raise error
-        if _disk_is_full(error):
-            raise OSError(
-                f"build_library: expected room on the disks, {task.name!r} found none ({error}); free some: the same "
-                "call continues."
-            ) from error
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            why = f"build_library: {task.name!r} found a full disk ({error.strerror}); the same call continues"
+            raise OSError(error.errno, why) from error
         why = f"{type(error).__name__}: {error}"
         self.files.fail(task.name, len(task), why)
         self.told.ended(task.name, len(task), why)
@@ -74,11 +72,3 @@ class Publisher(NamedTuple):
             return False
         same = embedding.name == task.name and same_digest(embedding.task_digest, digest_of_record(record))
         return same and not self.made_with.changes(embedding)
-
-
-def _disk_is_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__
-    return False

@@ -141,3 +141,18 @@ def test_files_of_version_0_2_are_removed_after_a_day(tmp_path):
         os.utime(file, (time.time() - age * 3600,) * 2)
     remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == [young.name]
+
+
+def test_a_file_system_without_locks_is_written_to_and_leftovers_go_after_a_day(tmp_path, monkeypatch):
+    def refused(place, who, busy):  # as SQLite does where `fcntl` fails
+        raise RuntimeError("disk I/O error")
+
+    monkeypatch.setattr(atomic, "locked", refused)
+    old, young = tmp_path / ".task2vec-0123456789abcdef", tmp_path / ".task2vec-0123456789abcdee"
+    for place, age in ((old, 25), (young, 23)):
+        place.mkdir()
+        os.utime(place, (time.time() - age * 3600,) * 2)
+    atomic._remove_leftovers_once.cache_clear()
+    write(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == [young.name, "file"]

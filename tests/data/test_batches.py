@@ -278,10 +278,11 @@ def test_a_spawned_process_reads_the_same_and_never_touches_cuda(folder):
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.ENOSPC, "No space left on device"),
     ],
-    ids=["python", "torch", "system", "handles"],
+    ids=["python", "torch", "system", "handles", "disk"],
 )
-def test_batches_do_not_skip_images_for_lack_of_memory_or_handles(error):
+def test_batches_do_not_skip_images_for_lack_of_memory_or_handles_or_disk(error):
     task = as_task(Given((_image(), 0), error, (_image(), 1)))
     with pytest.raises((MemoryError, OSError), match=r"batches: .*image 1"):
         _all(task, range(3), None, batch_size=2, on_error="skip")

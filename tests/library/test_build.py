@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import os
 import random
 import shutil
@@ -209,6 +210,45 @@ def test_a_task_that_fails_is_recorded_and_the_others_go_on(folders, tmp_path):
     assert states(again) == {"broken": "done", "task1": "done"}
     assert again.entries()[0].error is None
     assert list((tmp_path / "library" / "failures").iterdir()) == []
+
+
+def test_a_full_disk_ends_the_build_and_the_same_call_continues(tmp_path, monkeypatch):
+    flush, room, errors = os.fsync, 1, []
+
+    def no_room(file):
+        nonlocal room
+        if (room := room - 1) < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(file)
+
+    monkeypatch.setattr(_atomic.os, "fsync", no_room)
+    tasks = [*tasks_of(2), as_task([], name="empty")]
+    while len(errors) < 9:
+        room = 1  # of one file: the settings, an embedding, a failure, a cache
+        try:
+            library = build_library(tasks, tmp_path / "library", small_probe())
+            break
+        except OSError as error:
+            errors.append(str(error))
+            assert not list(tmp_path.rglob(".task2vec-*"))
+    written = [Path(error.split(": ")[0]) for error in errors]
+    assert list(dict.fromkeys(file.parent.name for file in written)) == ["embeddings", "failures"]
+    assert len(set(written)) == 3
+    assert all("No space left on device; nothing was written" in error for error in errors)
+    assert states(library) == {"task0": "done", "task1": "done", "empty": "failed"}
+    assert library.verify() == []
+
+
+def test_a_task_that_finds_a_disk_full_has_not_failed(tmp_path):
+    class Full(Blobs):
+        def __getitem__(self, index):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    tasks = [*tasks_of(1), as_task(Full(n=12), name="task1")]
+    with pytest.raises(OSError, match=r"build_library: 'task1' found a full disk .*; the same call continues"):
+        build_library(tasks, tmp_path, small_probe(), on_error="skip")
+    assert states(Library(tmp_path)) == {"task0": "done"}
+    assert states(build_library(tasks_of(2), tmp_path, small_probe())) == {"task0": "done", "task1": "done"}
 
 
 def test_tasks_of_one_name_are_refused_before_anything_is_made(tmp_path):
