@@ -96,15 +96,20 @@ class Step:
         """The folded probe that `fisher_embed` makes once for each task."""
         return fold(self.probe, self.layers, self.batch.images[:1])
 
+    @cached_property
+    def unfused(self) -> Probe:
+        """The folded probe whose biases, sums and ReLUs torch computes one by one, as on the CPU."""
+        return fold(self.probe, self.layers, self.batch.images[:1], fuse=False)
+
     def loss(self) -> Tensor:
         """Return the cross-entropy to the labels, summed over the images."""
         with self.context:
             return F.cross_entropy(self.probe.module(self.batch.images), self.batch.labels, reduction="sum")
 
-    def forward(self) -> Tensor:
+    def forward(self, *, fused: bool = True) -> Tensor:
         """Return the features, without a graph."""
         with torch.no_grad(), self.context:
-            return self.faster.features(self.batch.images)
+            return (self.faster if fused else self.unfused).features(self.batch.images)
 
     def plain(self) -> None:
         """Forward and backward of the summed loss, every weight's gradient: the step of ordinary training."""

@@ -115,6 +115,8 @@ def build(setup: Setup, way: str) -> Callable[[], object]:
 def breakdown(step: Step, repeats: int, device: str) -> dict[str, Any]:
     """Return median seconds of the folded probe: forward, input gradients, and the operator by route and by layer.
 
+    Forward also without `bias_relu`, which a GPU has.
+
     The operator is timed alone, on each layer's own tensors. The parts add up to the whole pass only if nothing
     overlaps.
     """
@@ -128,12 +130,18 @@ def breakdown(step: Step, repeats: int, device: str) -> dict[str, Any]:
 
     for _ in range(repeats):
         step.input_gradients(operator)
-    parts = {"forward": step.forward, "with input gradients": step.input_gradients}
+    parts: dict[str, Callable[[], object]] = {
+        "forward": step.forward,
+        "forward, unfused": partial(step.forward, fused=False),
+        "with input gradients": step.input_gradients,
+    }
+    step.forward(fused=False)
     timed = {name: summary(values)["median"] for name, values in interleave(parts, repeats, device).items()}
     layers = {name: summary(values)["median"] for name, values in seconds.items()}
     by_route = {route: sum(layers[name] for name in layers if routes[name] == route) for route in set(routes.values())}
     return {
         "forward": timed["forward"],
+        "forward, unfused": timed["forward, unfused"],
         "input gradients": timed["with input gradients"] - timed["forward"],
         "operator": dict(sorted(by_route.items())),
         "layers_by_route": dict(sorted(Counter(routes.values()).items())),
@@ -151,7 +159,7 @@ def report(row: dict[str, Any]) -> None:
     lines: list[tuple[Any, ...]] = [
         (row["plain"], plain, 1.0, _gigabytes(row, "plain")),
         (row["fisher"], parts["whole pass"], row["time_ratio"]["median"], _gigabytes(row, "fisher")),
-        ("  forward", parts["forward"], parts["forward"] / plain, None),
+        *((f"  {name}", parts[name], parts[name] / plain, None) for name in ("forward", "forward, unfused")),
         ("  input gradients", parts["input gradients"], parts["input gradients"] / plain, None),
     ]
     if "graphs" in row:
