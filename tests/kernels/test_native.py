@@ -35,7 +35,7 @@ def test_which_gpus_a_build_covers(architectures, capability, covered):
 def test_the_sources_travel_with_the_package():
     folder = native.source_folder()
     assert {path.name for path in (folder / "csrc").iterdir()} >= {"kernels.h", "philox.h", "cpu", "cuda"}
-    assert {path.name for path in (folder / "csrc" / "cuda").iterdir()} >= {"device.h", "mma.cuh", "noise.cu"}
+    assert {path.name for path in (folder / "csrc" / "cuda").iterdir()} >= {"device.h", "mma.cuh", "pairwise.cu"}
     assert (folder / "python" / "module.cpp").is_file()
 
 

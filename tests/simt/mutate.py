@@ -17,7 +17,12 @@ from typing import NamedTuple
 import emulation
 
 CUDA = emulation.ROOT / "csrc" / "cuda"
-PARTS = {"noise.cu": "noise", "pairwise.cu": "pairwise", "launch.h": "threads"}  # the others: convolution
+PARTS = {  # the others: convolution
+    "launch.h": "threads",
+    "local_noise.cu": "noise",
+    "pairwise.cu": "pairwise",
+    "weight_noise.cu": "noise",
+}
 # What is replaced, by what, and the name of that.
 CHANGES = [
     (r"__sync(?:threads|warp)\([^)]*\);", ";", "no barrier"),
