@@ -67,14 +67,16 @@ class Runtime(NamedTuple):
     def of(cls, tensor: Tensor) -> Runtime:
         """Return the kernels for the tensor's device, and torch's current stream on it."""
         device = tensor.device
-        properties = torch.cuda.get_device_properties(device)
-        return cls(
-            cuda_kernels(device),
-            device.index,
-            torch.cuda.current_stream(device).cuda_stream,
-            properties.multi_processor_count,
-            properties.major >= 8,
-        )
+        kernels, multiprocessors, tensor_cores = _found(device)
+        stream = torch.cuda.current_stream(device).cuda_stream
+        return cls(kernels, device.index, stream, multiprocessors, tensor_cores)
+
+
+@functools.cache  # asked for in every call of a kernel
+def _found(device: torch.device) -> tuple[type[_C.cuda], int, bool]:
+    """Return kernels, number of multiprocessors and whether there are tensor cores that they use."""
+    properties = torch.cuda.get_device_properties(device)
+    return cuda_kernels(device), properties.multi_processor_count, properties.major >= 8
 
 
 def covers(architectures: str | None, capability: tuple[int, int]) -> bool:

@@ -55,6 +55,22 @@ def test_a_gpu_the_build_covers_needs_no_compiler(monkeypatch):
     assert native.cuda_kernels(torch.device("cuda", 0)) is built.cuda
 
 
+def test_a_kernel_runs_on_the_current_stream_and_the_gpu_is_looked_up_once(monkeypatch):
+    asked, streams = [], iter([11, 12])
+    properties = SimpleNamespace(multi_processor_count=132, major=9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: asked.append(device) or properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=next(streams)))
+    built = SimpleNamespace(cuda_architectures="90", cuda=object())
+    monkeypatch.setattr(native, "_C", built)
+    native._found.cache_clear()
+    first, second = (native.Runtime.of(SimpleNamespace(device=torch.device("cuda", 1))) for _ in range(2))
+    native._found.cache_clear()
+    assert first == (built.cuda, 1, 11, 132, True)
+    assert second == first._replace(stream=12)
+    assert asked == [torch.device("cuda", 1)]
+
+
 @pytest.mark.slow
 def test_the_fallback_compiles_the_kernels_for_a_gpu_the_build_does_not_cover(monkeypatch, tmp_path):
     from torch.utils import cpp_extension
