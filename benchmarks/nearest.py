@@ -56,7 +56,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         real = real_embeddings(options, options.cache or Path(folder) / "library")
         real = real[:, :: max(1, real.shape[1] // (options.filters or real.shape[1]))]
-        result = measure(real, options.tasks, options.queries, options.candidates, Path(folder))
+        for result in measure(real, options.tasks, options.queries, options.candidates, Path(folder)):
+            path = write_record("nearest", result)
     print_table(
         f"{options.tasks:,} tasks of {real.shape[1]:,} filters around {len(real)} real ones; "
         f"rounding {result['rounding']:.1e}",
@@ -64,7 +65,7 @@ def main() -> None:
         [(name, way["seconds"]["median"], way["recall"], way["lowest"]) for name, way in result["ways"].items()],
     )
     print(f"memory of the exact way {result['exact_peak_bytes'] / 2**20:.0f} MiB")
-    print(write_record("nearest", result))
+    print(path)
 
 
 def real_embeddings(options: Any, folder: Path) -> Tensor:
@@ -76,8 +77,8 @@ def real_embeddings(options: Any, folder: Path) -> Tensor:
     return torch.stack([library.embedding(name).fisher for name in done])
 
 
-def measure(real: Tensor, tasks: int, queries: int, candidates: list[int], folder: Path) -> dict[str, Any]:
-    """Return the record: rounding, seconds, recall, memory."""
+def measure(real: Tensor, tasks: int, queries: int, candidates: list[int], folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the record after each way: rounding, memory, seconds, recall."""
     rounded = sym_distances(real.float().double())
     rounding = check("float32 rows", float((rounded - sym_distances(real)).abs().max()), ROUNDING)
     say(f"drawing {tasks:,} tasks")
@@ -98,6 +99,10 @@ def measure(real: Tensor, tasks: int, queries: int, candidates: list[int], folde
         truth.append(search.nearest(blocks(segments, tasks), query, K_NEAREST).numbers)
         seconds.append(perf_counter() - started)
     ways = {"all rows": {"seconds": summary(seconds), "recall": 1.0, "lowest": 1.0}}
+    result: dict[str, Any] = {"tasks": tasks, "filters": real.shape[1], "real_tasks": len(real), "queries": queries}
+    result |= {"rounding": rounding, "ways": ways}
+    result["exact_peak_bytes"] = peak_memory(_search, str(folder), asked[0].tolist(), tasks, device="cpu")
+    yield result
 
     for count in candidates:
         say(f"shortlist of {count}")
@@ -113,15 +118,7 @@ def measure(real: Tensor, tasks: int, queries: int, candidates: list[int], folde
             "recall": sum(recall) / len(recall),
             "lowest": min(recall),
         }
-    return {
-        "tasks": tasks,
-        "filters": real.shape[1],
-        "real_tasks": len(real),
-        "queries": queries,
-        "rounding": rounding,
-        "ways": ways,
-        "exact_peak_bytes": peak_memory(_search, str(folder), asked[0].tolist(), tasks, device="cpu"),
-    }
+        yield result
 
 
 def draw(real: Tensor, count: int, random: torch.Generator) -> Tensor:
