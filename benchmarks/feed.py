@@ -34,7 +34,7 @@ IMAGES = 437_513
 ON_PAPER = {"tf32": (40.7, 32.8), "bf16": (20.3, 16.9)}
 """Milliseconds of a plain step and of the Fisher pass, ResNet-34, 256 images, an H100: docs/gpu_on_paper.md."""
 CROPS = Preprocess()
-BATCH = 32
+BATCH, EMBEDDED = 32, 64
 _EMBED = """
 import os, sys, time, torch
 from task2vec_ext import fisher_embed, load_probe
@@ -177,7 +177,7 @@ def cache(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def decodes(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Decodes an image of whole embeddings."""
-    write_photos(folder, 250, 64, options.images)
+    write_photos(folder, 250, EMBEDDED, options.images)
     read: list[str] = []
     decode = source.load_image
 
@@ -189,9 +189,9 @@ def decodes(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name in ("signed", "exact", "variational"):
         read.clear()
-        variational = VariationalSettings(epochs=4, epoch_samples=64) if name == "variational" else None
+        variational = VariationalSettings(epochs=4, epoch_samples=EMBEDDED) if name == "variational" else None
         fisher_embed(folder, "tiny", settings=EmbedSettings(estimator=name, variational=variational), progress=False)
-        rows.append(row(f"decodes ÷ images, {name}", len(read) / 64, "1"))
+        rows.append(row(f"decodes ÷ images, {name}", len(read) / EMBEDDED, "1"))
     source.load_image = decode
     return rows
 

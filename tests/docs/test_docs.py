@@ -29,6 +29,7 @@ from torchvision.models import ResNet34_Weights, resnet34
 
 from task2vec_ext import cli
 from task2vec_ext.demo.tasks import demo_tasks
+from task2vec_ext.embed import embed_task
 from task2vec_ext.selection import ErrorMatrix
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +95,24 @@ def save(image, file):
     image.save(file)
 
 
+@pytest.fixture(scope="module")
+def _embedded_once():
+    """Several pages embed the same folders with the same settings: the second time takes what the first one gave."""
+    modules = [importlib.import_module(f"task2vec_ext.embed.{name}") for name in ("fisher_embed", "spread")]
+    whole, known = embed_task, {}
+
+    def once(task, probe, settings, work):
+        key = task.name, task.digest(), probe.fingerprint, probe.preprocess, settings
+        if task.digest() is None or key not in known:
+            known[key] = whole(task, probe, settings, work)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in modules:
+            patch.setattr(module, "embed_task", once)
+        yield
+
+
 @pytest.fixture
 def folder(tmp_path, materials):
     """A folder of a page's own with everything that it names."""
@@ -132,6 +151,7 @@ def assert_alike(printed, shown):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_embedded_once")
 @pytest.mark.filterwarnings("default::task2vec_ext.Task2VecWarning")  # few images
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_code_of_a_page_runs(page, folder, downloaded, monkeypatch, capsys):
