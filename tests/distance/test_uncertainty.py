@@ -76,15 +76,22 @@ def test_the_jackknife_agrees_with_the_gradient_where_noise_is_small():
     assert float(found.standard_error[0, 1]) == pytest.approx(variance**0.5, rel=0.01)
 
 
-def test_intervals_of_norm_and_distance_cover_the_truth():
-    """300 draws: 95 % ± 1.3 %; from 90 to 98.5 % is within four standard errors of the nominal below, of 2.8 above."""
-    hits = torch.zeros(3)
+@pytest.fixture(scope="module")
+def draws():
+    """300 draws of two tasks and again of the first one: its norm, and the distances."""
+    found = []
     for twin in range(300):
-        (a, truth), (b, other) = task_of(1, n=64, twin=twin), task_of(2, n=64, twin=twin)
-        same, _ = task_of(1, n=64, twin=twin + 5000)
-        found = distance_matrix([a, b, same], with_error=True)
-        low, high = found.interval()
-        norms = norm_with_error(a).interval()
+        tasks = [task_of(seed, n=64, twin=draw)[0] for seed, draw in ((1, twin), (2, twin), (1, twin + 5000))]
+        found.append((norm_with_error(tasks[0]), distance_matrix(tasks, with_error=True)))
+    return found
+
+
+def test_intervals_of_norm_and_distance_cover_the_truth(draws):
+    """300 draws: 95 % ± 1.3 %; from 90 to 98.5 % is within four standard errors of the nominal below, of 2.8 above."""
+    truth, other = task_of(1)[1], task_of(2)[1]
+    hits = torch.zeros(3)
+    for norm, distances in draws:
+        norms, (low, high) = norm.interval(), distances.interval()
         hits[0] += float(norms[0] <= truth.sum() <= norms[1])
         hits[1] += float(low[0, 1] <= d_sym(truth, other) <= high[0, 1])
         hits[2] += float(low[0, 2] <= 0 <= high[0, 2])
@@ -92,17 +99,14 @@ def test_intervals_of_norm_and_distance_cover_the_truth():
     assert (hits[:2] / 300 <= 0.985).all(), hits  # the third's truth is the least a distance can be: more is right
 
 
-def test_noise_inflates_distances_and_the_corrected_distance_of_two_halves_of_one_task_is_zero():
-    values, corrected = [], []
-    for twin in range(100):
-        pair = [task_of(1, n=64, twin=twin)[0], task_of(1, n=64, twin=twin + 5000)[0]]
-        found = distance_matrix(pair, with_error=True)
-        values.append(float(found.value[0, 1]))
-        corrected.append(float(found.corrected[0, 1]))
-    values, corrected = torch.tensor(values), torch.tensor(corrected)
-    assert values.mean() > 20 * values.std() / 10  # 0.005: surely not 0 without
+def test_noise_inflates_distances_and_the_corrected_distance_of_two_halves_of_one_task_is_zero(draws):
+    values, corrected = (
+        torch.tensor([float(getattr(distances, part)[0, 2]) for _, distances in draws])
+        for part in ("value", "corrected")
+    )
+    assert values.mean() > 20 * values.std() / 300**0.5  # 0.005: surely not 0 without
     assert abs(corrected.mean()) < 0.1 * values.mean()
-    assert abs(corrected.mean()) < 5 * corrected.std() / 10  # 5 standard errors
+    assert abs(corrected.mean()) < 5 * corrected.std() / 300**0.5  # 5 standard errors
 
 
 def test_two_disjoint_halves_of_one_task_under_one_head_are_at_distance_zero():
