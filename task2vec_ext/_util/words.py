@@ -1,4 +1,4 @@
-"""Arguments that are one of a few words: a `Literal`."""
+"""Words: arguments that are one of a `Literal`, and counted things."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ def check_word(who: str, name: str, value: object, words: Any) -> None:
     known = get_args(words)
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{who}: expected {name} to be one of {', '.join(known)}; got {value!r}.")
+
+
+def counted(number: int, what: str) -> str:
+    """Return ``"1 task"``, ``"1,234 tasks"``."""
+    return f"{number:,} {what}{'s' * (number != 1)}"

@@ -9,6 +9,7 @@ import typer
 from typer import Argument, Option
 
 from .._util.terminal import printable
+from .._util.words import counted
 from .embed import print_entries
 from .options import Folder
 
@@ -63,7 +64,7 @@ def export(
     from ..library import Library
 
     (opened := Library(folder)).export(output)
-    print(f"{sum(opened.status().values()):,} rows: {output}")
+    print(f"{counted(sum(opened.status().values()), 'row')}: {output}")
 
 
 @library.command()
@@ -74,7 +75,7 @@ def merge(
     """Make one library of several with the same probe and settings."""
     from ..library import merge_libraries
 
-    print(f"{merge_libraries(folders, output).status()['done']:,} tasks: {output}")
+    print(f"{counted(merge_libraries(folders, output).status()['done'], 'task')}: {output}")
 
 
 @library.command()
@@ -86,7 +87,7 @@ def pull(
     """Download a library from the Hugging Face hub (extra hub), and check every file."""
     from ..library import pull_library
 
-    print(f"{pull_library(repo, output, revision=revision).status()['done']:,} tasks: {output}")
+    print(f"{counted(pull_library(repo, output, revision=revision).status()['done'], 'task')}: {output}")
 
 
 @library.command()
@@ -161,4 +162,4 @@ def verify(folder: _Folder) -> None:
         print(printable(line))
     if wrong:
         raise typer.Exit(1)
-    print(f"{opened.status()['done']} embeddings, all sound")
+    print(f"{counted(opened.status()['done'], 'embedding')}, all sound")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
+from .._util.words import counted
 from ..words import DistanceName
 from .options import Alpha, Folder, ReferenceFile, SymDistance, distance_label, reference_for
 
@@ -134,7 +135,8 @@ def atlas(
     how: dict[str, Any] = {"distance": distance, "k": k, "title": title, "seed": seed}
     how["reference"] = reference_for(distance, reference, files)
     page = write_atlas(files, output, images=tasks, experts=experts, groups=groups, **how)
-    print(f"{len(files)} tasks, {page.stat().st_size / 1e6:.1f} MB: open {page.resolve().as_uri()} in a browser")
+    size = f"{counted(len(files), 'task')}, {page.stat().st_size / 1e6:.1f} MB"
+    print(f"{size}: open {page.resolve().as_uri()} in a browser")
 
 
 def _experts(file: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from .._util.warnings import Task2VecWarning
+from .._util.words import counted
 from .identity import digest_of_files
 from .images import load_image
 from .labels import tidy
@@ -118,7 +119,7 @@ def files_from_folder(root: Path) -> tuple[Files, tuple[str, ...]]:
     folders = [entry.name for entry in entries if entry.is_dir() and _identity(entry) not in above]
     beside = [entry.name for entry in entries if not entry.is_dir() and is_image(entry.name)]
     if not folders:
-        got = f"{len(beside)} images and no folders" if beside else "no folders"
+        got = f"{counted(len(beside), 'image')} and no folders" if beside else "no folders"
         raise ValueError(
             f"as_task: expected a folder for each class in {root}, got {got}; lay the images out as "
             f"{root.name}/cats/1.jpg, {root.name}/cats/2.jpg, {root.name}/dogs/1.jpg."

@@ -16,7 +16,7 @@ from .folder import Files
 from .identity import file_key
 from .preprocess import Preprocess
 from .range import RangeCheck
-from .reader import Failure, Item, Outcome, Reader, Unit, Wanted, mismatch
+from .reader import Failure, Item, Outcome, Reader, Unit, Wanted, alike, mismatch
 from .targets import Mask
 from .task import Task, check_indices
 
@@ -296,10 +296,7 @@ class Loader:
         if not isinstance(labels, Tensor):
             whole = all(isinstance(label, int) for label in labels)
             labels = torch.tensor(labels) if whole else torch.stack([torch.as_tensor(label) for label in labels])
-        images = [self._image(item, keys) for item in items]
-        if len({image.dtype for image in images}) > 1:  # of 8 and of more bits
-            assert self.preprocess is not None  # or there are no bytes
-            images = [self.preprocess.normalised(im) if im.dtype == torch.uint8 else im for im in images]
+        images = alike([self._image(item, keys) for item in items], self.preprocess)
         if not self._pin:
             return Batch(index, torch.stack(images), labels)
         pinned = torch.empty(len(images), *images[0].shape, dtype=images[0].dtype, pin_memory=True)

@@ -101,10 +101,11 @@ class Reader(Dataset[Unit]):
                 break
         if not good:
             return Unit(None, None, outcomes)
-        images: list[Any] = [item.image for item in good]
-        if self.preprocess is not None and len({image.dtype for image in images}) > 1:  # of 8 and of more bits
-            images = [self.preprocess.normalised(im) if im.dtype == torch.uint8 else im for im in images]
-        return Unit(torch.stack(images), torch.stack([item.label for item in good]), outcomes)
+        return Unit(
+            torch.stack(alike([item.image for item in good], self.preprocess)),
+            torch.stack([item.label for item in good]),
+            outcomes,
+        )
 
     def _outcome(self, i: int, key: bytes | None) -> Outcome:
         try:
@@ -166,6 +167,13 @@ def _as_input(image: Any) -> Tensor:
         shape = list(image.shape)
         raise ValueError(f"batches: expected an image [3, H, W] where preprocess is None, got {shape}; {advice}")
     return image.detach().to("cpu", torch.float32)
+
+
+def alike(images: list[Any], preprocess: Preprocess | None) -> list[Tensor]:
+    """Return images of 8 and of more bits as what one tensor takes."""
+    if preprocess is None or len({image.dtype for image in images}) == 1:
+        return images
+    return [preprocess.normalised(image) if image.dtype == torch.uint8 else image for image in images]
 
 
 def mismatch(task: Task, one: Item, other: Item) -> ValueError | None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from .._util.warnings import Task2VecWarning
+from .._util.words import counted
 from .columns import is_frame, is_rows, pairs_of_frame, rows_of
 from .folder import Files, files_from_folder, files_from_list, unlabelled_files
 from .foreign import check_map_style, file_of, listed_classes, name_of, with_two_labels
@@ -85,7 +86,7 @@ class Task(Dataset[tuple[Tensor, Any]]):
     def __repr__(self) -> str:
         """Return one line: name, images, classes."""
         classes = "" if self.classes is None else f", {len(self.classes)} classes"
-        return f"Task({self.name!r}, {len(self)} images{classes})"
+        return f"Task({self.name!r}, {counted(len(self), 'image')}{classes})"
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         """Return an image as RGB ``[3, H, W]`` (see `to_rgb`), not preprocessed, and its label."""
@@ -349,7 +350,7 @@ def _from_list(source: Sequence[Any], name: str, target: Target, max_value: floa
         files = files_from_list(images, given)
         if labels is not None and (twice := with_two_labels(files.paths, given)):
             warnings.warn(
-                f"as_task: of {name!r}, {len(twice)} files have more than one label ({', '.join(twice[:5])}"
+                f"as_task: of {name!r}, {counted(len(twice), 'file')} with more than one label ({', '.join(twice[:5])}"
                 f'{", …" * (len(twice) > 5)}); correct the list, or pass loss="multilabel"',
                 Task2VecWarning,
                 stacklevel=3,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .._util.html import card, columns
+from .._util.words import counted
 from ..jackknife import CROSS_FIT_SPREAD, FEWEST_GROUPS, Groups, checked_group_means, group_sizes
 from ..probe.layers import Layer, LayerKind
 from ..settings import JSON, EmbedSettings
@@ -149,8 +150,8 @@ class Embedding:
         """One line: name, size, images, norm, head, probe."""
         return (
             f"Embedding({self.name!r}, K={len(self):,}, N={self.num_samples:,}, norm={self.norm:.4g}, "
-            f"{self.head.protocol} {self.head.metric} {self.head.best_score:.1%} of {self.head.num_outputs} outputs, "
-            f"probe {self.probe.name} {self.probe.weights})"
+            f"{self.head.protocol} {self.head.metric} {self.head.best_score:.1%} of "
+            f"{counted(self.head.num_outputs, 'output')}, probe {self.probe.name} {self.probe.weights})"
         )
 
     def __str__(self) -> str:
@@ -179,7 +180,7 @@ class Embedding:
             f"{len(self):,} filters of {self.probe.name} {self.probe.weights}, {images}",
             [
                 (f"{self.norm:.4g}{error}", "norm, nats² per weight²"),
-                (f"{head.best_score:.1%}", f"{head.protocol} {head.metric}, {head.num_outputs} outputs"),
+                (f"{head.best_score:.1%}", f"{head.protocol} {head.metric}, {counted(head.num_outputs, 'output')}"),
                 (f"{head.best_nll:.3g}", f"{head.protocol} NLL, nats"),
             ],
             columns(
@@ -189,7 +190,7 @@ class Embedding:
                 f"{max(means):.2g}, log scale",
             ),
             f"{self.settings.estimator} estimator, {self._loss_words()} loss, seed {self.settings.seed}"
-            + (f", {self.num_skipped:,} images unreadable" if self.num_skipped else ""),
+            + (f", {counted(self.num_skipped, 'image')} unreadable" if self.num_skipped else ""),
         )
 
     def _loss_words(self) -> str:
@@ -201,7 +202,7 @@ class Embedding:
         line = f"{head.protocol} {head.metric} {head.best_score:.1%}, NLL {head.best_nll:.3g} nats; "
         if head.held_out_score is not None:
             line += f"in-sample {head.score:.1%}, {head.nll:.3g} nats; "
-        return f"{line}{head.num_outputs} outputs"
+        return line + counted(head.num_outputs, "output")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the embedding as safetensors, atomically.

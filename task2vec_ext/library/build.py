@@ -122,7 +122,9 @@ def build_library(
         _rehearse(named, settings, embedder(replace(work, num_workers=0, on_error="skip", feature_cache=None)))
     check_writable("build_library", files.root)
     library = _opened(files, made_with)
-    mine = named if part is None else _dealt(named, *part)
+    mine = named
+    if part is not None:  # the largest first, dealt like cards
+        mine = sorted(named, key=lambda task: (-len(task), task.name))[part[0] :: part[1]]
     todo = _todo(library, files, mine, retry_failed)
     remove_leftovers(files.embeddings)
     total = sum(len(task) for task in todo)
@@ -191,8 +193,8 @@ def _check_names(tasks: Sequence[Task]) -> None:
     if twins:
         shown = ", ".join(map(repr, twins[:5])) + (", …" if len(twins) > 5 else "")
         raise ValueError(
-            f"build_library: expected tasks of different names, got {len(twins)} names more than once: {shown}; rename "
-            "them (as_task(…, name=…), or the folders)."
+            f"build_library: expected tasks of different names, got some more than once: {shown}; rename them "
+            "(as_task(…, name=…), or the folders)."
         )
 
 
@@ -205,11 +207,6 @@ def _opened(files: Folder, made_with: LibrarySettings) -> Library:
         files.create(made_with)
     files.check(made_with)
     return Library(files.root)
-
-
-def _dealt(tasks: Sequence[Task], number: int, of: int) -> list[Task]:
-    """Return one of so many parts of the tasks: the largest first, dealt like cards."""
-    return sorted(tasks, key=lambda task: (-len(task), task.name))[number::of]
 
 
 def _todo(library: Library, files: Folder, tasks: Sequence[Task], retry_failed: bool) -> list[Task]:

@@ -47,27 +47,22 @@ class Segment:
         self.path, self._rows, self.entries, self.stamps = path, rows, entries, stamps
 
     @classmethod
-    def load(cls, path: Path, made_with: LibrarySettings) -> Segment:
-        """Return the segment in a file, its rows not read yet.
-
-        Raises:
-            ValueError: If the file is no segment of embeddings that are made with these settings, or damaged.
-        """
+    def load(cls, path: Path, made_with: LibrarySettings) -> Segment | None:
+        """Return the segment in a file, its rows unread; None if it is damaged, or of other settings or format."""
         try:
             with safe_open(path, "pt") as file:
                 header, text = file.metadata(), file.get_tensor("entries").numpy().tobytes()
                 of = {name: file.get_slice(name) for name in ("fisher", "sketch")}
                 found = {name: (rows.get_dtype(), rows.get_shape()) for name, rows in of.items()}
             if header != _header(made_with, text):
-                raise ValueError("another format, or other settings")
+                return None
             sizes, times, *columns = json.loads(text)
-            wide = {"fisher": made_with.filters, "sketch": SKETCH}
-            if found != {name: ("F32", [len(sizes), width]) for name, width in wide.items()}:
-                raise ValueError("other shapes")
             entries = list(map(Entry._make, zip(*columns, strict=True)))
-            return cls(path, None, entries, list(zip(sizes, times, strict=True)))
-        except (SafetensorError, ValueError, TypeError, OSError) as error:
-            raise ValueError(f"library: expected rows of this library in {path}, got: {error}.") from error
+            made = cls(path, None, entries, list(zip(sizes, times, strict=True)))
+        except (SafetensorError, ValueError, TypeError, OSError):
+            return None
+        wide = {"fisher": made_with.filters, "sketch": SKETCH}
+        return made if found == {name: ("F32", [len(entries), width]) for name, width in wide.items()} else None
 
     def save(self, made_with: LibrarySettings) -> Segment:
         """Return the segment written to its file, or itself where that cannot be."""
@@ -127,8 +122,8 @@ class Cache:
         files = set(self._folder.cache.glob("rows-*.safetensors"))
         kept = {path: one for path, one in self._segments.items() if path in files or one._rows is not None}
         for path in files - set(kept):
-            with contextlib.suppress(ValueError):  # damaged, or of another version: another one is made
-                kept[path] = Segment.load(path, self._made_with)
+            if (segment := Segment.load(path, self._made_with)) is not None:  # else another one is made
+                kept[path] = segment
         self._segments = kept
 
     def _live(self, stamps: Mapping[str, Stamp]) -> tuple[Live, list[str]]:

@@ -6,6 +6,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from .._util.terminal import printable
+from .._util.words import counted
 
 if TYPE_CHECKING:
     from .library import Library
@@ -22,7 +23,7 @@ def card_of(library: Library, repo: str, license: str, *, has_figure: bool) -> s
         "- task2vec",
         "---",
         "",
-        f"# {repo.split('/')[-1]}: Task2Vec embeddings of {len(done):,} tasks",
+        f"# {repo.split('/')[-1]}: Task2Vec embeddings of {counted(len(done), 'task')}",
         "",
         "Each is the Fisher information of one fixed network for one labelled data set of images, averaged per filter. "
         "Near embeddings are of tasks that are alike; the norm tells how hard a task is.",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .._util.atomic import atomic_path
+from .._util.words import counted
 from ..embedding import Embedding
 from .card import card_of
 from .folder import Folder
@@ -136,7 +137,7 @@ def push_library(
             folder_path=staged,
             allow_patterns=[*_HEAD, "map.png", _EMBEDDINGS],
             delete_patterns=_EMBEDDINGS,
-            commit_message=f"{len(files)} tasks",
+            commit_message=counted(len(files), "task"),
         )
     return f"https://huggingface.co/datasets/{repo}"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from .entry import Entry
 from .folder import Folder
 from .nearest import EXACT_UP_TO, candidates, nearest
 from .table import check_table_file, row_of, write_rows
+
+_T = TypeVar("_T")
 
 _BLOCK_BYTES = 32 << 20
 """Of one float64 block of rows: large enough that its set-up costs nothing, small beside anything else in memory."""
@@ -174,10 +176,7 @@ class Library:
         Raises:
             ValueError: If these are fewer than three.
         """
-        try:
-            return self._reference(self._look())
-        except FileNotFoundError:  # another process replaced a file of the cache
-            return self._reference(self._look())
+        return self._looking(self._reference)
 
     def _reference(self, look: _Look) -> Reference:
         first = next((entry for entry in look.entries if entry.norm), None)
@@ -221,15 +220,17 @@ class Library:
         if k < 1:
             raise ValueError(f"library: expected k >= 1 nearest tasks, got {k}.")
         query, own = (self.embedding(task), task) if isinstance(task, str) else (task, None)
-        try:
-            return self._nearest(query, k, distance, own, reference)
-        except FileNotFoundError:  # another process replaced a file of the cache
-            return self._nearest(query, k, distance, own, reference)
+        return self._looking(lambda look: self._nearest(look, query, k, distance, own, reference))
 
     def _nearest(
-        self, query: Embedding, k: int, distance: SymDistanceName, own: str | None, reference: Reference | None
+        self,
+        look: _Look,
+        query: Embedding,
+        k: int,
+        distance: SymDistanceName,
+        own: str | None,
+        reference: Reference | None,
     ) -> list[Neighbour]:
-        look = self._look()
         wanted = torch.tensor([bool(entry.norm) and entry.name != own for entry in look.entries], dtype=torch.bool)
         if not wanted.any():
             raise ValueError(f"library: expected tasks to compare with in {self.folder}, found none; build it first.")
@@ -259,35 +260,38 @@ class Library:
 
     def verify(self) -> list[str]:
         """Read every byte of the library and return a text for each problem; none if there is no problem."""
-        look, wrong = self._look(), []
-        for number, entry in enumerate(look.entries):
-            if entry.state == "damaged":
-                wrong.append(f"{entry.file}: {entry.error}; build again, or delete it")
-            elif entry.state == "done" and (why := self._wrong(look, number)) is not None:
-                wrong.append(f"{entry.name}: {why}")
+        return self._looking(self._verify)
+
+    def _verify(self, look: _Look) -> list[str]:
+        wrong = [f"{e.file}: {e.error}; build again, or delete it" for e in look.entries if e.state == "damaged"]
+        done = torch.tensor([entry.state == "done" for entry in look.entries], dtype=torch.bool)
+        for numbers, rows in look.blocks("fisher", done):
+            for number, row in zip(numbers.tolist(), rows, strict=True):
+                entry = look.entries[number]
+                try:
+                    embedding = Embedding.load(self.file(entry))
+                except ValueError as error:
+                    wrong.append(f"{entry.name}: {error} Build again")
+                    continue
+                if embedding.name != entry.name or not torch.equal(row, embedding.fisher.float()):
+                    advice = f"delete {self.folder / 'cache'}, it is made again"
+                    wrong.append(f"{entry.name}: the cache has other numbers; {advice}")
         known = {Path(entry.file).name for entry in look.entries}
         strays = sorted(file.name for file in (self.folder / "embeddings").glob("[!.]*") if file.name not in known)
         return wrong + [f"embeddings/{name} is no embedding; delete it" for name in strays]
-
-    def _wrong(self, look: _Look, number: int) -> str | None:
-        """What is wrong with a task that is done, or None."""
-        entry = look.entries[number]
-        try:
-            embedding = Embedding.load(self.file(entry))
-        except ValueError as error:
-            return f"{error} Build again"
-        only = torch.zeros(len(look.entries), dtype=torch.bool)
-        only[number] = True
-        row = next(rows[0] for _, rows in look.blocks("fisher", only))
-        if embedding.name != entry.name or not torch.equal(row, embedding.fisher.float()):
-            return f"the cache has other numbers; delete {self.folder / 'cache'}, it is made again"
-        return None
 
     def _find(self, name: str) -> Entry:
         for entry in self.entries():
             if entry.name == name:
                 return entry
         raise ValueError(f"library: expected a task of {self.folder}, got {name!r}; task2vec library ls lists them.")
+
+    def _looking(self, work: Callable[[_Look], _T]) -> _T:
+        """Return what `work` makes of what is in the folder."""
+        try:
+            return work(self._look())
+        except FileNotFoundError:  # another process replaced a file of the cache
+            return work(self._look())
 
     def _look(self) -> _Look:
         """Return what is in the folder now."""

@@ -116,7 +116,7 @@ def test_as_task_says_what_to_do_about_labels_in_a_tensor(labels, message):
 
 def test_as_task_warns_of_files_with_two_labels(nested):
     cat, dog = nested / "cats" / "z.gif", nested / "dogs" / "b.png"
-    with pytest.warns(Task2VecWarning, match=r'1 files have more than one label \(.*z.gif\); .*loss="multilabel"'):
+    with pytest.warns(Task2VecWarning, match=r'1 file with more than one label \(.*z.gif\); .*loss="multilabel"'):
         as_task([(cat, 0), (dog, 1), (cat, 1)])
 
 

@@ -159,10 +159,32 @@ def test_an_address_that_does_not_answer_is_told(tmp_path, monkeypatch, address)
         build_library(tasks_of(1), tmp_path / "library", small_probe(), ray=address)
 
 
-def test_workers_of_another_version_are_told(cluster, tmp_path, monkeypatch):
+def test_workers_of_another_version_are_told_and_fail_no_task(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(spread, "LARGE", 10)  # of these, the whole cluster embeds one
     monkeypatch.setattr(_pool.importlib.metadata, "version", lambda name: "0.1")
     with pytest.raises(RuntimeError, match=r"task2vec_ext 0\.1 here, .* on node .*; install the same on all"):
         build_library(tasks_of(1), tmp_path, small_probe(), ray=True)
+    assert Library(tmp_path).status() == {"done": 0, "failed": 0, "damaged": 0}
+
+
+WITHOUT = """
+import importlib.metadata, sys
+version = importlib.metadata.version
+def without(name):
+    if name == "task2vec_ext":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version, sys.modules["task2vec_ext"] = without, None
+"""
+
+
+def test_workers_without_the_package_are_told(cluster, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    remote = cluster.remote(runtime_env={"env_vars": {"PYTHONPATH": path}})
+    monkeypatch.setattr(cluster, "remote", remote)
+    with pytest.raises(RuntimeError, match=r"task2vec_ext .* here, none on node .*; install the same on all"):
+        build_library(tasks_of(1), tmp_path / "library", small_probe(), ray=True)
 
 
 def test_a_cluster_that_is_lost_costs_no_embedding(tmp_path):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..._util.warnings import Task2VecWarning
+from ..._util.words import counted
 from ..foreign import with_two_labels
 from ..labels import number_names
 from ..task import Task
@@ -63,8 +64,9 @@ def table(
         labels, classes = number_names(titles, who="table", where="row")
         if twice := with_two_labels(files, labels.tolist()):
             shown = ", ".join(twice[:5]) + ", …" * (len(twice) > 5)
+            found = counted(len(twice), "file")
             warnings.warn(
-                f"table: of {names[index]!r} in {where}, {len(twice)} files have more than one label ({shown}); "
+                f"table: of {names[index]!r} in {where}, {found} with more than one label ({shown}); "
                 'correct it, or make a list of (path, labels) for loss="multilabel"',
                 Task2VecWarning,
                 stacklevel=4,

@@ -113,5 +113,5 @@ def test_blanks_after_commas_make_no_other_classes(pets):
 
 def test_a_file_with_two_labels_is_warned_of(pets):
     (pets / "pets.csv").write_text("path,label\na/1.png,owl\na/2.png,cat\na/1.png,cat\na/2.png,cat\n")
-    with pytest.warns(Task2VecWarning, match=r"1 files have more than one label \(a/1.png\)"):
+    with pytest.warns(Task2VecWarning, match=r"1 file with more than one label \(a/1.png\)"):
         table(pets / "pets.csv")[0]
