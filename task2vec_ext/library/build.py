@@ -93,7 +93,7 @@ def build_library(
             library was built with another probe, other settings or in a newer format, or the options fit none of
             the tasks. Raised before any task is embedded, unless two processes begin one library with two settings.
         TypeError: If `tasks` is one path, not a list.
-        OSError: If an embedding could not be written.
+        OSError: If an embedding could not be written, or a disk was full.
         RuntimeError: If there is no cluster at the address, or its workers have not this version of the package.
         ImportError: If Ray is not installed.
 

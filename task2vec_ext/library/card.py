@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 def card_of(library: Library, repo: str, license: str, *, has_figure: bool) -> str:
     """Return the ``README.md`` of a library, with the front matter that the hub reads."""
     done = [entry for entry in library.entries() if entry.state == "done"]
-    settings = [f"| {key} | `{printable(str(value))}` |" for key, value in library.settings.to_json().items()]
+    made = {"probe": library.probe, "filters": library.made_with.filters, **library.settings.to_json()}
+    settings = [f"| {key} | `{printable(str(value))}` |" for key, value in made.items() if value is not None]
     lines = [
         "---",
         f"license: {license}",
         "tags:",
         "- task2vec",
+        "viewer: false",  # the hub's table knows no embeddings, and would show an error
         "---",
         "",
         f"# {repo.split('/')[-1]}: Task2Vec embeddings of {counted(len(done), 'task')}",
@@ -38,6 +40,8 @@ def card_of(library: Library, repo: str, license: str, *, has_figure: bool) -> s
         "",
         "## Compare a task of yours",
         "",
+        "`pip install 'task2vec_ext[hub]'`, and then:",
+        "",
         "```python",
         "from task2vec_ext import Library, embed_for",
         "",
@@ -50,8 +54,6 @@ def card_of(library: Library, repo: str, license: str, *, has_figure: bool) -> s
         "",
         "| | |",
         "|---|---|",
-        f"| probe | `{printable(str(library.probe))}` |",
-        f"| filters | {library.made_with.filters:,} |",
         *settings,
     ]
     return "\n".join(lines) + "\n"

@@ -272,7 +272,9 @@ def test_what_is_pushed_is_a_library_again(library, sent, tmp_path):
 def test_the_card_is_written_from_what_is_in_the_library(library, sent):
     push_library(library.folder, "user/lib", license="cc-by-4.0")
     card = (sent.folder / "README.md").read_text("utf-8")
-    assert card.startswith("---\nlicense: cc-by-4.0\ntags:\n- task2vec\n---\n\n# lib: Task2Vec embeddings of 3 tasks\n")
+    assert card.startswith(
+        "---\nlicense: cc-by-4.0\ntags:\n- task2vec\nviewer: false\n---\n\n# lib: Task2Vec embeddings of 3 tasks\n"
+    )
     norms = sorted(entry.norm for entry in library.entries())
     assert f"| norm, nats² per weight² | {norms[0]:.4g} | {norms[1]:.4g} | {norms[2]:.4g} |" in card
     assert "| images | 12 | 12 | 12 |" in card
