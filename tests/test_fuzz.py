@@ -103,7 +103,8 @@ def made(folders, tmp_path_factory):
     safetensors.torch.save_file(state, root / "safetensors")
 
     def read_segment(path):
-        found = Segment.load(path, library.made_with)
+        if (found := Segment.load(path, library.made_with)) is None:
+            raise ValueError("it is not used")
         rows = {what: found.rows(what, torch.arange(len(found.entries))) for what in ("fisher", "sketch")}
         return json.loads(json.dumps([found.entries, found.stamps])), rows
 
