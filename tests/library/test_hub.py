@@ -43,7 +43,7 @@ def cached(theirs, tmp_path, monkeypatch) -> Path:
     """The hub's cache after a download of ``user/lib``: links to blobs; no network."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path / "assets"))
     store = tmp_path / "hub" / "datasets--user--lib"
     snapshot = store / "snapshots" / COMMIT
     for part in ("refs", "blobs"):
