@@ -227,7 +227,7 @@ class _Run:
         written = io.BytesIO()
         torch.save(content, written)  # to memory: torch has no words for a full disk
         with atomic_path(file) as temporary:
-            temporary.write_bytes(written.getbuffer())
+            temporary.write_bytes(written.getvalue())  # getbuffer() crashes the garbage collector of Python 3.12.1
 
     def restore(self, file: Path, settings: dict[str, Any]) -> None:
         """Return to the state that `save` wrote."""
