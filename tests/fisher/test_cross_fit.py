@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from cases import assert_near
+from small import Blobs, small_probe
 
 from task2vec_ext import fisher_embed
 from task2vec_ext._util.warnings import Task2VecWarning
@@ -9,8 +11,6 @@ from task2vec_ext.data import Batch
 from task2vec_ext.fisher import HeadSettings, fit_cross_fit_head, fit_head, per_sample_fisher
 from task2vec_ext.fisher.folds import IN_ALL
 from task2vec_ext.losses import CrossEntropy, Dense, MultiLabel, Regression
-from tests.support.cases import assert_near
-from tests.support.small import Blobs, small_probe
 
 N = 40
 L2 = 1e-2

@@ -1,9 +1,9 @@
 import pytest
 import torch
+from cases import assert_near
 from torch.nn import functional as F
 
 from task2vec_ext.fisher.head import fit_head
-from tests.support.cases import assert_near
 
 
 def data(n=200, size=12, classes=4, seed=0, spread=1.0):
